@@ -1,0 +1,52 @@
+"""Our engine as a side of the offline comparison: only this file of bench knows its interface."""
+
+from __future__ import annotations
+
+import sys
+from typing import cast
+
+from transformers import PreTrainedTokenizerFast
+
+from bench.side import Prompts, serve_side
+from checkpoints_conv.readers import open_checkpoint
+from rtpjax.config import EngineSettings
+from rtpjax.engine.load import load_engine
+from rtpjax.engine.request import RequestOutput, SamplingParams
+from rtpjax.errors import EngineError
+from rtpjax.tokenizer import load_tokenizer
+
+
+class EngineSide:
+    """Generates through the synchronous interface, as a server with default settings would."""
+
+    def __init__(self, model_path: str):
+        # No end tokens: the lengths are fixed.
+        self._llm = load_engine(
+            open_checkpoint(model_path),
+            cast(PreTrainedTokenizerFast, load_tokenizer(model_path)),
+            (),
+            EngineSettings(),
+        )
+        self._host_share = 0.0
+
+    def generate(self, prompts: Prompts, output_len: int) -> list[list[int]]:
+        timings = self._llm.timings
+        host_s, wait_s = timings.host_s, timings.wait_s
+        sampling = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+        outputs = self._llm.generate(prompts, sampling)
+        host_s, wait_s = timings.host_s - host_s, timings.wait_s - wait_s
+        self._host_share = host_s / (host_s + wait_s)
+        return [_token_ids(parts) for parts in outputs]
+
+    def describe(self) -> tuple[float | None, str]:
+        return self._host_share, ""
+
+
+def _token_ids(parts: list[RequestOutput]) -> list[int]:
+    if parts[-1].finish_reason == "error":
+        raise EngineError(f"{parts[-1].request_id}: {parts[-1].error}")
+    return [token_id for part in parts for token_id in part.token_ids]
+
+
+if __name__ == "__main__":
+    serve_side(lambda: EngineSide(sys.argv[1]))

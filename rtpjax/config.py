@@ -1,0 +1,179 @@
+"""Settings of the engine. What an operator may leave open is "auto" (None) and resolved here, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Literal
+
+import psutil
+
+from rtpjax.engine import kv_cache
+from rtpjax.errors import ConfigError
+from rtpjax.models import CacheSpec, ModelConfig, Precision
+
+logger = logging.getLogger(__name__)
+
+ActType = Literal["FP32", "BF16", "FP16"]
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """What the operator may set; None is "auto".
+
+    Attributes:
+        act_type: Compute format. Auto: BF16.
+        max_model_len: Tokens of prompt and output together. Auto: what the model was trained for, or what fits.
+        page_size: Tokens a cache page holds, a power of two. Auto: 32 on the CPU, 64 on a GPU.
+        max_num_seqs: Requests in a step. Auto: 32 on the CPU, 256 on a GPU.
+        max_num_batched_tokens: Tokens in a step. Auto: 512 on the CPU, 8192 on a GPU.
+        max_num_waiting: Requests that may wait before new ones are refused with 429.
+        kv_cache_bytes: Memory of the paged cache. Auto: a quarter of the free host memory and at most 4 GiB on the
+            CPU; on a GPU what is left beside the weights, less reserved_bytes.
+        reserved_bytes: GPU memory left for temporaries.
+        use_prefix_cache: Whether shared prompt prefixes are computed once.
+        tp_size: Devices that each layer is split over.
+        compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
+    """
+
+    act_type: ActType | None = None
+    max_model_len: int | None = None
+    page_size: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_waiting: int = 4096
+    kv_cache_bytes: int | None = None
+    reserved_bytes: int = 2 * GIB
+    use_prefix_cache: bool = True
+    tp_size: int = 1
+    compile_cache_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Resolved settings: nothing is open. Attributes are those of EngineSettings, and:
+
+    precision: Number formats.
+    num_pages: Pages of the cache, page 0 (padding) included.
+    """
+
+    precision: Precision
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_waiting: int
+    use_prefix_cache: bool
+    tp_size: int
+
+    @property
+    def table_width(self) -> int:
+        """Pages that the longest context takes."""
+        return kv_cache.pages_for(self.max_model_len, self.page_size)
+
+
+def precision_of(settings: EngineSettings, platform: str) -> Precision:
+    """The number formats that the settings mean on a platform."""
+    return Precision.of(settings.act_type or "BF16", platform)
+
+
+def resolve(
+    settings: EngineSettings,
+    model: ModelConfig,
+    specs: tuple[CacheSpec, ...],
+    *,
+    platform: str,
+    free_bytes: int | None = None,
+) -> EngineConfig:
+    """Settles every "auto", once, and says in the log what it became.
+
+    Args:
+        settings: What the operator set.
+        model: The model's shape.
+        specs: What its layers cache.
+        platform: "cpu" or "gpu".
+        free_bytes: Memory that cache and temporaries may share: free memory of the GPU once the weights are loaded;
+            None measures the host's.
+
+    Raises:
+        ConfigError: A setting is out of range, or the context does not fit into memory.
+    """
+    is_cpu = platform == "cpu"
+    precision = precision_of(settings, platform)
+    page_size = settings.page_size or (32 if is_cpu else 64)
+    if page_size & (page_size - 1) or not 1 <= page_size <= 1024:
+        raise ConfigError(f"page_size is {page_size}; it must be a power of two from 1 to 1024.")
+    max_num_seqs = settings.max_num_seqs or (32 if is_cpu else 256)
+    tokens = settings.max_num_batched_tokens or (512 if is_cpu else 8192)
+    _at_least("max_num_seqs", max_num_seqs, 1)
+    _at_least("max_num_batched_tokens", tokens, 16)
+    bytes_per_page = kv_cache.page_bytes(specs, page_size, precision.cache)
+    budget = settings.kv_cache_bytes or _cache_budget(settings, is_cpu, free_bytes)
+    longest = (kv_cache.num_pages(budget, bytes_per_page) - 1) * page_size
+    trained = model.max_position_embeddings
+    max_model_len = settings.max_model_len or min(trained, longest)
+    _at_least("max_model_len", max_model_len, 2)
+    if max_model_len > longest:
+        needed = (kv_cache.pages_for(max_model_len, page_size) + 1) * bytes_per_page
+        raise ConfigError(
+            f"max_model_len {max_model_len} does not fit: its cache takes {needed / MIB:.0f} MiB and "
+            f"{budget / MIB:.0f} MiB are there. Set MAX_SEQ_LEN to at most {max(longest, 0)}, or "
+            f"KV_CACHE_MEM_MB to at least {-(-needed // MIB)}."
+        )
+    if settings.max_model_len is None and max_model_len < trained:
+        logger.warning(
+            "The context is cut from %d to %d tokens: that is what %.0f MiB of cache hold. "
+            "KV_CACHE_MEM_MB sets more.", trained, max_model_len, budget / MIB,
+        )  # fmt: skip
+    if max_model_len > trained:
+        logger.warning(
+            "MAX_SEQ_LEN %d is more than the %d tokens that the model was trained for.",
+            max_model_len, trained,
+        )  # fmt: skip
+    most = max_num_seqs * kv_cache.pages_for(max_model_len, page_size) + 1
+    config = EngineConfig(
+        precision=precision,
+        max_model_len=max_model_len,
+        page_size=page_size,
+        num_pages=min(kv_cache.num_pages(budget, bytes_per_page), max(most, 2)),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(tokens, 1),
+        max_num_waiting=settings.max_num_waiting,
+        use_prefix_cache=settings.use_prefix_cache,
+        tp_size=settings.tp_size,
+    )
+    logger.info("Engine: %s", describe(config, bytes_per_page))
+    return config
+
+
+def describe(config: EngineConfig, bytes_per_page: int) -> str:
+    """One line with everything that was resolved."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    p = config.precision
+    fields["precision"] = "/".join(
+        str(getattr(d, "__name__", d)) for d in (p.weights, p.activations, p.cache)
+    )
+    fields["cache_mib"] = round(config.num_pages * bytes_per_page / MIB)
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+
+
+def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None) -> int:
+    if is_cpu:
+        free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+        return min(free // 4, 4 * GIB)
+    assert free_bytes is not None
+    if free_bytes <= settings.reserved_bytes:
+        raise ConfigError(
+            f"{free_bytes / MIB:.0f} MiB of GPU memory are left beside the weights, and "
+            f"{settings.reserved_bytes / MIB:.0f} MiB are reserved for temporaries. Set "
+            "RESERVER_RUNTIME_MEM_MB lower, or split the model over more GPUs with TP_SIZE."
+        )
+    return free_bytes - settings.reserved_bytes

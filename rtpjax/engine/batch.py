@@ -1,0 +1,261 @@
+"""Packs a scheduled step into one int32 vector, which the jitted step takes apart again.
+
+One upload instead of a dozen: each has a fixed cost that is larger than copying its bytes. Floats travel as their bits.
+
+    | tokens 4 x T | query_start B + 1 | page_table B x W | rows B x F |
+
+The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has T == B rows of one
+token. An extend bucket has T tokens and always max_num_seqs rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Many
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rtpjax.engine.request import SamplingParams
+from rtpjax.engine.scheduler import ScheduledRow
+from rtpjax.engine.sequence import Sequence
+from rtpjax.models.step import StepInputs
+
+PENDING = -1  # token id: the value is still on the device, at the token's slot and position
+NO_SLOT = np.iinfo(np.int32).max  # an index that scatters drop
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The shape that a step is padded to.
+
+    Attributes:
+        kind: "decode" (one token a row) or "extend".
+        num_tokens: T.
+        num_rows: B.
+    """
+
+    kind: Literal["decode", "extend"]
+    num_tokens: int
+    num_rows: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}[{self.num_tokens}]"
+
+
+class RowInputs(NamedTuple):
+    """What the step knows of each row besides its tokens. All `[B]`, int32 or float32.
+
+    Attributes:
+        context_lens: Tokens of context, this step's included; also the position of the token sampled.
+        sample_at: Index in T of the token whose logits are sampled.
+        sample_slots: Slot that the sampled token is written to; NO_SLOT when the row samples nothing.
+        slots: The row's slot in the per-request device state.
+        prompt_lens: Tokens of context that are prompt.
+        seeds: Seed of the row's draws, as 32 bits.
+        top_k: 0 keeps all.
+        has_bias, has_penalty, wants_logprobs: 0 or 1; a part of the step runs if any row needs it.
+        temperature: 0 is greedy.
+        top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: As in SamplingParams.
+    """
+
+    context_lens: jax.Array
+    sample_at: jax.Array
+    sample_slots: jax.Array
+    slots: jax.Array
+    prompt_lens: jax.Array
+    seeds: jax.Array
+    top_k: jax.Array
+    has_bias: jax.Array
+    has_penalty: jax.Array
+    wants_logprobs: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
+    presence_penalty: jax.Array
+    frequency_penalty: jax.Array
+
+
+NUM_ROW_FIELDS = len(RowInputs._fields)
+_FLOATS = RowInputs._fields[RowInputs._fields.index("temperature") :]
+_EMPTY_ROW = np.zeros(NUM_ROW_FIELDS, np.int32)
+_EMPTY_ROW[RowInputs._fields.index("sample_slots")] = NO_SLOT
+_EMPTY_ROW[RowInputs._fields.index("top_p")] = np.float32(1).view(np.int32)
+_EMPTY_ROW[RowInputs._fields.index("repetition_penalty")] = np.float32(1).view(np.int32)
+
+
+class Parts(NamedTuple):
+    """The packed vector, taken apart.
+
+    Attributes:
+        tokens: `[4, T]`: token ids, positions, cache slots (page * page_size + offset), and the per-request slots.
+        query_start: `[B + 1]`.
+        page_table: `[B, W]`.
+        rows: `[B, F]`, the fields of RowInputs.
+    """
+
+    tokens: np.ndarray
+    query_start: np.ndarray
+    page_table: np.ndarray
+    rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where each part stands in the packed vector.
+
+    Attributes:
+        bucket: The step's shape.
+        table_width: Pages that a row can name, W.
+    """
+
+    bucket: Bucket
+    table_width: int
+
+    @property
+    def _shapes(self) -> Parts:
+        T, B = self.bucket.num_tokens, self.bucket.num_rows
+        return Parts((4, T), (B + 1,), (B, self.table_width), (B, NUM_ROW_FIELDS))  # type: ignore[arg-type]
+
+    @property
+    def size(self) -> int:
+        """int32 entries of the vector."""
+        return sum(int(np.prod(shape)) for shape in self._shapes)
+
+    def split(self, vector: np.ndarray) -> Parts:
+        """The parts of a vector `[size]`: views of a numpy array, slices of a jax one."""
+        parts, at = [], 0
+        for shape in self._shapes:
+            size = int(np.prod(shape))
+            parts.append(vector[at : at + size].reshape(shape))
+            at += size
+        return Parts(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A packed step: its rows in the order of the bucket's rows, its layout, and int32 `[layout.size]`."""
+
+    rows: list[ScheduledRow]
+    layout: Layout
+    vector: np.ndarray
+
+
+def pack(
+    rows: Many[ScheduledRow], buckets: Many[Bucket], table_width: int, page_size: int
+) -> Batch:
+    """Packs rows into the smallest bucket that holds them.
+
+    Single-token rows come first, the longest context first: the attention op works on neighbours together.
+
+    Args:
+        rows: At least one.
+        buckets: All there are.
+        table_width: W.
+        page_size: Tokens a page holds.
+    """
+    rows = sorted(rows, key=lambda r: (r.count > 1, -r.start))
+    layout = Layout(_smallest(rows, buckets), table_width)
+    vector = np.zeros(layout.size, np.int32)
+    parts = layout.split(vector)
+    parts.tokens[3] = NO_SLOT
+    parts.rows[:] = _EMPTY_ROW
+    at = 0
+    for b, row in enumerate(rows):
+        _pack_row(parts, b, at, row, page_size)
+        at += row.count
+    parts.query_start[len(rows) + 1 :] = at
+    return Batch(rows, layout, vector)
+
+
+def _smallest(rows: Many[ScheduledRow], buckets: Many[Bucket]) -> Bucket:
+    num_tokens = sum(r.count for r in rows)
+    kind = "decode" if num_tokens == len(rows) else "extend"
+    return min(
+        (b for b in buckets if b.kind == kind and b.num_tokens >= num_tokens),
+        key=lambda b: b.num_tokens,
+    )
+
+
+def _pack_row(parts: Parts, b: int, at: int, row: ScheduledRow, page_size: int) -> None:
+    sequence, end = row.sequence, at + row.count
+    pages = parts.page_table[b]
+    pages[: len(sequence.pages)] = sequence.pages
+    known = sequence.token_ids[row.start : row.start + row.count]
+    token_ids, positions, cache_slots, token_slots = parts.tokens[:, at:end]
+    token_ids[: len(known)] = known
+    token_ids[len(known) :] = PENDING
+    positions[:] = np.arange(row.start, row.start + row.count, dtype=np.int32)
+    cache_slots[:] = pages[positions // page_size] * page_size + positions % page_size
+    token_slots[:] = sequence.slot
+    parts.query_start[b + 1] = end
+    fields = parts.rows[b]
+    fields[:] = sequence.sampling_fields
+    sample_slot = sequence.slot if row.samples else NO_SLOT
+    fields[:4] = row.start + row.count, end - 1, sample_slot, sequence.slot
+
+
+def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
+    """A row's fields `[F]` as they stay from step to step; the first four change and are 0 here."""
+    p = sequence.request.sampling
+    fields = _EMPTY_ROW.copy()
+    start = RowInputs._fields.index("prompt_lens")
+    fields[start : NUM_ROW_FIELDS - len(_FLOATS)] = (
+        sequence.num_prompt_tokens,
+        np.uint32(seed & 0xFFFFFFFF).view(np.int32),
+        p.top_k,
+        has_bias(p),
+        has_penalty(p),
+        p.logprobs is not None,
+    )
+    fields[-len(_FLOATS) :] = np.array([getattr(p, f) for f in _FLOATS], np.float32).view(np.int32)
+    return fields
+
+
+def has_bias(p: SamplingParams) -> bool:
+    """Whether single logits are changed: by a bias, or because a token may not end the request yet."""
+    return bool(p.logit_bias) or p.min_tokens > 0
+
+
+def has_penalty(p: SamplingParams) -> bool:
+    """Whether logits depend on the tokens before."""
+    return (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def unpack(
+    vector: jax.Array, layout: Layout, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array, StepInputs, RowInputs]:
+    """Inside the step: the packed vector as what the model and the sampler take.
+
+    Args:
+        vector: int32 `[layout.size]`.
+        layout: Its layout.
+        tokens: int32 `[slots, max_model_len]`, tokens by slot and position, for the pending ones.
+
+    Returns:
+        Token ids `[T]`, per-request slots of the tokens `[T]`, and the inputs of model and sampler.
+    """
+    parts = layout.split(vector)  # type: ignore[arg-type]
+    token_ids, positions, cache_slots, token_slots = parts.tokens
+    pending = tokens.at[token_slots, positions].get(mode="clip")
+    token_ids = jnp.where(token_ids == PENDING, pending, token_ids)
+    columns = [parts.rows[:, i] for i in range(NUM_ROW_FIELDS)]
+    rows = RowInputs(
+        *(
+            lax.bitcast_convert_type(c, jnp.float32) if name in _FLOATS else c
+            for name, c in zip(RowInputs._fields, columns, strict=True)
+        )
+    )
+    step = StepInputs(
+        positions=positions,
+        slots=cache_slots,
+        page_table=parts.page_table,
+        query_start=parts.query_start,
+        context_lens=rows.context_lens,
+        kind=layout.bucket.kind,
+    )
+    return token_ids, token_slots, step, rows

@@ -1,0 +1,333 @@
+"""The engine: requests in, text out, one step at a time. Single-threaded; async_engine gives it a thread.
+
+    step():  schedule N+1 -> dispatch N+1 -> collect N -> record tokens, detokenize, notice stops
+
+The device works on N+1 while the host reads N. That a request ended with N is noticed when N+1 is under way already; what
+N+1 computed for it is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Sequence as Many
+
+from transformers import PreTrainedTokenizerFast
+
+from rtpjax.config import EngineConfig
+from rtpjax.engine.batch import pack, sampling_fields
+from rtpjax.engine.detokenizer import Detokenizer
+from rtpjax.engine.page_pool import PagePool
+from rtpjax.engine.request import (
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprob,
+)
+from rtpjax.engine.runner import Runner, StepHandle, biases_of
+from rtpjax.engine.sampling import MAX_BIASES, MAX_LOGPROBS, Sampled
+from rtpjax.engine.scheduler import ScheduledRow, Scheduler
+from rtpjax.engine.sequence import Sequence
+from rtpjax.errors import QueueFullError, RequestError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True)
+class StepTimings:
+    """Where the engine's time goes, in seconds, added up over steps.
+
+    Attributes:
+        num_steps: Steps dispatched.
+        host_s: Scheduling, packing, dispatching, detokenizing: everything but waiting.
+        wait_s: Waiting for the device.
+    """
+
+    num_steps: int = 0
+    host_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class LLMEngine:
+    """Serves requests on a runner.
+
+    Args:
+        runner: The device's side; its programs are compiled.
+        config: Resolved settings.
+        tokenizer: For text increments and stop strings.
+        end_token_ids: The model's own end tokens.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        end_token_ids: Iterable[int],
+    ):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.end_token_ids = frozenset(end_token_ids)
+        self.timings = StepTimings()
+        self._runner = runner
+        self._scheduler = Scheduler(
+            PagePool(config.num_pages),
+            page_size=config.page_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            use_prefix_cache=config.use_prefix_cache,
+        )
+        self._live: dict[str, tuple[Sequence, Detokenizer]] = {}
+        self._in_flight: StepHandle | None = None
+        self._arrivals = itertools.count()
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether step() has anything to do."""
+        return bool(self._live) or self._in_flight is not None
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuses what cannot be honoured. Reads nothing that step() changes but the queue's length.
+
+        Raises:
+            RequestError: The prompt does not fit the context, or a parameter is out of the engine's range.
+            QueueFullError: Too many requests wait.
+        """
+        sampling, num_prompt = request.sampling, len(request.prompt_token_ids)
+        longest = self.config.max_model_len
+        if num_prompt == 0:
+            raise RequestError("The prompt is empty: it must have at least one token.")
+        wanted = num_prompt + (1 if sampling.max_tokens is None else sampling.max_tokens)
+        if wanted > longest:
+            output = (
+                "" if sampling.max_tokens is None else f" and max_tokens is {sampling.max_tokens}"
+            )
+            raise RequestError(
+                f"This model's context holds {longest} tokens, prompt and output together. The prompt has "
+                f"{num_prompt} tokens{output}. Shorten the prompt or ask for fewer tokens.",
+                param="messages" if num_prompt >= longest else "max_tokens",
+                code="context_length_exceeded",
+            )
+        if sampling.max_tokens is not None and sampling.max_tokens < 1:
+            raise RequestError("max_tokens must be at least 1.", param="max_tokens")
+        num_tokens = self._runner.num_tokens
+        if not all(0 <= t < num_tokens for t in request.prompt_token_ids):
+            raise RequestError(
+                f"The prompt has token ids outside the vocabulary of {num_tokens}.", param="prompt"
+            )
+        if not all(0 <= t < num_tokens for t, _ in sampling.logit_bias):
+            raise RequestError(
+                f"logit_bias has token ids outside the vocabulary of {num_tokens}.",
+                param="logit_bias",
+            )
+        num_biases = (
+            len(sampling.logit_bias) + len(self.end_token_ids) + len(sampling.stop_token_ids)
+        )
+        if num_biases > MAX_BIASES:
+            raise RequestError(
+                f"logit_bias and stop_token_ids have {num_biases} entries together; at most {MAX_BIASES} can be.",
+                param="logit_bias",
+            )
+        if (sampling.logprobs or 0) > MAX_LOGPROBS:
+            raise RequestError(f"logprobs can be at most {MAX_LOGPROBS}.", param="top_logprobs")
+        if len(self._scheduler.waiting) >= self.config.max_num_waiting:
+            raise QueueFullError(
+                f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
+                code="queue_full",
+            )
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queues a request that passed check."""
+        sampling = request.sampling
+        room = self.config.max_model_len - len(request.prompt_token_ids)
+        sequence = Sequence(
+            request,
+            order=(request.priority, next(self._arrivals)),
+            max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
+        )
+        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        sequence.sampling_fields = sampling_fields(sequence, seed)
+        sequence.biases = biases_of(sequence, self._end_ids(sampling))
+        detokenizer = Detokenizer(
+            self.tokenizer,
+            prompt_token_ids=request.prompt_token_ids,
+            skip_special_tokens=sampling.skip_special_tokens,
+            stop=sampling.stop,
+            min_tokens=sampling.min_tokens,
+            include_stop_str_in_output=sampling.include_stop_str_in_output,
+        )
+        self._live[request.request_id] = sequence, detokenizer
+        self._scheduler.add(sequence)
+        self._num_prompt_tokens += sequence.num_prompt_tokens
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Ends a request now; its pages are free when this returns. None if it has ended already."""
+        if request_id not in self._live:
+            return None
+        return self._end(self._live[request_id][0], "abort")
+
+    def step(self) -> list[RequestOutput]:
+        """Dispatches the next step and returns what the one before it added to its requests."""
+        started, waited = time.perf_counter(), self.timings.wait_s
+        rows: list[ScheduledRow] = []
+        collected = self._in_flight
+        try:
+            rows = self._scheduler.schedule()
+            self._in_flight = self._dispatch(rows) if rows else None
+            outputs = self._collect(collected) if collected is not None else []
+        except Exception as error:  # the one place where any failure of a step ends up
+            logger.exception("A step failed; its requests end with an error")
+            outputs = self._recover([*(collected.batch.rows if collected else ()), *rows], error)
+        self.timings.host_s += time.perf_counter() - started - (self.timings.wait_s - waited)
+        return outputs
+
+    def generate(
+        self, prompts: Many[Many[int]], sampling: SamplingParams | Many[SamplingParams]
+    ) -> list[list[RequestOutput]]:
+        """Runs prompts to their ends, offline: each one's outputs, in order.
+
+        Args:
+            prompts: Token ids.
+            sampling: One for all, or one each.
+        """
+        each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
+        outputs: dict[str, list[RequestOutput]] = {}
+        for prompt, params in zip(prompts, each, strict=True):
+            request = GenerationRequest(f"offline-{len(outputs)}", tuple(prompt), params)
+            self.check(request)
+            outputs[request.request_id] = []
+            self.add(request)
+        while self.has_work:
+            for output in self.step():
+                outputs[output.request_id].append(output)
+        return list(outputs.values())
+
+    def stats(self) -> EngineStats:
+        """A snapshot; safe to call from another thread."""
+        scheduler = self._scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_pages=scheduler.pool.capacity,
+            num_free_pages=scheduler.pool.num_free,
+            num_steps=self.timings.num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+            prefix_queried_tokens=scheduler.stats.prefix_queried_tokens,
+            prefix_hit_tokens=scheduler.stats.prefix_hit_tokens,
+            num_preemptions=scheduler.stats.num_preemptions,
+            num_recompiles=self._runner.num_recompiles,
+            host_s=self.timings.host_s,
+            wait_s=self.timings.wait_s,
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts that the books agree (tests call it after every step)."""
+        self._scheduler.check()
+        live = {id(s) for s, _ in self._live.values()}
+        assert live == {id(s) for s in (*self._scheduler.running, *self._scheduler.waiting)}
+
+    def _end_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        own = frozenset() if sampling.ignore_eos else self.end_token_ids
+        return own | frozenset(sampling.stop_token_ids)
+
+    def _dispatch(self, rows: list[ScheduledRow]) -> StepHandle:
+        config = self.config
+        self.timings.num_steps += 1
+        batch = pack(rows, self._runner.buckets, config.table_width, config.page_size)
+        return self._runner.dispatch(batch)
+
+    def _collect(self, handle: StepHandle) -> list[RequestOutput]:
+        started = time.perf_counter()
+        sampled = self._runner.collect(handle)
+        self.timings.wait_s += time.perf_counter() - started
+        token_ids = sampled.token_ids.tolist()
+        return [
+            self._take(row.sequence, token_ids[b], sampled, b)
+            for b, row in enumerate(handle.batch.rows)
+            if row.samples and not row.sequence.is_finished
+        ]
+
+    def _take(self, sequence: Sequence, token_id: int, sampled: Sampled, b: int) -> RequestOutput:
+        """Adds a token to its request, and ends the request if the token does."""
+        sampling = sequence.request.sampling
+        detokenizer = self._live[sequence.request.request_id][1]
+        self._scheduler.record(sequence, token_id)
+        self._num_output_tokens += 1
+        logprobs = None if sampling.logprobs is None else (_logprob(sampled, b, sampling.logprobs),)
+        if token_id in self._end_ids(sampling):
+            stop_reason = token_id if token_id in sampling.stop_token_ids else None
+            text = detokenizer.finish()
+            return self._end(
+                sequence, "stop", text=text, token_ids=(token_id,), logprobs=logprobs,
+                stop_reason=detokenizer.stop_reason or stop_reason,
+            )  # fmt: skip
+        text = detokenizer.push((token_id,))
+        is_full = sequence.num_output_tokens >= sequence.max_tokens
+        if is_full:
+            text += detokenizer.finish()
+        if detokenizer.stop_reason is not None:
+            return self._end(
+                sequence, "stop", text=text, token_ids=(token_id,), logprobs=logprobs,
+                stop_reason=detokenizer.stop_reason,
+            )  # fmt: skip
+        if is_full:
+            return self._end(
+                sequence, "length", text=text, token_ids=(token_id,), logprobs=logprobs
+            )
+        return self._output(sequence, text=text, token_ids=(token_id,), logprobs=logprobs)
+
+    def _end(self, sequence: Sequence, finish_reason: FinishReason, **fields) -> RequestOutput:
+        """Takes the sequence out and makes its one terminal output."""
+        self._scheduler.finish(sequence)
+        del self._live[sequence.request.request_id]
+        return self._output(sequence, finish_reason=finish_reason, **fields)
+
+    def _output(
+        self,
+        sequence: Sequence,
+        *,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] | None = None,
+        finish_reason: FinishReason | None = None,
+        stop_reason: str | int | None = None,
+        error: str | None = None,
+    ) -> RequestOutput:
+        return RequestOutput(
+            request_id=sequence.request.request_id,
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            error=error,
+        )
+
+    def _recover(self, rows: list[ScheduledRow], error: Exception) -> list[RequestOutput]:
+        """Ends a failed step's requests. The others start again: the step may have lost the cache."""
+        self._in_flight = None
+        failed = {row.sequence: None for row in rows if not row.sequence.is_finished}
+        message = f"{type(error).__name__}: {error}"
+        outputs = [self._end(sequence, "error", error=message) for sequence in failed]
+        self._scheduler.reset()
+        self._runner.reset()
+        return outputs
+
+
+def _logprob(sampled: Sampled, b: int, count: int) -> TokenLogprob:
+    """Row b's log-probabilities with the count best alternatives."""
+    top = zip(
+        sampled.top_ids[b, :count].tolist(), sampled.top_logprobs[b, :count].tolist(), strict=True
+    )
+    return TokenLogprob(int(sampled.token_ids[b]), float(sampled.logprobs[b]), tuple(top))

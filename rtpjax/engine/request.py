@@ -1,0 +1,127 @@
+"""What crosses the engine's border: plain, picklable records. No jax, no tokenizer, no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are chosen and when it ends.
+
+    Attributes:
+        max_tokens: Most tokens to generate; None means what the context allows.
+        min_tokens: No stop string, stop token or eos ends the request before this many tokens.
+        temperature: 0 is greedy; else logits are divided by it. Range 0 to 2.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens whose probability reaches this. Range (0, 1].
+        min_p: Drop tokens less likely than this fraction of the most likely one. Range [0, 1].
+        repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or output
+            (CTRL, https://arxiv.org/abs/1909.05858). 1 is off.
+        presence_penalty: Subtracted once from the logit of each token in the output.
+        frequency_penalty: Subtracted per occurrence from the logit of each token in the output.
+        seed: Makes the draws repeatable; None draws a seed.
+        logit_bias: (token id, added to its logit) pairs.
+        stop: Strings that end the request; not part of the text unless include_stop_str_in_output.
+        stop_token_ids: Tokens that end the request, besides the model's own eos tokens.
+        ignore_eos: Generate through the model's eos tokens.
+        include_stop_str_in_output: Leave the stop string that ended the request in the text.
+        skip_special_tokens: Leave special tokens out of the text.
+        logprobs: None for none; k for the sampled token's log-probability and the k most likely ones. They are
+            the model's own log-softmax, before temperature, penalties and filters.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate.
+
+    Attributes:
+        request_id: Unique among the requests in flight.
+        prompt_token_ids: At least one token.
+        sampling: How to sample and when to stop.
+        cache_salt: Requests share cached prefixes only with requests of the same salt.
+        priority: Lower runs first; ties run in order of arrival.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    cache_salt: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of one generated token, and of the most likely ones at its place (best first)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """What one step added to a request.
+
+    Attributes:
+        text: New text; joined over a request's outputs it is the whole answer.
+        token_ids: New tokens. Text can lag behind tokens (an incomplete UTF-8 character, a possible stop string).
+        logprobs: One entry per new token when asked for, else None.
+        finish_reason: None until the request's last output.
+        stop_reason: The stop string or stop token id that ended the request, if one did (None for eos).
+        num_prompt_tokens, num_output_tokens: Totals so far.
+        num_cached_tokens: Prompt tokens whose keys and values came from the prefix cache.
+        error: What went wrong, when finish_reason is "error".
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of the engine for metrics and /health. Counters only grow; the rest are current values."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_pages: int = 0
+    num_free_pages: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    num_preemptions: int = 0
+    num_recompiles: int = 0
+    host_s: float = 0.0
+    wait_s: float = 0.0

@@ -1,0 +1,241 @@
+"""Holds everything on the device, and runs steps.
+
+A step is one jitted program per bucket:
+
+    packed vector -> unpack (pending tokens are read where the step before wrote them)
+                  -> model (writes the cache, attends over it) -> logits at the sampled tokens -> sample
+                  -> each sampled token is written to its slot, for the next step to read
+
+Caches and per-request state are donated: the program updates them in place. Programs are compiled ahead of the first
+request, and only called afterwards: a shape that is not among the buckets is an error, never a compilation.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rtpjax.config import EngineConfig
+from rtpjax.engine import kv_cache
+from rtpjax.engine.batch import NO_SLOT, Batch, Bucket, Layout, has_bias, has_penalty, unpack
+from rtpjax.engine.sampling import EXCLUDED, MAX_BIASES, Sampled, SlotState, sample
+from rtpjax.engine.sequence import Sequence
+from rtpjax.models import LayerCache, ModelConfig, build
+
+logger = logging.getLogger(__name__)
+
+_COMPILE_STACK_BYTES = 64 << 20  # XLA recurses deeply on unrolled models
+_COMPILE_THREADS = 4
+
+Caches = tuple[LayerCache, ...]
+
+
+@dataclass(frozen=True)
+class StepHandle:
+    """A dispatched step: what was asked, and where the answer will be."""
+
+    batch: Batch
+    sampled: Sampled
+    dispatched_at: float
+
+
+def buckets_of(config: EngineConfig, platform: str) -> list[Bucket]:
+    """All shapes that steps are padded to: powers of two up to the limits, each kind along one dimension.
+
+    On the CPU a decode has at least 2 rows: half-precision products miss XLA's fast path at one.
+    """
+    rows = _powers(2 if platform == "cpu" else 1, config.max_num_seqs)
+    tokens = _powers(min(32, config.max_num_batched_tokens), config.max_num_batched_tokens)
+    return [Bucket("decode", n, n) for n in rows] + [
+        Bucket("extend", n, config.max_num_seqs) for n in tokens
+    ]
+
+
+def _powers(first: int, last: int) -> list[int]:
+    """first, 2 * first, ... and the first one that reaches last."""
+    sizes = [first]
+    while sizes[-1] < last:
+        sizes.append(min(2 * sizes[-1], max(last, first)))
+    return sizes
+
+
+class Runner:
+    """The device's side of the engine.
+
+    Args:
+        config: Resolved settings.
+        model_config: The model's shape.
+        params: Parameters by name, in the order of rtpjax.models.abstract_state.
+        mesh: Devices.
+        num_tokens: Tokens that the tokenizer knows; ids beyond are never sampled.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        params: Mapping[str, jax.Array],
+        mesh: Mesh,
+        num_tokens: int,
+    ):
+        self.config = config
+        self.mesh = mesh
+        self.num_tokens = num_tokens
+        model = build(model_config, config.precision, abstract=True)
+        self._graph, state = nnx.split(model)
+        self._tree = jax.tree.structure(state)
+        self._specs = model.cache_specs()
+        self._params = tuple(params.values())
+        self.buckets = buckets_of(config, mesh.devices.flat[0].platform)
+        self.num_traces = 0
+        self._num_expected_traces = 0
+        self._programs: dict[Bucket, Callable[..., tuple[Sampled, Caches, SlotState]]] = {}
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._slot_owners: dict[int, tuple[Sequence, int]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Fresh caches and per-request state; whatever they held is lost."""
+        c = self.config
+        self._caches: Caches = kv_cache.allocate(
+            self._specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
+        )
+        biases = (c.max_num_seqs, MAX_BIASES)
+        state = SlotState(
+            tokens=jnp.zeros((c.max_num_seqs, c.max_model_len + 1), jnp.int32),
+            bias_ids=jnp.full(biases, NO_SLOT, jnp.int32),
+            bias_values=jnp.zeros(biases, jnp.float32),
+            bias_until=jnp.zeros(biases, jnp.int32),
+        )
+        self._state = jax.device_put(state, self._replicated)
+        self._slot_owners.clear()
+
+    def compile(self, progress: Callable[[int], object] | None = None) -> None:
+        """Compiles a program for every bucket, in parallel, and runs each once on padding."""
+        started = time.perf_counter()
+        previous = threading.stack_size(_COMPILE_STACK_BYTES)
+        with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
+            # The threads start here, with the larger stack.
+            compiled = [(b, pool.submit(self._compile, b)) for b in self.buckets]
+            threading.stack_size(previous)
+            for bucket, program in compiled:
+                self._programs[bucket] = program.result()
+                if progress is not None:
+                    progress(1)
+        for bucket in self.buckets:
+            layout = Layout(bucket, self.config.table_width)
+            self.collect(self.dispatch(_padding(layout)))
+        self._fill_slot = jax.jit(_fill_slot, donate_argnums=0)
+        self._state = self._fill_slot(self._state, jnp.int32(0), *self._slot_rows(None))
+        self._num_expected_traces = self.num_traces
+        logger.info(
+            "Compiled %d programs in %.1f s", len(self.buckets), time.perf_counter() - started
+        )
+
+    @property
+    def num_recompiles(self) -> int:
+        """Traces since compile(); anything but 0 is a bug."""
+        return self.num_traces - self._num_expected_traces if self._num_expected_traces else 0
+
+    def dispatch(self, batch: Batch) -> StepHandle:
+        """Starts a step; the device works on it when this returns."""
+        for row in batch.rows:
+            self._claim_slot(row.sequence)
+        vector = jax.device_put(batch.vector, self._replicated)
+        program = self._programs[batch.layout.bucket]
+        sampled, self._caches, self._state = program(
+            self._params, vector, self._caches, self._state
+        )
+        for array in sampled:
+            array.copy_to_host_async()
+        return StepHandle(batch, sampled, time.perf_counter())
+
+    def collect(self, handle: StepHandle) -> Sampled:
+        """Waits for a step's result; numpy arrays, by row of its batch."""
+        return Sampled(*(np.asarray(x) for x in handle.sampled))  # type: ignore[arg-type]
+
+    def _compile(self, bucket: Bucket) -> Callable[..., tuple[Sampled, Caches, SlotState]]:
+        layout = Layout(bucket, self.config.table_width)
+        vector = jax.ShapeDtypeStruct((layout.size,), jnp.int32, sharding=self._replicated)
+
+        def step(
+            params: tuple[jax.Array, ...], vector: jax.Array, caches: Caches, state: SlotState
+        ) -> tuple[Sampled, Caches, SlotState]:
+            self.num_traces += 1
+            return self._step(layout, params, vector, caches, state)
+
+        jitted = jax.jit(step, donate_argnums=(2, 3))
+        return jitted.lower(self._params, vector, self._caches, self._state).compile()
+
+    def _step(
+        self,
+        layout: Layout,
+        params: tuple[jax.Array, ...],
+        vector: jax.Array,
+        caches: Caches,
+        state: SlotState,
+    ) -> tuple[Sampled, Caches, SlotState]:
+        model = nnx.merge(self._graph, jax.tree.unflatten(self._tree, params))
+        token_ids, token_slots, inputs, rows = unpack(vector, layout, state.tokens)
+        tokens = state.tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
+        state = state._replace(tokens=tokens)
+        hidden, caches = model(token_ids, inputs, caches)
+        logits = model.logits(hidden[rows.sample_at])
+        sampled = sample(logits, rows, state, self.num_tokens)
+        tokens = tokens.at[rows.sample_slots, rows.context_lens].set(sampled.token_ids, mode="drop")
+        return sampled, caches, state._replace(tokens=tokens)
+
+    def _claim_slot(self, sequence: Sequence) -> None:
+        """Fills the sequence's slot if it is new there and its sampling reads more than its last token."""
+        owner = (sequence, sequence.epoch)
+        if self._slot_owners.get(sequence.slot) == owner:
+            return
+        self._slot_owners[sequence.slot] = owner
+        sampling = sequence.request.sampling
+        if has_bias(sampling) or has_penalty(sampling):
+            rows = self._slot_rows(sequence)
+            self._state = self._fill_slot(self._state, np.int32(sequence.slot), *rows)
+
+    def _slot_rows(self, sequence: Sequence | None) -> tuple[np.ndarray, ...]:
+        """One slot's rows of SlotState, as numpy; of an empty slot for None."""
+        tokens = np.zeros(self.config.max_model_len + 1, np.int32)
+        ids = np.full(MAX_BIASES, NO_SLOT, np.int32)
+        values = np.zeros(MAX_BIASES, np.float32)
+        until = np.zeros(MAX_BIASES, np.int32)
+        if sequence is not None:
+            tokens[: len(sequence.token_ids)] = sequence.token_ids
+            for i, (token_id, value, end) in enumerate(sequence.biases):
+                ids[i], values[i], until[i] = token_id, value, end
+        return tokens, ids, values, until
+
+
+def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[int, float, int]]:
+    """(token id, value, position before which it counts): the logit bias, and what may not end the request yet."""
+    sampling = sequence.request.sampling
+    first_end = sequence.num_prompt_tokens + sampling.min_tokens
+    ends = end_token_ids if sampling.min_tokens else frozenset()
+    return [(token_id, value, NO_SLOT) for token_id, value in sampling.logit_bias] + [
+        (token_id, EXCLUDED, first_end) for token_id in sorted(ends)
+    ]
+
+
+def _fill_slot(state: SlotState, slot: jax.Array, *rows: jax.Array) -> SlotState:
+    return SlotState(*(array.at[slot].set(row) for array, row in zip(state, rows, strict=True)))
+
+
+def _padding(layout: Layout) -> Batch:
+    vector = np.zeros(layout.size, np.int32)
+    parts = layout.split(vector)
+    parts.tokens[3] = NO_SLOT
+    parts.rows[:, 2] = NO_SLOT
+    return Batch([], layout, vector)

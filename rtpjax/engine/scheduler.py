@@ -1,0 +1,215 @@
+"""Decides what the next step computes.
+
+There are no prefill and decode phases: a sequence has tokens computed and tokens wanted, and a step moves the one
+towards the other under two limits, tokens and rows. Sequences that want one token come first, so that a long
+prompt never holds up the others; then prompts in progress; then new requests. When pages run out the latest sequence
+gives all of its pages back and starts again later (it recomputes, and mostly finds its pages in the prefix cache).
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+
+from rtpjax.engine.page_pool import PagePool
+from rtpjax.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """A part of one sequence in a step.
+
+    Attributes:
+        sequence: Whose tokens.
+        start: Position of the first token to compute.
+        count: How many.
+        samples: Whether the row's last token is the sequence's last, so that the next one is sampled.
+    """
+
+    sequence: Sequence
+    start: int
+    count: int
+    samples: bool
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """Counters that only grow."""
+
+    num_preemptions: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Owns the queues and the page pool.
+
+    Attributes:
+        pool: Where pages come from.
+        page_size: Tokens a page holds.
+        max_num_seqs: Most sequences in a step.
+        max_num_batched_tokens: Most tokens in a step.
+        use_prefix_cache: Whether pages are found again by content.
+    """
+
+    pool: PagePool
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    use_prefix_cache: bool = True
+    waiting: list[Sequence] = field(default_factory=list)
+    running: list[Sequence] = field(default_factory=list)
+    stats: SchedulerStats = field(default_factory=SchedulerStats)
+    _free_slots: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._free_slots = list(range(self.max_num_seqs))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence by its order."""
+        bisect.insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes a sequence out, whatever its state, and frees what it holds."""
+        assert not sequence.is_finished
+        sequence.is_finished = True
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._give_back(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[ScheduledRow]:
+        """Fills one step; empty when there is nothing to do."""
+        rows: dict[Sequence, ScheduledRow] = {}
+        budget = self.max_num_batched_tokens
+        num_preemptions = self.stats.num_preemptions
+        for sequence in sorted(self.running, key=lambda s: (s.num_wanted > 1, s.order)):
+            count = min(sequence.num_wanted, budget)
+            if count and sequence.slot >= 0 and self._make_room(sequence, count, rows):
+                rows[sequence] = self._advance(sequence, count)
+            budget = self.max_num_batched_tokens - sum(r.count for r in rows.values())
+        # Only now: a row that preemption took out again has filled no page.
+        for sequence in rows:
+            self._publish(sequence)
+        if self.stats.num_preemptions == num_preemptions:
+            while budget and (sequence := self._admit()) is not None:
+                rows[sequence] = self._advance(sequence, min(sequence.num_wanted, budget))
+                self._publish(sequence)
+                budget -= rows[sequence].count
+        return list(rows.values())
+
+    def record(self, sequence: Sequence, token_id: int) -> None:
+        """Tells the value of a sampled token, in order."""
+        sequence.token_ids.append(token_id)
+        self._publish(sequence)
+
+    def reset(self) -> None:
+        """The device cache was lost: every running sequence starts again, and no cached page is valid."""
+        for sequence in list(self.running):
+            self._preempt(sequence)
+        self.pool.forget_all()
+
+    def _admit(self) -> Sequence | None:
+        """Moves the first waiting sequence to running if all its known tokens fit into free pages.
+
+        A page for each running sequence stays free, or the newcomer would soon be preempted again.
+        """
+        if not self.waiting or len(self.running) == self.max_num_seqs:
+            return None
+        sequence = self.waiting[0]
+        shared = self._shared_pages(sequence)
+        self.pool.share(shared)
+        needed = -(-sequence.num_tokens // self.page_size) - len(shared)
+        fits = needed + len(self.running) <= self.pool.num_free
+        new = self.pool.allocate(needed) if fits else None
+        if new is None:
+            self.pool.release(shared)
+            return None
+        del self.waiting[0]
+        self._start(sequence, shared, new)
+        return sequence
+
+    def _shared_pages(self, sequence: Sequence) -> list[int]:
+        if not self.use_prefix_cache:
+            return []
+        # The last token is always computed: its logits are what the step is for.
+        most = (sequence.num_tokens - 1) // self.page_size
+        return self.pool.match(sequence.names(self.page_size)[:most])
+
+    def _start(self, sequence: Sequence, shared: list[int], new: list[int]) -> None:
+        sequence.pages = shared + new
+        sequence.num_published = len(shared)
+        sequence.num_computed = len(shared) * self.page_size
+        sequence.slot = self._free_slots.pop()
+        bisect.insort(self.running, sequence, key=lambda s: s.order)
+        if sequence.epoch == 0:
+            sequence.num_cached_tokens = sequence.num_computed
+            if self.use_prefix_cache:
+                self.stats.prefix_queried_tokens += sequence.num_tokens
+                self.stats.prefix_hit_tokens += sequence.num_computed
+
+    def _make_room(
+        self, sequence: Sequence, count: int, rows: dict[Sequence, ScheduledRow]
+    ) -> bool:
+        """Gives the sequence pages for count more tokens; False if it had to be preempted itself."""
+        while True:
+            needed = -(-(sequence.num_computed + count) // self.page_size) - len(sequence.pages)
+            new = self.pool.allocate(max(needed, 0))
+            if new is not None:
+                sequence.pages += new
+                return True
+            victim = self.running[-1]
+            row = rows.pop(victim, None)
+            if row is not None:
+                victim.num_sampled -= row.samples
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+
+    def _advance(self, sequence: Sequence, count: int) -> ScheduledRow:
+        start = sequence.num_computed
+        samples = start + count == sequence.num_tokens
+        sequence.num_computed += count
+        sequence.num_sampled += samples
+        return ScheduledRow(sequence, start, count, samples)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Names the pages that are full of known tokens.
+
+        Their contents may still be under way on the device; steps run in order, and within one all keys and values
+        are written before any is read, so whoever finds a page reads it filled, in this very step too.
+        """
+        if not self.use_prefix_cache or sequence.slot < 0:
+            return
+        full = min(sequence.num_computed, len(sequence.token_ids)) // self.page_size
+        if full > sequence.num_published:
+            names = sequence.names(self.page_size)
+            for i in range(sequence.num_published, full):
+                self.pool.publish(sequence.pages[i], names[i])
+            sequence.num_published = full
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.num_computed = 0
+        sequence.epoch += 1
+        self.stats.num_preemptions += 1
+        self.add(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.pages)
+        sequence.pages = []
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+
+    def check(self) -> None:
+        """Asserts that queues, slots and pages agree."""
+        self.pool.check(s.pages for s in self.running)
+        slots = [s.slot for s in self.running]
+        assert sorted(slots + self._free_slots) == list(range(self.max_num_seqs))
+        assert all(not s.pages and s.slot < 0 for s in self.waiting)
+        for s in self.running:
+            assert s.num_computed <= s.num_tokens <= s.num_prompt_tokens + s.max_tokens
+            assert len(s.pages) * self.page_size >= s.num_computed

@@ -1,0 +1,93 @@
+"""A request while the engine works on it. Token counts only; no tensors.
+
+    token_ids     [ prompt ............ | known output ... ]( in flight )
+    num_tokens     prompt + output, the tokens still in flight included
+    num_computed   tokens whose keys and values are in the cache, or will be when the dispatched steps have run
+
+A sequence wants num_tokens - num_computed tokens computed: its prompt (in chunks) at first, then one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+from rtpjax.engine.request import GenerationRequest
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request's progress.
+
+    Attributes:
+        request: What was asked for.
+        order: Sort key: priority, then arrival.
+        max_tokens: Most tokens to sample, the context's limit taken into account.
+        token_ids: Prompt and known output.
+        num_sampled: Output tokens, the ones in flight included.
+        num_computed: See above.
+        num_cached_tokens: Prompt tokens that the prefix cache had, when it was first scheduled.
+        pages: Pages of its context, in order.
+        page_names: Names of its full pages of known tokens; a name covers all tokens up to its page's end.
+        slot: Its row in the per-request device state while it runs, else -1.
+        epoch: Counts preemptions: a slot that was given up must be filled again.
+        is_finished: Set once; what is still in flight for it is dropped.
+        sampling_fields: The sampling parameters as the packed batch wants them, made once.
+        biases: (token id, value, position before which it counts), added to logits.
+    """
+
+    request: GenerationRequest
+    order: tuple[int, int]
+    max_tokens: int
+    token_ids: list[int] = field(init=False)
+    num_sampled: int = 0
+    num_computed: int = 0
+    num_cached_tokens: int = 0
+    pages: list[int] = field(default_factory=list)
+    page_names: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    slot: int = -1
+    epoch: int = 0
+    is_finished: bool = False
+    sampling_fields: Any = None
+    biases: list[tuple[int, float, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + self.num_sampled
+
+    @property
+    def num_wanted(self) -> int:
+        """Tokens to compute next; 0 when all that may be sampled is sampled or in flight."""
+        return 0 if self.num_sampled >= self.max_tokens else self.num_tokens - self.num_computed
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Known output tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def names(self, page_size: int) -> list[bytes]:
+        """Names of all full pages of known tokens.
+
+        A name is a digest of the page's tokens and the name before it, so equal names mean equal contexts
+        (and equal salts).
+        """
+        ids, names = self.token_ids, self.page_names
+        while (len(names) + 1) * page_size <= len(ids):
+            at = len(names) * page_size
+            before = names[-1] if names else _digest(self.request.cache_salt.encode())
+            names.append(_digest(before + array("i", ids[at : at + page_size]).tobytes()))
+        return names
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,0 +1,91 @@
+"""Model families; a module here that defines ARCHITECTURES is registered by being there.
+
+config = ModelConfig.from_hf(json.loads(path.read_text()))
+abstract = build(config, precision, abstract=True)      # shapes, formats and axes; no memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rtpjax.models.config import ModelConfig
+from rtpjax.models.precision import Precision
+from rtpjax.models.registry import CausalLM, architecture, architectures
+from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
+
+__all__ = [
+    "CacheSpec",
+    "CausalLM",
+    "LayerCache",
+    "ModelConfig",
+    "ParamSpec",
+    "Precision",
+    "StepInputs",
+    "abstract_state",
+    "architectures",
+    "build",
+    "init_random",
+    "model_class",
+    "param_name",
+]
+
+
+class ParamSpec(NamedTuple):
+    """One parameter as declared: what a checkpoint must have, and how it is laid out.
+
+    Attributes:
+        shape: As in the checkpoint, `[out, in]` for a matrix.
+        dtype: Format it is kept in, which the checkpoint need not have.
+        axes: A logical axis for each dimension.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    axes: tuple[str, ...]
+
+
+def model_class(config: ModelConfig) -> type[CausalLM]:
+    """The class that runs config's architecture."""
+    return architecture(config.architecture)
+
+
+def build(config: ModelConfig, precision: Precision, *, abstract: bool, seed: int = 0) -> CausalLM:
+    """A model, with random weights or with none.
+
+    Args:
+        config: Its shape and options.
+        precision: Formats of its arrays.
+        abstract: Whether parameters hold jax.ShapeDtypeStruct in place of arrays.
+        seed: For random weights.
+    """
+
+    def construct() -> CausalLM:
+        return model_class(config)(config, precision, rngs=nnx.Rngs(params=seed))
+
+    return nnx.eval_shape(construct) if abstract else construct()
+
+
+def init_random(config: ModelConfig, precision: Precision, seed: int = 0) -> CausalLM:
+    """A model with random weights, for tests and measurements."""
+    return build(config, precision, abstract=False, seed=seed)
+
+
+def param_name(path: tuple[Any, ...]) -> str:
+    """A parameter's Hugging Face name, from its path in the nnx state."""
+    return ".".join(map(str, path))
+
+
+def abstract_state(config: ModelConfig, precision: Precision) -> Mapping[str, ParamSpec]:
+    """All parameters by Hugging Face name, in the order of the leaves of `nnx.split(model)[1]`."""
+    state = nnx.state(build(config, precision, abstract=True), nnx.Param)
+    return {
+        param_name(path): ParamSpec(
+            leaf.get_value().shape, jnp.dtype(leaf.get_value().dtype), leaf.get_metadata("axes")
+        )
+        for path, leaf in nnx.to_flat_state(state)
+    }

@@ -1,0 +1,116 @@
+"""Llama 2 and 3, and what is saved under that name: SmolLM2, Yi, TinyLlama, ...
+
+Source: https://github.com/huggingface/transformers/tree/main/src/transformers/models/llama
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+
+from rtpjax.models import rope
+from rtpjax.models.config import ModelConfig
+from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, product
+from rtpjax.models.precision import Precision
+from rtpjax.models.registry import CausalLM
+from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
+
+
+class LlamaDecoderLayer(nnx.Module):
+    """Attention and MLP, each normalized before and added to the residual stream."""
+
+    def __init__(
+        self, config: ModelConfig, window: int | None, precision: Precision, *, rngs: nnx.Rngs
+    ):
+        D, dtype, eps = config.hidden_size, precision.weights, config.rms_norm_eps
+        self.self_attn = Attention(config, window, dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype, rngs=rngs)
+        self.input_layernorm = RMSNorm(D, "embed", dtype, eps=eps, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(D, "embed", dtype, eps=eps, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        cos_sin: tuple[jax.Array, jax.Array],
+        step: StepInputs,
+        cache: LayerCache,
+    ) -> tuple[jax.Array, LayerCache]:
+        """x `[T, D]` -> `[T, D]` and the cache with this step's tokens."""
+        attended, cache = self.self_attn(self.input_layernorm(x), cos_sin, step, cache)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+class LlamaModel(nnx.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
+        D = config.hidden_size
+        self.rope = config.rope
+        self.embed_tokens = Embedding(config.vocab_size, D, precision, rngs=rngs)
+        self.layers = nnx.List(
+            [LlamaDecoderLayer(config, w, precision, rngs=rngs) for w in config.layer_windows]
+        )
+        self.norm = RMSNorm(D, "embed", precision.weights, eps=config.rms_norm_eps, rngs=rngs)
+
+    def __call__(
+        self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """token_ids int32 `[T]` -> hidden states `[T, D]` and the updated caches."""
+        x = self.embed_tokens(token_ids)
+        cos_sin = rope.cos_sin(self.rope, step.positions)
+        new_caches = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, cache = layer(x, cos_sin, step, cache)
+            new_caches.append(cache)
+        return self.norm(x), tuple(new_caches)
+
+
+class LlamaForCausalLM(CausalLM):
+    """A Llama decoder; families that differ by options only derive from it."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    hf_fixed: ClassVar[Mapping[str, Any]] = {"qk_norm": False}
+
+    def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
+        self.config = config
+        self.model = LlamaModel(config, precision, rngs=rngs)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(
+                (config.vocab_size, config.hidden_size),
+                ("vocab", "embed"),
+                precision.weights,
+                rngs=rngs,
+            )
+        )
+
+    def __call__(
+        self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """See CausalLM."""
+        return self.model(token_ids, step, caches)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """See CausalLM."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return product(hidden, head.weight.get_value())
+
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """See CausalLM."""
+        heads, head_dim = self.config.num_key_value_heads, self.config.head_dim
+        return tuple(CacheSpec(heads, head_dim, window) for window in self.config.layer_windows)
+
+
+ARCHITECTURES = {"LlamaForCausalLM": LlamaForCausalLM}

@@ -1,0 +1,87 @@
+"""Which architectures can be served: every module of this folder that defines ARCHITECTURES."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+from flax import nnx
+
+from rtpjax.errors import CheckpointError
+from rtpjax.models.precision import Precision
+from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
+
+if TYPE_CHECKING:
+    from rtpjax.models.config import ModelConfig
+
+
+class CausalLM(nnx.Module):
+    """What every architecture is.
+
+    A parameter's attribute path is its Hugging Face name. Layers keep no state between steps:
+    caches are passed in and handed back.
+
+    Attributes:
+        hf_defaults: What the family takes for keys that config.json leaves out.
+        hf_fixed: What the family does in any case; a config.json that says otherwise is refused.
+    """
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {}
+    hf_fixed: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
+        raise NotImplementedError
+
+    def __call__(
+        self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """Runs one step.
+
+        Args:
+            token_ids: int32 `[T]`.
+            step: The ragged batch that the tokens form.
+            caches: One per entry of `cache_specs()`.
+
+        Returns:
+            Hidden states `[T, D]` after the final norm, and the caches with this step's tokens.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Scores of the next token: hidden `[S, D]` -> float32 `[S, V]`."""
+        raise NotImplementedError
+
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What each layer caches."""
+        raise NotImplementedError
+
+
+@functools.cache
+def architectures() -> Mapping[str, type[CausalLM]]:
+    """All architectures by the name that config.json has for them."""
+    package = importlib.import_module(__package__ or "rtpjax.models")
+    found: dict[str, type[CausalLM]] = {}
+    for module_info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{module_info.name}")
+        for name, cls in getattr(module, "ARCHITECTURES", {}).items():
+            assert name not in found, f"{name} is defined by two modules"
+            found[name] = cls
+    return found
+
+
+def architecture(name: str) -> type[CausalLM]:
+    """The class for an architecture's name.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if name not in architectures():
+        raise CheckpointError(
+            f"Architecture {name!r} is not supported; supported are "
+            f"{', '.join(sorted(architectures()))}. A new one is a file in rtpjax/models/."
+        )
+    return architectures()[name]

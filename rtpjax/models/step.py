@@ -1,0 +1,64 @@
+"""What a model's forward pass receives besides token ids: the ragged batch and the caches.
+
+A step packs rows (sequences) one after another along T, each with its own number of query tokens:
+
+    token      0   1   2   3   4   5   6          query_start  = [0, 4, 5, 7]
+    row       [---- 0 ----][ 1 ][- 2 -]           context_lens = tokens in each row's context after this step
+    position   4   5   6   7   9   0   1
+
+Row b attends to the pages in page_table[b]; its last query token stands at position context_lens[b] - 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """The ragged batch of one step.
+
+    Attributes:
+        positions: int32 `[T]`, position of each token in its sequence.
+        slots: int32 `[T]`, where each token's key and value go: page * page_size + offset. Padding tokens
+            point into page 0, which no sequence owns.
+        page_table: int32 `[B, max_pages]`, pages of each row in order; unused entries are 0.
+        query_start: int32 `[B + 1]`, row b's query tokens are query_start[b]:query_start[b + 1].
+        context_lens: int32 `[B]`, tokens of context including this step's; 0 for padding rows.
+        kind: "decode" (T == B, one query token per row) or "extend" (any number per row).
+    """
+
+    positions: jax.Array
+    slots: jax.Array
+    page_table: jax.Array
+    query_start: jax.Array
+    context_lens: jax.Array
+    kind: Literal["decode", "extend"] = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSpec:
+    """What one layer keeps for each token of context.
+
+    Attributes:
+        kind: "attention" (a key and a value per token). Other kinds join here.
+        num_kv_heads: K.
+        head_dim: H.
+        window: Tokens of context the layer attends to, None for all.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+    kind: Literal["attention"] = "attention"
+
+
+class LayerCache(NamedTuple):
+    """One layer's paged cache: keys and values, each `[P, page_size, K, H]`."""
+
+    k_pages: jax.Array
+    v_pages: jax.Array

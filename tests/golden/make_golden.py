@@ -1,0 +1,63 @@
+"""Computes the golden logits with transformers (torch, eager attention, float32).
+
+python -m tests.golden.make_golden [CASE ...]
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import numpy as np
+
+from tests.golden import cases
+
+
+def reference_model(case_name: str):
+    """The transformers model of a case, with the case's weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = copy.deepcopy(cases.CASES[case_name].config)  # transformers writes into it
+    if options.get("head_dim", 0) is None:  # a null is ours to read; Qwen2Config wants it absent
+        del options["head_dim"]
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    )
+    tied = model.config.tie_word_embeddings
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not (tied and name == "lm_head.weight"):
+                tensor.copy_(torch.from_numpy(cases.weight(name, tuple(tensor.shape))))
+    return model.eval()
+
+
+def reference_logits(case_name: str) -> np.ndarray:
+    """float32 `[PROMPT_LEN, V]`."""
+    import torch
+
+    model = reference_model(case_name)
+    ids = torch.from_numpy(cases.prompt(case_name).astype(np.int64))[None]
+    with torch.no_grad():
+        if not cases.CASES[case_name].by_token:
+            return model(ids, use_cache=False).logits[0].numpy()
+        rows, cache = [], None
+        for at in range(ids.shape[1]):
+            out = model(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+            rows.append(out.logits[0, 0].numpy())
+            cache = out.past_key_values
+        return np.stack(rows)
+
+
+def main() -> None:
+    """Writes the named cases' files, or all."""
+    for name in sys.argv[1:] or cases.CASES:
+        logits = reference_logits(name)
+        path = cases.FOLDER / f"{name}.npz"
+        np.savez_compressed(path, token_ids=cases.prompt(name), logits=logits)
+        print(f"{name:26} {path.stat().st_size:6} bytes, largest logit {abs(logits).max():.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Runs a model step by step over a paged cache, as the engine's runner does.
+
+Pages that no sequence owns hold NaN, and pages are handed out in scrambled order, so that a wrong
+slot read or written shows. Every step has a padding row and, when it extends, padding tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rtpjax.models import CausalLM, LayerCache, ModelConfig, Precision, StepInputs, build
+from rtpjax.models import abstract_state as abstract_state_of
+from tests.golden import cases
+
+PAGE_SIZE = 4
+FP32 = Precision.of("FP32", "cpu")
+
+
+def golden_model(case_name: str, precision: Precision = FP32) -> CausalLM:
+    """The model of a golden case, with the case's weights."""
+    config = ModelConfig.from_hf(cases.CASES[case_name].config)
+    leaves = [
+        jnp.asarray(cases.weight(name, spec.shape), spec.dtype)
+        for name, spec in abstract_state_of(config, precision).items()
+    ]
+    graphdef, state = nnx.split(build(config, precision, abstract=True))
+    return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+class PagedRun:
+    """Sequences of one model, each with its pages.
+
+    Attributes:
+        lens: Tokens that each sequence has in the cache.
+    """
+
+    def __init__(self, model: CausalLM, num_rows: int, max_len: int, dtype=jnp.float32):
+        pages_per_row = -(-max_len // PAGE_SIZE)
+        num_pages = 1 + 2 * num_rows * pages_per_row
+        owned = 1 + np.random.default_rng(0).permutation(num_pages - 1)[: num_rows * pages_per_row]
+        self.page_table = owned.reshape(num_rows, pages_per_row).astype(np.int32)
+        self.lens = [0] * num_rows
+        self.caches = tuple(
+            LayerCache(*2 * (jnp.full(shape, jnp.nan, dtype),))
+            for spec in model.cache_specs()
+            for shape in [(num_pages, PAGE_SIZE, spec.num_kv_heads, spec.head_dim)]
+        )
+        graphdef, state = nnx.split(model)
+        self.leaves, treedef = jax.tree.flatten(state)
+
+        @functools.partial(jax.jit, donate_argnames="caches")
+        def run(leaves, token_ids, step, caches):
+            model = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+            hidden, caches = model(token_ids, step, caches)
+            return model.logits(hidden), caches
+
+        self._run = run
+
+    def step(self, rows: list[np.ndarray], kind: Literal["decode", "extend"]) -> list[np.ndarray]:
+        """Adds token ids to each sequence; logits float32 `[tokens, V]` of each."""
+        token_ids, inputs = self._pack(rows, kind)
+        logits, caches = self._run(tuple(self.leaves), token_ids, inputs, self._copies())
+        self.caches = caches
+        self.lens = [n + len(row) for n, row in zip(self.lens, rows, strict=True)]
+        ends = np.cumsum([len(row) for row in rows])
+        return np.split(np.asarray(logits)[: ends[-1]], ends[:-1])
+
+    def _copies(self) -> tuple[LayerCache, ...]:
+        # XLA refuses to donate one buffer twice, and jnp.full may have made k and v of one.
+        return jax.tree.map(jnp.copy, self.caches)
+
+    def _pack(self, rows: list[np.ndarray], kind) -> tuple[jax.Array, StepInputs]:
+        num_padding = 1 if kind == "decode" else 3
+        positions = [n + np.arange(len(row)) for n, row in zip(self.lens, rows, strict=True)]
+        slots = [
+            table[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
+            for table, at in zip(self.page_table, positions, strict=True)
+        ]
+        padding = np.zeros(num_padding, np.int32)
+        starts = np.cumsum([0, *(len(row) for row in rows)])
+        # In a decode step T == B, so the padding row has the padding token; else it has none.
+        starts = np.append(starts, starts[-1] + (kind == "decode"))
+        lens = [n + len(row) for n, row in zip(self.lens, rows, strict=True)] + [0]
+        width = self.page_table.shape[1]
+        table = np.concatenate([self.page_table, np.zeros((1, width), np.int32)])
+        used = np.arange(width)[None, :] * PAGE_SIZE < np.asarray(lens)[:, None]
+
+        def device(*parts) -> jax.Array:
+            return jnp.asarray(np.concatenate(parts), jnp.int32)
+
+        inputs = StepInputs(
+            positions=device(*positions, padding),
+            slots=device(*slots, padding),
+            page_table=jnp.asarray(np.where(used, table, 0), jnp.int32),
+            query_start=device(starts),
+            context_lens=device(lens),
+            kind=kind,
+        )
+        return device(*rows, padding), inputs
