@@ -177,14 +177,16 @@ class LLMEngine:
         """Dispatches the next step and returns what the one before it added to its requests."""
         started, waited = time.perf_counter(), self.timings.wait_s
         rows: list[ScheduledRow] = []
+        outputs: list[RequestOutput] = []
         collected = self._in_flight
         try:
             rows = self._scheduler.schedule()
             self._in_flight = self._dispatch(rows) if rows else None
-            outputs = self._collect(collected) if collected is not None else []
+            if collected is not None:
+                self._collect(collected, outputs)
         except Exception as error:  # the one place where any failure of a step ends up
             logger.exception("A step failed; its requests end with an error")
-            outputs = self._recover([*(collected.batch.rows if collected else ()), *rows], error)
+            outputs += self._recover([*(collected.batch.rows if collected else ()), *rows], error)
         self.timings.host_s += time.perf_counter() - started - (self.timings.wait_s - waited)
         return outputs
 
@@ -244,16 +246,15 @@ class LLMEngine:
         batch = pack(rows, self._runner.buckets, config.table_width, config.page_size)
         return self._runner.dispatch(batch)
 
-    def _collect(self, handle: StepHandle) -> list[RequestOutput]:
+    def _collect(self, handle: StepHandle, outputs: list[RequestOutput]) -> None:
+        """Adds a step's outputs to a list, which keeps what was done if one of them fails."""
         started = time.perf_counter()
         sampled = self._runner.collect(handle)
         self.timings.wait_s += time.perf_counter() - started
         token_ids = sampled.token_ids.tolist()
-        return [
-            self._take(row.sequence, token_ids[b], sampled, b)
-            for b, row in enumerate(handle.batch.rows)
-            if row.samples and not row.sequence.is_finished
-        ]
+        for b, row in enumerate(handle.batch.rows):
+            if row.samples and not row.sequence.is_finished:
+                outputs.append(self._take(row.sequence, token_ids[b], sampled, b))
 
     def _take(self, sequence: Sequence, token_id: int, sampled: Sampled, b: int) -> RequestOutput:
         """Adds a token to its request, and ends the request if the token does."""

@@ -222,7 +222,7 @@ class Runner:
 def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[int, float, int]]:
     """(token id, value, position before which it counts): the logit bias, and what may not end the request yet."""
     sampling = sequence.request.sampling
-    first_end = sequence.num_prompt_tokens + sampling.min_tokens
+    first_end = min(sequence.num_prompt_tokens + sampling.min_tokens, NO_SLOT)
     ends = end_token_ids if sampling.min_tokens else frozenset()
     return [(token_id, value, NO_SLOT) for token_id, value in sampling.logit_bias] + [
         (token_id, EXCLUDED, first_end) for token_id in sorted(ends)

@@ -118,10 +118,8 @@ def _penalize(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array
 def _draw(logits: jax.Array, rows: RowInputs) -> jax.Array:
     """Draws a token a row from the filtered softmax, by the inverse of its distribution function."""
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-    # Masked logits must stay finite for small temperatures.
-    scaled = jnp.maximum(logits / temperature[:, None], EXCLUDED)
-    highest = scaled.max(-1, keepdims=True)
-    weights = jnp.exp(scaled - highest)
+    # Shifted first: a small temperature may take the others to -inf, but never the highest.
+    weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / temperature[:, None])
     weights = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
     filters = (rows.top_k > 0) | (rows.top_p < 1)
     weights = _when(filters, lambda w: _top_k_top_p(w, rows), weights)
@@ -136,9 +134,10 @@ def _first_above(weights: jax.Array, fraction: jax.Array) -> tuple[jax.Array, ja
 
     Also returns which fraction of that entry's own weight was passed, to go on inside it. Never an entry of weight 0.
     """
-    sums = jnp.cumsum(weights, axis=-1)
+    # The sums are added in a tree, so rounding can raise them at an entry of weight 0, too.
+    sums = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
     # Rounding must not put the target beyond the last entry that has weight.
-    target = jnp.minimum(fraction, 1 - 1e-6) * sums[:, -1:]
+    target = jnp.minimum(fraction, 1 - 1e-6) * sums.max(-1, keepdims=True)
     index = jnp.argmax(sums > target, axis=-1).astype(jnp.int32)
     at = index[:, None]
     weight = jnp.take_along_axis(weights, at, axis=-1)

@@ -106,9 +106,14 @@ class Scheduler:
         self._publish(sequence)
 
     def reset(self) -> None:
-        """The device cache was lost: every running sequence starts again, and no cached page is valid."""
+        """The device's state was lost, the tokens in flight and what the pages hold included.
+
+        Every running sequence starts again from its known tokens.
+        """
         for sequence in list(self.running):
             self._preempt(sequence)
+        for sequence in self.waiting:
+            sequence.num_sampled = sequence.num_output_tokens
         self.pool.forget_all()
 
     def _admit(self) -> Sequence | None:

@@ -1,0 +1,224 @@
+"""Converts a checkpoint: reads any format, checks it, and writes a complete folder or none."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from checkpoints_conv.manifest import Manifest, sha256_of, write_manifest
+from checkpoints_conv.readers import open_checkpoint
+from checkpoints_conv.readers.gguf import GgufCheckpoint
+from checkpoints_conv.writers import WRITERS, Source, num_bytes
+from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
+from rtpjax.errors import CheckpointError
+from rtpjax.models import ModelConfig, Precision, abstract_state
+from rtpjax.tokenizer import load_tokenizer
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+# What a folder may have besides weights and config.json that a server uses.
+_TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What to write.
+
+    Attributes:
+        format: "safetensors" or "orbax".
+        dtype: "float32", "bfloat16", "float16", or "auto": as stored, and quantized weights as
+            bfloat16.
+        force: Whether an existing destination is replaced.
+        has_progress: Whether a bar is drawn on stderr.
+    """
+
+    format: str = "safetensors"
+    dtype: str = "auto"
+    force: bool = False
+    has_progress: bool = True
+
+
+def convert(source: Path, destination: Path, options: Conversion) -> None:
+    """Converts source into the folder destination, which appears when it is complete.
+
+    Args:
+        source: Anything that open_checkpoint reads.
+        destination: A folder that does not exist yet, unless options.force.
+        options: Format, dtype, and whether to replace.
+
+    Raises:
+        CheckpointError: The source cannot be read or does not fit its model, the destination is
+            there already, or writing failed (nothing is left behind then).
+    """
+    if destination.exists() and not options.force:
+        raise CheckpointError(f"{destination}: already there. Give --force to replace it.")
+    checkpoint = open_checkpoint(source)
+    model_config = ModelConfig.from_hf(checkpoint.config)
+    specs = abstract_state(model_config, Precision.of("FP32", "cpu"))
+    check_tensors(checkpoint, specs)
+    try:
+        with complete_folder(destination, force=options.force) as folder:
+            _write(checkpoint, list(specs), folder, options)
+    except OSError as error:
+        raise CheckpointError(f"{destination}: writing failed, nothing is left: {error}") from error
+
+
+@contextlib.contextmanager
+def complete_folder(destination: Path, *, force: bool) -> Iterator[Path]:
+    """A new folder beside destination that takes its name at the end, if nothing went wrong.
+
+    Until the rename there is nothing at destination, also when the process is killed; what it
+    leaves then has a name that begins with a dot, and no config.json before its weights are
+    complete.
+    """
+    destination = destination.absolute()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{destination.name}.partial-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        _sync(folder)
+        if force and destination.exists():
+            _replace(folder, destination)
+        else:
+            folder.rename(destination)
+        _sync_one(destination.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, destination: Path) -> None:
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old-", dir=destination.parent))
+    destination.rename(old / destination.name)
+    folder.rename(destination)
+    shutil.rmtree(old)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(checkpoint: Checkpoint, names: list[str], folder: Path, options: Conversion) -> None:
+    """Weights, tokenizer, config.json, manifest.json, in this order."""
+    tensors = [_target(checkpoint, name, options.dtype) for name in names]
+    dtypes = {info.name: info.dtype for info in tensors}
+
+    def read(name: str) -> np.ndarray:
+        return checkpoint.read(name).astype(dtypes[name], copy=False)
+
+    total = sum(map(num_bytes, tensors))
+    with tqdm(
+        total=total,
+        desc=f"converting {checkpoint.path.name}",
+        unit="B",
+        unit_scale=True,
+        disable=not options.has_progress,
+    ) as bar:
+        files = WRITERS[options.format](folder, Source(tensors, read, bar.update))
+    _write_texts(checkpoint, folder)
+    saved_dtype = max(set(dtypes.values()), key=list(dtypes.values()).count)
+    _write_json(folder / "config.json", _config(checkpoint.config, saved_dtype))
+    described = {
+        info.name: {
+            "shape": list(info.shape),
+            "dtype": info.dtype.name,
+            "file": files[info.name],
+        }
+        for info in tensors
+    }
+    manifest = Manifest(
+        source=str(checkpoint.path.absolute()),
+        source_sha256=sha256_of(checkpoint.files),
+        format=options.format,
+        dtype=options.dtype,
+        tensors=described,
+        tool=_tool(),
+    )
+    write_manifest(folder, manifest)
+
+
+def _tool() -> str:
+    try:
+        return f"rtpjax {importlib.metadata.version('rtpjax')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "rtpjax, run from its source folder"
+
+
+def _target(checkpoint: Checkpoint, name: str, dtype: str) -> TensorInfo:
+    info = checkpoint.tensors[name]
+    if dtype != "auto":
+        return dataclasses.replace(info, dtype=DTYPES[dtype])
+    is_quantized = isinstance(checkpoint, GgufCheckpoint) and checkpoint.is_quantized
+    return dataclasses.replace(info, dtype=DTYPES["bfloat16"]) if is_quantized else info
+
+
+def _config(config: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
+    # transformers 5 writes "dtype", earlier ones "torch_dtype"; both read the second.
+    rest = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    return {**rest, "torch_dtype": dtype.name}
+
+
+def _write_texts(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, chat template and generation_config.json."""
+    if isinstance(checkpoint, GgufCheckpoint):
+        _write_tokenizer(load_tokenizer(checkpoint.path), folder)
+        config = checkpoint.config
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        _write_json(
+            folder / "generation_config.json", {key: config[key] for key in keys if key in config}
+        )
+        return
+    for name in _TEXT_FILES:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, folder / name)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    # transformers 5 writes a name that 4 does not know; both know this one.
+    options = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    _write_json(file, options)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")

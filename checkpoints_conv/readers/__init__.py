@@ -1,0 +1,81 @@
+"""Opens a checkpoint, whatever it is stored as. Pickles are never loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from checkpoints_conv.manifest import read_manifest
+from checkpoints_conv.readers.gguf import GgufCheckpoint
+from checkpoints_conv.readers.safetensors import INDEX_NAME, SafetensorsCheckpoint
+from rtpjax.checkpoint import Checkpoint
+from rtpjax.errors import CheckpointError
+
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens a checkpoint and reads its headers, no weights.
+
+    Args:
+        path: A folder in Hugging Face layout, one written by this package (safetensors or orbax), a
+            .gguf file, or a folder with one.
+
+    Raises:
+        CheckpointError: There is no checkpoint that can be read; the message says what to do.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _open_file(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder.")
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.format == "orbax":
+        # Orbax takes 2 s to import, and only its own checkpoints need it.
+        from checkpoints_conv.readers.orbax import OrbaxCheckpoint
+
+        return OrbaxCheckpoint(path, _read_config(path), manifest)
+    if (path / INDEX_NAME).exists() or any(path.glob("*.safetensors")):
+        return SafetensorsCheckpoint(path, _read_config(path))
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return GgufCheckpoint(ggufs[0])
+    raise _nothing_readable(path, ggufs)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix == ".gguf":
+        return GgufCheckpoint(path)
+    raise CheckpointError(
+        f"{path}: only .gguf checkpoints are single files; name the folder with config.json."
+    )
+
+
+def _read_config(path: Path) -> dict:
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there are weights, but no config.json.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(config).__name__}.")
+    return config
+
+
+def _nothing_readable(path: Path, ggufs: list[Path]) -> CheckpointError:
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs)
+        return CheckpointError(f"{path}: {len(ggufs)} .gguf files; name one of them: {names}.")
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        return CheckpointError(
+            f"{path}: the weights are pickles ({', '.join(pickles[:3])}), which run code when they "
+            "are loaded; they are not read. If you trust them, convert them where torch is "
+            "installed: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(DST) writes "
+            "safetensors."
+        )
+    return CheckpointError(
+        f"{path}: no checkpoint: expected *.safetensors with config.json, or one .gguf file."
+    )

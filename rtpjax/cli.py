@@ -1,0 +1,61 @@
+"""The command `rtpjax`: serve, convert, bench, chat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """usage: rtpjax COMMAND ...
+
+  serve     serve a model over the OpenAI API
+  convert   convert a checkpoint (Hugging Face folder or .gguf) to safetensors or orbax
+  bench     measure a server or the engine
+  chat      talk to a running server in the terminal
+
+rtpjax COMMAND --help says more."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    run = _commands().get(command)
+    if run is None:
+        print(f"rtpjax: there is no command {command!r}.\n{USAGE}", file=sys.stderr)
+        return 2
+    return run(rest)
+
+
+def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
+    return {"serve": _serve, "convert": _convert, "bench": _bench, "chat": _chat}
+
+
+# Imported when called: each brings libraries that the others do not need.
+def _serve(argv: Sequence[str]) -> int:
+    from rtpjax.start_server import main
+
+    return main(argv)
+
+
+def _convert(argv: Sequence[str]) -> int:
+    from checkpoints_conv.__main__ import main
+
+    return main(argv)
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from bench.cli import main
+
+    return main(argv, prog="rtpjax bench")
+
+
+def _chat(argv: Sequence[str]) -> int:
+    from server.chat import main
+
+    return main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

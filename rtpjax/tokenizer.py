@@ -1,0 +1,73 @@
+"""Loads the tokenizer of a checkpoint, and finds the tokens that end a sequence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rtpjax.errors import CheckpointError
+from rtpjax.gguf_file import read_gguf
+from rtpjax.gguf_tokenizer import tokenizer_from_gguf
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or a .gguf file. Nothing is downloaded, no code there is run.
+
+    Args:
+        path: A folder with tokenizer files, a .gguf file, or a folder with one.
+
+    Raises:
+        CheckpointError: There is no tokenizer, or it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return tokenizer_from_gguf(read_gguf(path))
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder to load a tokenizer from.")
+    if not any((path / name).exists() for name in _TOKENIZER_FILES):
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return tokenizer_from_gguf(read_gguf(ggufs[0]))
+        raise CheckpointError(
+            f"{path}: there is no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). "
+            "Set TOKENIZER_PATH to the folder that has it."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise CheckpointError(f"{path}: the tokenizer cannot be loaded: {error}") from error
+
+
+def eos_token_ids(
+    path: str | Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """The tokens that end a sequence: those that generation_config.json, config and tokenizer name.
+
+    All of them count: chat checkpoints differ in which of the three has the end of a turn, and none
+    names a token that may stand inside of an answer.
+
+    Args:
+        path: The checkpoint's folder or file.
+        config: The dict of its config.json.
+        tokenizer: Its tokenizer.
+    """
+    ids: list[int] = []
+    generation_config = Path(path) / "generation_config.json"
+    if generation_config.is_file():
+        ids.extend(_ids(json.loads(generation_config.read_text()).get("eos_token_id")))
+    ids.extend(_ids(config.get("eos_token_id")))
+    ids.extend(_ids(tokenizer.eos_token_id))
+    return tuple(dict.fromkeys(ids))
+
+
+def _ids(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list):
+        yield from value

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server. It sees the engine's border only, and imports no jax."""

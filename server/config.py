@@ -1,0 +1,29 @@
+"""What the operator can set on the server. The entry point resolves the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of the HTTP side.
+
+    Attributes:
+        host, port: Where to listen; port 0 takes a free one.
+        api_keys: Keys that callers may send as `Authorization: Bearer KEY`; empty accepts anyone.
+        max_body_bytes: A larger body gets a 413.
+        max_choices: Most sequences one request may ask for (`n`, or `n` times its prompts).
+        response_timeout_s: Longest time for one answer, streamed or not.
+        drain_timeout_s: After SIGTERM, how long running requests may take to finish.
+        template_timeout_s: Longest time for rendering one chat template.
+    """
+
+    host: str = "0.0.0.0"
+    port: int = 8088
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_choices: int = 16
+    response_timeout_s: float = 24 * 3600.0
+    drain_timeout_s: float = 30.0
+    template_timeout_s: float = 5.0

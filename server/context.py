@@ -1,0 +1,46 @@
+"""What the routes share, made once per app."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from rtpjax.errors import DrainingError
+from server.chat_template import ChatTemplate
+from server.config import ServerConfig
+from server.engine_protocol import Engine
+from server.metrics import Metrics
+from server.prompt import PromptEncoder
+from server.token_text import TokenText
+
+
+class ServerContext:
+    """The engine, the settings and what is derived from the tokenizer (`app.ctx.server`)."""
+
+    def __init__(self, engine: Engine, config: ServerConfig):
+        """Raises: ConfigError: The tokenizer's chat template is no valid Jinja."""
+        self.engine = engine
+        self.config = config
+        self.metrics = Metrics(engine.stats)
+        template = ChatTemplate.from_tokenizer(
+            engine.tokenizer, timeout_s=config.template_timeout_s
+        )
+        self.encoder = PromptEncoder(engine.tokenizer, template)
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """Only requests for logprobs need it."""
+        return TokenText(self.engine.tokenizer)
+
+    def unavailable_reason(self) -> str | None:
+        """Why no request can be taken now, or None."""
+        if self.engine.is_draining:
+            return "the server is shutting down"
+        if not self.engine.is_ready:
+            return "the model is still loading"
+        return None
+
+    def check_available(self) -> None:
+        """Raises: DrainingError: The engine is loading or draining."""
+        reason = self.unavailable_reason()
+        if reason is not None:
+            raise DrainingError(f"{reason}; try again later")

@@ -1,0 +1,78 @@
+"""Any exception -> an OpenAI-shaped JSON error with the right status."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.exceptions import NotFound, SanicException
+
+from rtpjax.errors import DrainingError, QueueFullError, RequestError
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER = {"Retry-After": "1"}
+_CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+}
+
+
+class ModelNotFound(NotFound):
+    """GET /v1/models/{id} for another model than the one served."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpError:
+    """An error as a caller sees it."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """The body: OpenAI's `error` object."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> HTTPResponse:
+        return HTTPResponse(
+            json.dumps(self.as_json(), ensure_ascii=False),
+            status=self.status,
+            headers=self.headers,
+            content_type="application/json",
+        )
+
+
+def to_http_error(error: Exception) -> HttpError:
+    """Maps an exception; what nobody foresaw is logged, and the caller learns nothing internal."""
+    if isinstance(error, QueueFullError):
+        code = error.code or "rate_limit_exceeded"
+        return HttpError(429, str(error), error.param, code, _RETRY_AFTER)
+    if isinstance(error, DrainingError):
+        return HttpError(503, str(error), error.param, error.code or "unavailable", _RETRY_AFTER)
+    if isinstance(error, RequestError):
+        return HttpError(400, str(error), error.param, error.code)
+    if isinstance(error, ModelNotFound):
+        return HttpError(404, str(error), "model", "model_not_found")
+    if isinstance(error, SanicException) and error.status_code < 500:
+        status = error.status_code
+        headers = {name: str(value) for name, value in error.headers.items()}
+        return HttpError(status, str(error), None, _CODES.get(status), headers)
+    logger.error("a request failed", exc_info=error)
+    return HttpError(500, "the server failed while it worked on this request; its log says why")
+
+
+def install_error_handler(app: Sanic) -> None:
+    """Sends every exception of `app`, Sanic's own ones too, through `to_http_error`."""
+
+    @app.exception(Exception)
+    async def handle(_request: Request, error: Exception) -> HTTPResponse:
+        return to_http_error(error).response()

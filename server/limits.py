@@ -1,0 +1,13 @@
+"""Caps on what one request may ask for. They bound the work that a caller can cause."""
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 300
+MAX_TOP_LOGPROBS = 20
+MAX_LEGACY_LOGPROBS = 5
+MAX_CACHE_SALT_CHARS = 256
+MAX_PROMPTS = 128
+MAX_MESSAGES = 10_000
+MAX_INT32 = 2**31 - 1
+MAX_INT64 = 2**63 - 1

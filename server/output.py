@@ -1,0 +1,164 @@
+"""The engine's outputs -> deltas of the answer. A whole answer is the joined stream: one path."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from rtpjax.engine.request import GenerationRequest, RequestOutput, TokenLogprob
+from rtpjax.errors import DrainingError, EngineError
+from server.engine_protocol import Engine
+from server.metrics import Metrics, RequestTimer
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one output adds to one choice of the answer."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one answer, updated while it is generated.
+
+    Attributes:
+        choices_per_prompt: `n`. The choices of a prompt share its tokens, which count once.
+    """
+
+    choices_per_prompt: int = 1
+    last: dict[int, RequestOutput] = field(default_factory=dict)
+
+    @property
+    def prompt_tokens(self) -> int:
+        outputs = self.last.items()
+        return sum(o.num_prompt_tokens for i, o in outputs if i % self.choices_per_prompt == 0)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(output.num_output_tokens for output in self.last.values())
+
+    @property
+    def cached_tokens(self) -> int:
+        # The first choice's: the others find the prompt that the first one has just computed.
+        outputs = self.last.items()
+        return sum(o.num_cached_tokens for i, o in outputs if i % self.choices_per_prompt == 0)
+
+    def as_json(self) -> dict[str, object]:
+        """OpenAI's `usage` object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished choice of a whole answer."""
+
+    index: int
+    text: str
+    logprobs: list[TokenLogprob] | None
+    finish_reason: str | None
+
+
+async def deltas(
+    engine: Engine, requests: Sequence[GenerationRequest], usage: Usage, metrics: Metrics
+) -> AsyncGenerator[Delta, None]:
+    """Runs all requests at once and yields their deltas as they come; closing it aborts them.
+
+    Raises:
+        RequestError: The engine refuses a request.
+        EngineError: A request ended without a complete answer.
+    """
+    async with aclosing(_outputs(engine, requests, metrics)) as outputs:
+        async for index, output in outputs:
+            usage.last[index] = output
+            if output.finish_reason == "error":
+                raise EngineError(output.error or "the engine failed on this request")
+            if output.finish_reason == "abort":
+                raise DrainingError("the server stopped before the answer was complete")
+            if output.text or output.logprobs or output.finish_reason:
+                yield Delta(index, output.text, output.logprobs, output.finish_reason)
+
+
+def join(parts: Iterable[Delta]) -> list[Choice]:
+    """The whole choices that a stream of deltas spells, in order of their index."""
+    texts: dict[int, list[str]] = {}
+    choices: dict[int, Choice] = {}
+    for delta in parts:
+        choice = choices.setdefault(delta.index, Choice(delta.index, "", None, None))
+        texts.setdefault(delta.index, []).append(delta.text)
+        if delta.logprobs is not None:
+            choice.logprobs = (choice.logprobs or []) + list(delta.logprobs)
+        choice.finish_reason = delta.finish_reason or choice.finish_reason
+    for index, choice in choices.items():
+        choice.text = "".join(texts[index])
+    return [choices[index] for index in sorted(choices)]
+
+
+async def _outputs(
+    engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    if len(requests) == 1:  # the common case needs no tasks
+        async with aclosing(_timed(engine, requests[0], metrics)) as outputs:
+            async for output in outputs:
+                yield 0, output
+        return
+    async with aclosing(_merged(engine, requests, metrics)) as merged:
+        async for pair in merged:
+            yield pair
+
+
+async def _merged(
+    engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    queue: asyncio.Queue[tuple[int, RequestOutput | None]] = asyncio.Queue()
+
+    async def pump(index: int, request: GenerationRequest) -> None:
+        try:
+            async with aclosing(_timed(engine, request, metrics)) as outputs:
+                async for output in outputs:
+                    queue.put_nowait((index, output))
+        finally:
+            queue.put_nowait((index, None))
+
+    tasks = [asyncio.create_task(pump(i, request)) for i, request in enumerate(requests)]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            index, output = await queue.get()
+            if output is not None:
+                yield index, output
+                continue
+            num_running -= 1
+            await tasks[index]  # raises what ended this request, if something did
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _timed(
+    engine: Engine, request: GenerationRequest, metrics: Metrics
+) -> AsyncGenerator[RequestOutput, None]:
+    timer = RequestTimer(metrics)
+    outputs = engine.generate(request)
+    try:
+        async for output in outputs:
+            timer.see(output)
+            yield output
+            if output.finish_reason is not None:
+                return
+    except (GeneratorExit, asyncio.CancelledError):  # the client left
+        timer.finish("abort")
+        raise
+    finally:
+        await outputs.aclose()

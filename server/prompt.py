@@ -1,0 +1,83 @@
+"""Text -> token ids, checked against the context. All of it runs in a worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rtpjax.errors import RequestError
+from server.chat_template import ChatTemplate
+from server.protocol.body import field_error
+from server.protocol.completions import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the model sees it, and its text (for `echo`)."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+class PromptEncoder:
+    """Makes prompts for one tokenizer and one chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate):
+        # The backend, not the wrapper: the wrapper sets truncation on each call, which fails when
+        # two threads encode. A tokenizer.json may switch truncation on; a prompt is never cut.
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._template = template
+        self.vocab_size = len(tokenizer)
+
+    async def encode_chat(
+        self, messages: list[dict[str, str]], variables: dict[str, Any]
+    ) -> EncodedPrompt:
+        """Renders and encodes; the template writes the special tokens, so none are added again."""
+
+        def work() -> EncodedPrompt:
+            text = self._template.render(messages, **variables)
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            return EncodedPrompt(tuple(encoding.ids), text)
+
+        return await asyncio.to_thread(work)
+
+    async def encode_completion(self, prompt: Prompt) -> EncodedPrompt:
+        """Encodes text with the tokenizer's own special tokens, or takes token ids as they are."""
+        if isinstance(prompt, str):
+            encoding = await asyncio.to_thread(self._backend.encode, prompt)
+            return EncodedPrompt(tuple(encoding.ids), prompt)
+        for token_id in prompt:
+            if not 0 <= token_id < self.vocab_size:
+                reason = f"a token id is outside the vocabulary of {self.vocab_size}"
+                raise field_error("prompt", reason)
+        text = await asyncio.to_thread(self._backend.decode, prompt, skip_special_tokens=False)
+        return EncodedPrompt(tuple(prompt), text)
+
+
+def check_lengths(
+    prompt_len: int, max_tokens: int | None, max_model_len: int, *, param: str
+) -> None:
+    """Refuses a prompt that does not fit the context, or leaves too little of it for `max_tokens`.
+
+    Raises:
+        RequestError: With OpenAI's code, and both lengths in the message.
+    """
+    if prompt_len == 0:
+        raise field_error(param, "the prompt has no tokens")
+    wanted = 1 if max_tokens is None else max_tokens
+    if prompt_len + wanted <= max_model_len:
+        return
+    message = f"the model's context is {max_model_len} tokens, but the prompt has {prompt_len}"
+    if max_tokens is not None:
+        message += f" and max_tokens is {max_tokens} ({prompt_len + max_tokens} together)"
+    raise RequestError(
+        f"{message}; shorten the prompt or lower max_tokens",
+        param=param,
+        code="context_length_exceeded",
+    )

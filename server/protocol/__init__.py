@@ -1,0 +1,1 @@
+"""Request bodies: what they may hold, and clear errors for what they may not."""

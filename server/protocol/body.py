@@ -1,0 +1,171 @@
+"""Bytes of a request -> a checked pydantic model, or a RequestError that names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from rtpjax.errors import RequestError
+
+# Accepted and ignored: none of them changes the text of the answer.
+HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+_CALLS = "function calls are not supported yet"
+_FORMAT = "structured output is not supported yet"
+
+# They would change the answer, so a value other than the neutral ones is refused, never ignored.
+UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "tools": (_CALLS, ([],)),
+    "functions": (_CALLS, ([],)),
+    "tool_choice": (_CALLS, ("none", "auto")),
+    "function_call": (_CALLS, ("none", "auto")),
+    "response_format": (_FORMAT, ({"type": "text"},)),
+    "structured_outputs": (_FORMAT, ()),
+    "guided_json": (_FORMAT, ()),
+    "guided_regex": (_FORMAT, ()),
+    "modalities": ("only text can be generated", (["text"],)),
+    "audio": ("only text can be generated", ()),
+    "suffix": ("inserting before a suffix is not supported", ("",)),
+    "web_search_options": ("web search is not supported", ()),
+    "reasoning_effort": ("it is not supported yet", ()),
+    "verbosity": ("it is not supported yet", ()),
+    "enable_thinking": ("pass it inside chat_template_kwargs", ()),
+    "thinking_budget": ("it is not supported yet", ()),
+    "extra_configs": ("pass its settings as fields of the request", ({},)),
+    "prompt_logprobs": ("it is not supported yet", (False, 0)),
+    "bad_words": ("it is not supported yet", ([],)),
+    "allowed_token_ids": ("it is not supported yet", ()),
+    "continue_final_message": ("it is not supported yet", (False,)),
+    "num_beams": ("beam search is not supported yet", (1,)),
+    "use_beam_search": ("beam search is not supported yet", (False,)),
+}
+
+
+class StrictModel(BaseModel):
+    """No conversions between types, no NaN or Infinity, no unknown fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse_body(body: bytes, model: type[ModelT]) -> ModelT:
+    """Checks a JSON body against `model`. A field that is null counts as absent.
+
+    Raises:
+        RequestError: The body is no JSON object, or a field is unknown, unsupported or wrong.
+    """
+    fields = _load_object(body)
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name in HARMLESS & given.keys():
+        del given[name]
+    for name in UNSUPPORTED.keys() & given.keys():
+        reason, neutral = UNSUPPORTED[name]
+        if not any(_same(given[name], value) for value in neutral):
+            raise RequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")
+        del given[name]
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise _readable(error) from error
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return type(value) is type(neutral) and value == neutral
+
+
+def _load_object(body: bytes) -> dict[str, Any]:
+    if not body:
+        raise RequestError("the request body is empty, expected a JSON object")
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise RequestError(f"the request body is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the request body is not UTF-8: {error}") from error
+    except UnicodeEncodeError as error:
+        raise RequestError("the request body has half of a surrogate pair in a string") from error
+    except RecursionError as error:
+        raise RequestError("the request body is nested too deeply") from error
+    except ValueError as error:
+        raise RequestError(f"the request body has a number that is refused: {error}") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"the request body must be a JSON object, found {describe(value)}")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _readable(error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False)[0]
+    path = field_path(first["loc"])
+    # OpenAI's `param` is the path of the field, or null for the body as a whole.
+    return RequestError(_explain(path, first), param=path or None)
+
+
+def field_error(path: str, reason: str) -> RequestError:
+    """The error for one field; pydantic lets it through its validators as it is."""
+    return RequestError(f"{path}: {reason}", param=path)
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """('messages', 0, 'content') -> 'messages[0].content'."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _explain(path: str, error: ErrorDetails) -> str:
+    kind = error["type"]
+    if kind == "missing":
+        return f"{path}: this field is required"
+    if kind == "extra_forbidden":
+        return f"{path}: unknown field"
+    if kind in ("too_long", "too_short"):
+        bound = "at most" if kind == "too_long" else "at least"
+        most = error.get("ctx", {}).get("max_length" if kind == "too_long" else "min_length")
+        return f"{path}: expected {bound} {most} items, found {describe(error['input'])}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be ", "expected ")
+    if kind == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {message}, found {describe(error['input'])}"
+
+
+def describe(value: Any) -> str:
+    """Names a JSON value for an error message, shortened."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, str):
+        return f"the string {value if len(value) <= 40 else value[:40] + '...'!r}"
+    if isinstance(value, int) and abs(value) > 10**20:
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r}"

@@ -1,0 +1,35 @@
+"""What load balancers and Prometheus ask for."""
+
+from __future__ import annotations
+
+from sanic import HTTPResponse, Request
+from sanic.response import json, raw
+
+from server.routes import context_of
+
+
+async def health(request: Request) -> HTTPResponse:
+    """200 only while requests are taken; else 503 and the reason."""
+    reason = context_of(request).unavailable_reason()
+    if reason is not None:
+        return json({"status": "unavailable", "reason": reason}, status=503)
+    return json({"status": "ok"})
+
+
+async def liveness(_request: Request) -> HTTPResponse:
+    """200 as long as the process answers, also while the model is loading."""
+    return json("ok")
+
+
+async def metrics(request: Request) -> HTTPResponse:
+    """Prometheus' text format."""
+    body = context_of(request).metrics.render()
+    return raw(body, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+ROUTES = [
+    ("GET", "/health", health),
+    ("GET", "/status", liveness),
+    ("GET", "/liveness", liveness),
+    ("GET", "/metrics", metrics),
+]

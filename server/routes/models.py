@@ -1,0 +1,45 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from sanic import HTTPResponse, Request
+from sanic.response import json
+
+from server.errors import ModelNotFound
+from server.routes import context_of
+
+
+async def list_models(request: Request) -> HTTPResponse:
+    """The one model that this server has."""
+    return json({"object": "list", "data": [_model(request)]})
+
+
+async def get_model(request: Request, model_id: str) -> HTTPResponse:
+    """That model, by name; a name can have slashes in it."""
+    model = _model(request)
+    if unquote(model_id) != model["id"]:
+        raise ModelNotFound(f"this server has no model {unquote(model_id)!r}, only {model['id']!r}")
+    return json(model)
+
+
+def _model(request: Request) -> dict[str, Any]:
+    engine = context_of(request).engine
+    model = {
+        "id": engine.model_name,
+        "object": "model",
+        "created": engine.created,
+        "owned_by": "rtpjax",
+    }
+    if engine.is_ready:
+        model["max_model_len"] = engine.max_model_len
+    return model
+
+
+ROUTES = [
+    ("GET", "/v1/models", list_models),
+    ("GET", "/models", list_models),
+    ("GET", "/v1/models/<model_id:path>", get_model),
+]

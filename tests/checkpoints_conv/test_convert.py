@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import jax
+import numpy as np
+import pytest
+
+from checkpoints_conv import convert as convert_module
+from checkpoints_conv import writers
+from checkpoints_conv.__main__ import main
+from checkpoints_conv.convert import DTYPES, Conversion, convert
+from checkpoints_conv.manifest import read_manifest, sha256_of
+from checkpoints_conv.readers import open_checkpoint
+from rtpjax.checkpoint import load_params
+from rtpjax.errors import CheckpointError
+from rtpjax.models import ModelConfig, Precision, abstract_state
+from rtpjax.sharding import make_mesh
+from tests.checkpoints_conv import tiny
+
+QUIET = Conversion(has_progress=False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    config = tiny.config()
+    return tiny.write_folder(tmp_path / "source", config, tiny.weights(config))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", writers.WRITERS)
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_a_conversion_holds_the_same_weights_on_any_mesh(
+    source: Path, tmp_path: Path, format: str, dtype: str, tp_size: int
+) -> None:
+    arguments = [str(source), str(tmp_path / "out"), "--format", format, "--dtype", dtype]
+    assert main(arguments) == 0
+    before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
+    assert after.format == format
+    assert after.config["torch_dtype"] == dtype
+    specs = abstract_state(ModelConfig.from_hf(after.config), Precision.of("FP32", "cpu"))
+    params = load_params(after, specs, make_mesh(tp_size))
+    jax.block_until_ready(params)
+    for name, value in params.items():
+        expected = before.read(name).astype(DTYPES[dtype]).astype(np.float32)
+        np.testing.assert_array_equal(np.asarray(value), expected)
+        assert after.tensors[name].dtype == DTYPES[dtype]
+        assert len(value.sharding.device_set) == tp_size
+    name, index = "model.embed_tokens.weight", (slice(3, 9), slice(None, 5))
+    expected = before.read(name).astype(DTYPES[dtype])[index]
+    np.testing.assert_array_equal(after.read(name, index), expected)
+
+
+@pytest.mark.parametrize("format", writers.WRITERS)
+def test_weights_are_written_in_groups(
+    source: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_small(folder: Path, tensors: writers.Source) -> dict[str, str]:
+        return {"safetensors": writers.write_safetensors, "orbax": writers.write_orbax}[format](
+            folder, tensors, 30_000
+        )
+
+    monkeypatch.setattr(convert_module, "WRITERS", {format: write_small})
+    convert(source, tmp_path / "out", Conversion(format=format, has_progress=False))
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert len({entry["file"] for entry in manifest.tensors.values()}) > 3
+    before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
+    specs = tiny.specs(before.config)
+    for name, value in load_params(after, specs, make_mesh(2)).items():
+        np.testing.assert_array_equal(np.asarray(value), before.read(name))
+
+
+def test_a_quantized_gguf_becomes_a_whole_folder(tmp_path: Path) -> None:
+    config = tiny.config()
+    weights = tiny.weights(config)
+    path = tiny.write_gguf(
+        tmp_path / "m.gguf", config, weights, quantization=gguf.GGMLQuantizationType.Q4_1
+    )
+    convert(path, tmp_path / "out", QUIET)
+    before, after = open_checkpoint(path), open_checkpoint(tmp_path / "out")
+    for name in weights:
+        np.testing.assert_array_equal(after.read(name), before.read(name).astype(tiny.BF16))
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == 2
+
+
+def test_the_manifest_says_where_it_came_from(source: Path, tmp_path: Path) -> None:
+    (source / "tokenizer.json").write_text('{"a": 1}')
+    convert(source, tmp_path / "out", Conversion(dtype="bfloat16", has_progress=False))
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.source == str(source)
+    files = [source / "config.json", source / "model.safetensors"]
+    assert manifest.source_sha256 == sha256_of(files)
+    assert manifest.tensors["model.norm.weight"] == {
+        "shape": [64], "dtype": "bfloat16", "file": "model.safetensors",
+    }  # fmt: skip
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"a": 1}'
+
+
+def test_an_existing_destination_is_kept_unless_forced(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="--force"):
+        convert(source, out, QUIET)
+    assert (out / "mine.txt").exists()
+    convert(source, out, Conversion(force=True, has_progress=False))
+    assert not (out / "mine.txt").exists()
+    assert open_checkpoint(out).format == "safetensors"
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+
+
+def test_a_source_that_does_not_fit_its_model_is_refused(tmp_path: Path) -> None:
+    config = tiny.config()
+    weights = tiny.weights(config)
+    del weights["model.norm.weight"]
+    broken = tiny.write_folder(tmp_path / "a", config, weights)
+    with pytest.raises(CheckpointError, match=r"missing \(1\)"):
+        convert(broken, tmp_path / "out", QUIET)
+    unknown = {**config, "architectures": ["GrokForCausalLM"]}
+    with pytest.raises(CheckpointError, match="GrokForCausalLM"):
+        convert(tiny.write_folder(tmp_path / "b", unknown, weights), tmp_path / "out", QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_some(folder: Path, tensors: writers.Source) -> dict[str, str]:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(convert_module, "WRITERS", {"safetensors": write_some})
+    with pytest.raises(CheckpointError, match="No space left"):
+        convert(source, tmp_path / "out", QUIET)
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_main_reports_errors_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+# The child says when it begins to write, and is killed after a random time. It pauses at each step
+# (a tensor, a file, a sync), so that the time can fall between any two.
+SLOW_CONVERSION = """
+import pathlib, sys, time
+from checkpoints_conv import convert
+
+def slowly(function):
+    def wrapped(*arguments):
+        time.sleep(0.02)
+        return function(*arguments)
+    return wrapped
+
+source = convert.Source
+convert.Source = lambda tensors, read, progress: source(tensors, slowly(read), progress)
+convert._write_json = slowly(convert._write_json)
+convert.write_manifest = slowly(convert.write_manifest)
+convert._sync_one = slowly(convert._sync_one)
+print("begin", flush=True)
+convert.convert(*map(pathlib.Path, sys.argv[1:3]), convert.Conversion(has_progress=False))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_leaves_no_folder_that_loads(source: Path, tmp_path: Path) -> None:
+    expected = open_checkpoint(source)
+    for delay_s in np.random.default_rng(0).uniform(0.2, 1.6, 8):
+        out = tmp_path / "out"
+        with subprocess.Popen(
+            [sys.executable, "-c", SLOW_CONVERSION, str(source), str(out)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"begin\n"
+            time.sleep(delay_s)
+            child.send_signal(signal.SIGKILL)
+        for folder in tmp_path.glob("*out*"):
+            try:
+                left = open_checkpoint(folder)
+            except CheckpointError:
+                assert folder != out
+                continue
+            for name in expected.tensors:
+                np.testing.assert_array_equal(left.read(name), expected.read(name))

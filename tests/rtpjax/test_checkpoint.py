@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoints_conv.readers import open_checkpoint
+from rtpjax.checkpoint import check_tensors, load_params, params_bytes
+from rtpjax.errors import CheckpointError
+from rtpjax.models import ModelConfig, Precision, abstract_state
+from rtpjax.sharding import make_mesh, named_sharding
+from tests.checkpoints_conv import tiny
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_every_shard_is_its_slice_of_the_checkpoint(tmp_path: Path, tp_size: int) -> None:
+    config = tiny.config(tie_word_embeddings=False)
+    weights = tiny.weights(config)
+    checkpoint = open_checkpoint(tiny.write_folder(tmp_path / "m", config, weights))
+    specs, mesh = tiny.specs(config), make_mesh(tp_size)
+    done: list[int] = []
+    params = load_params(checkpoint, specs, mesh, progress=done.append)
+    assert list(params) == list(specs)
+    assert sum(done) == params_bytes(specs)
+    for name, spec in specs.items():
+        assert params[name].sharding == named_sharding(mesh, spec.axes, spec.shape)
+        for shard in params[name].addressable_shards:
+            np.testing.assert_array_equal(np.asarray(shard.data), weights[name][shard.index])
+    q_proj = params["model.layers.0.self_attn.q_proj.weight"]
+    assert q_proj.addressable_shards[0].data.shape == (64 // tp_size, 64)
+
+
+def test_weights_do_not_follow_a_file_that_is_overwritten(tmp_path: Path) -> None:
+    config = tiny.config()
+    weights = tiny.weights(config)
+    folder = tiny.write_folder(tmp_path / "m", config, weights)
+    params = load_params(open_checkpoint(folder), tiny.specs(config), make_mesh(1))
+    jax.block_until_ready(params)
+    file = folder / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.seek(-4096, 2)
+        opened.write(b"\xff" * 4096)
+    for name, value in params.items():
+        np.testing.assert_array_equal(np.asarray(value), weights[name])
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, tiny.BF16])
+@pytest.mark.parametrize("act_type", ["FP32", "BF16", "FP16"])
+def test_formats_are_cast_on_load(tmp_path: Path, stored: np.dtype | type, act_type: str) -> None:
+    config = tiny.config()
+    weights = tiny.weights(config, stored)
+    checkpoint = open_checkpoint(tiny.write_folder(tmp_path / "m", config, weights))
+    specs = abstract_state(ModelConfig.from_hf(config), Precision.of(act_type, "cpu"))
+    for name, value in load_params(checkpoint, specs, make_mesh(1)).items():
+        assert value.dtype == specs[name].dtype
+        np.testing.assert_array_equal(np.asarray(value), weights[name].astype(specs[name].dtype))
+
+
+def test_one_error_lists_every_problem(tmp_path: Path) -> None:
+    config = tiny.config()
+    weights = tiny.weights(config)
+    del weights["model.norm.weight"], weights["model.layers.1.mlp.up_proj.weight"]
+    weights["model.layers.2.mlp.up_proj.weight"] = np.zeros((3, 3), np.float32)
+    weights["model.layers.0.mlp.down_proj.weight"] = np.zeros((96, 64), np.float32)
+    weights["model.layers.0.mlp.gate_proj.weight"] = np.zeros((96, 64), np.int32)
+    folder = tiny.write_folder(tmp_path / "m", config, weights)
+    other = {"model.embed_tokens.weight": weights["model.embed_tokens.weight"]}
+    twin = tiny.write_folder(tmp_path / "other", config, other)
+    (twin / "model.safetensors").rename(folder / "more.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        check_tensors(open_checkpoint(folder), tiny.specs(config))
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[1:-1] == [
+        "missing (2):",
+        "model.layers.1.mlp.up_proj.weight",
+        "model.norm.weight",
+        "unexpected (1):",
+        "model.layers.2.mlp.up_proj.weight",
+        "misshapen (2):",
+        "model.layers.0.mlp.down_proj.weight: expected [64, 96], found [96, 64]",
+        "model.layers.0.mlp.gate_proj.weight: expected floating-point values, found int32",
+        "doubled (1):",
+        "model.embed_tokens.weight (in model.safetensors, more.safetensors)",
+    ]
+
+
+def test_a_tied_output_matrix_and_computed_buffers_are_accepted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny.config()
+    weights = tiny.weights(config)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    weights[buffer] = np.ones(8, np.float32)
+    checkpoint = open_checkpoint(tiny.write_folder(tmp_path / "m", config, weights))
+    with caplog.at_level("INFO"):
+        params = load_params(checkpoint, tiny.specs(config), make_mesh(1))
+    assert "lm_head.weight" not in params
+    assert "lm_head.weight" in caplog.text
+    assert buffer in caplog.text
+
+
+def test_an_untied_model_needs_its_output_matrix(tmp_path: Path) -> None:
+    config = tiny.config()
+    checkpoint = open_checkpoint(tiny.write_folder(tmp_path / "m", config, tiny.weights(config)))
+    untied = tiny.specs(tiny.config(tie_word_embeddings=False))
+    with pytest.raises(CheckpointError, match=r"missing \(1\):\n    lm_head.weight"):
+        check_tensors(checkpoint, untied)
