@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,11 @@ from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
 from rtpjax.errors import CheckpointError
 from rtpjax.models import ModelConfig, Precision, abstract_state
 from rtpjax.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_REMOVE_TRIES = 20
+_REMOVE_PAUSE_S = 0.2
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -88,7 +95,9 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
         with complete_folder(destination, force=options.force) as folder:
             _write(checkpoint, list(specs), folder, options)
     except OSError as error:
-        raise CheckpointError(f"{destination}: writing failed, nothing is left: {error}") from error
+        raise CheckpointError(
+            f"{destination}: writing failed, nothing stands there: {error}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -113,7 +122,17 @@ def complete_folder(destination: Path, *, force: bool) -> Iterator[Path]:
             folder.rename(destination)
         _sync_one(destination.parent)
     finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    # After a failure orbax's threads may still be making files in it for a moment.
+    for _ in range(_REMOVE_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVE_PAUSE_S)
+    logger.warning("%s could not be removed; delete it", folder)
 
 
 def _replace(folder: Path, destination: Path) -> None:

@@ -2,13 +2,13 @@
 
     rows       [ 0 ][ 1 ][ 2 ][------ 3 ------][--- 4 ---]     leading rows of one token are decodes
     tokens       0    1    2    3  4  5  6  7    8  9  10      query_start = [0, 1, 2, 3, 8, 11]
-    pages      page_table[b] lists row b's pages; token s of its context stands in page_table[b, s // page_size]
+    pages      page_table[b] lists row b's pages; token s stands in page_table[b, s // page_size]
 
-A row's query tokens are the last ones of its context, and attend causally. What a page holds beyond a row's
-context, and what stands in pages it does not own, never reaches its result, NaN included.
+A row's query tokens are the last ones of its context, and attend causally. What a page holds beyond
+a row's context, and what stands in pages it does not own, never reaches its result, NaN included.
 
-Implementations share one signature: `paged_attention` below documents it, `reference` is the plain twin that
-says what is meant, `xla` is what serves where no Pallas kernel does.
+Implementations share one signature: `paged_attention` below documents it, `reference` is the plain
+twin that says what is meant, `xla` is what serves where no Pallas kernel does.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pallas_kernels.registry import Op
 OP = Op("paged_attention")
 
 MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
-DECODE_ROWS = 8  # rows a decode tile works on at once
+DECODE_ROWS = 16  # rows a decode tile works on at once
 QUERY_TILE = 64  # query tokens a prefill tile works on at once
-CONTEXT_TILE = 128  # tokens of context a tile reads at once
+CONTEXT_TILE = 64  # tokens of context a tile reads at once
 
 
 def paged_attention(
@@ -51,8 +51,10 @@ def paged_attention(
         k_pages: `[P, page_size, K, H]`.
         v_pages: Like k_pages.
         page_table: int32 `[B, max_pages]`; unused entries name any page (0 by habit).
-        query_start: int32 `[B + 1]`, not decreasing; row b's tokens are query_start[b]:query_start[b + 1].
-        context_lens: int32 `[B]`; tokens of context including the row's query tokens, 0 for unused rows.
+        query_start: int32 `[B + 1]`, not decreasing; row b's tokens are
+            query_start[b]:query_start[b + 1].
+        context_lens: int32 `[B]`; tokens of context including the row's query tokens, 0 for unused
+            rows.
         scale: Multiplies the scores.
         window: A token attends to this many tokens, itself included; None for all.
         soft_cap: Scores become soft_cap * tanh(score / soft_cap) (Gemma 2,
@@ -63,7 +65,8 @@ def paged_attention(
         implementation: A name from the registry, or None for the platform's default.
 
     Returns:
-        `[T, N, H]` in q's dtype, accumulated in float32. Tokens of no row have an unspecified value.
+        `[T, N, H]` in q's dtype, accumulated in float32. Tokens of no row have an unspecified
+        value.
     """
     return OP(
         q,
@@ -137,8 +140,10 @@ class _Cache(NamedTuple):
         return self.tile_pages * self.k_pages.shape[1]
 
     def tiles(self, first_position: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Range of context tiles for a query that starts at first_position and a context of end tokens."""
-        oldest = 0 if self.window is None else jnp.maximum(first_position - self.window + 1, 0)
+        """Range of context tiles for a query from first_position on and a context of end tokens."""
+        oldest = jnp.int32(0)
+        if self.window is not None:
+            oldest = jnp.maximum(first_position - self.window + 1, 0)
         return oldest // self.tile_len, -(-end // self.tile_len)
 
     def is_seen(self, at: jax.Array, position: jax.Array) -> jax.Array:
@@ -164,11 +169,11 @@ def xla(
 ) -> jax.Array:
     """Loops over tiles with bounds that follow the live lengths: the table's width costs nothing.
 
-    Leading single-token rows go DECODE_ROWS at a time, the others QUERY_TILE tokens at a time. A tile may write past
-    its row: what it spoils there is written by a later tile. Sort decode rows by context length, so that the rows
-    of a tile need the same number of context tiles.
+    Leading single-token rows go DECODE_ROWS at a time, the others QUERY_TILE tokens at a time. A
+    tile may write past its row: what it spoils there is written by a later tile. Sort decode rows
+    by context length, so that the rows of a tile need the same number of context tiles.
     """
-    T, N, H = q.shape
+    T, N = q.shape[:2]
     B = page_table.shape[0]
     cache = _Cache(k_pages, v_pages, window, soft_cap)
     tile_rows = min(B, DECODE_ROWS)
@@ -185,8 +190,11 @@ def xla(
 
     def decode_tile(i: jax.Array, out: jax.Array) -> jax.Array:
         at = i * tile_rows
-        rows = (lax.dynamic_slice_in_dim(x, at, tile_rows) for x in (padded_q, table, decode_lens))
-        return lax.dynamic_update_slice_in_dim(out, _decode_tile(cache, *rows, sink), at, 0)
+        tile_q, tile_table, tile_lens = (
+            lax.dynamic_slice_in_dim(x, at, tile_rows) for x in (padded_q, table, decode_lens)
+        )
+        result = _decode_tile(cache, tile_q, tile_table, tile_lens, sink)
+        return lax.dynamic_update_slice_in_dim(out, result, at, 0)
 
     out = lax.fori_loop(0, -(-num_decodes // tile_rows), decode_tile, jnp.zeros_like(padded_q))
     if decode:
@@ -213,8 +221,9 @@ def _decode_tile(
 ) -> jax.Array:
     """One token of each of R rows: q `[R, N, H]`, table `[R, pages]`, lens `[R]` -> `[R, N, H]`.
 
-    Each head's query stands in its kv head's columns of a row `[K * H]` that is zero elsewhere, so one product a
-    row does all heads. It does K times the arithmetic; the CPU prefers that to K products.
+    Each head's query stands in its kv head's columns of a row `[K * H]` that is zero elsewhere, so
+    one product a row does all heads. It does K times the arithmetic; the CPU prefers that to K
+    products.
     """
     R, N, H = q.shape
     K = cache.k_pages.shape[2]
@@ -249,7 +258,7 @@ def _prefill_tile(
     context_len: jax.Array,
     sink: jax.Array,
 ) -> jax.Array:
-    """Consecutive tokens of one row, the first at a position: q `[T, N, H]`, table `[pages]` -> `[T, N, H]`."""
+    """Consecutive tokens of a row, from a position on: q `[T, N, H]`, table `[pages]` -> like q."""
     T, N, H = q.shape
     page_size, K = cache.k_pages.shape[1:3]
     G = N // K

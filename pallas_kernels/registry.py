@@ -1,7 +1,7 @@
 """The op registry: an op has a name, one signature, and implementations for platforms.
 
-Callers call the op; which implementation runs is decided when the step is traced, by platform or by the
-name that the operator gave. A new implementation registers itself and touches no caller.
+Callers call the op; which implementation runs is decided when the step is traced, by platform or by
+the name that the operator gave. A new implementation registers itself and touches no caller.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Op:
                 f"{i.name} ({'/'.join(i.platforms)})" for i in self.implementations.values()
             )
             raise ValueError(
-                f"{self.name}: no implementation {name or 'at all'} for platform {platform}; have {have}"
+                f"{self.name}: no implementation {name or 'at all'} for platform {platform}; "
+                f"have {have}"
             )
         return usable[0]
 

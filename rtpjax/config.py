@@ -1,4 +1,4 @@
-"""Settings of the engine. What an operator may leave open is "auto" (None) and resolved here, once."""
+"""Settings of the engine. What an operator may leave open is "auto" (None), resolved here once."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class EngineSettings:
 
     Attributes:
         act_type: Compute format. Auto: BF16.
-        max_model_len: Tokens of prompt and output together. Auto: what the model was trained for, or what fits.
+        max_model_len: Tokens of prompt and output together. Auto: what the model was trained for,
+            or what fits.
         page_size: Tokens a cache page holds, a power of two. Auto: 32 on the CPU, 64 on a GPU.
         max_num_seqs: Requests in a step. Auto: 32 on the CPU, 256 on a GPU.
         max_num_batched_tokens: Tokens in a step. Auto: 512 on the CPU, 8192 on a GPU.
         max_num_waiting: Requests that may wait before new ones are refused with 429.
-        kv_cache_bytes: Memory of the paged cache. Auto: a quarter of the free host memory and at most 4 GiB on the
-            CPU; on a GPU what is left beside the weights, less reserved_bytes.
+        kv_cache_bytes: Memory of the paged cache. Auto: a quarter of the free host memory and at
+            most 4 GiB on the CPU; on a GPU what is left beside the weights, less reserved_bytes.
         reserved_bytes: GPU memory left for temporaries.
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
@@ -95,32 +96,40 @@ def resolve(
         model: The model's shape.
         specs: What its layers cache.
         platform: "cpu" or "gpu".
-        free_bytes: Memory that cache and temporaries may share: free memory of the GPU once the weights are loaded;
-            None measures the host's.
+        free_bytes: Memory that cache and temporaries may share: free memory of one GPU once the
+            weights are loaded; None measures the host's.
 
     Raises:
         ConfigError: A setting is out of range, or the context does not fit into memory.
     """
     is_cpu = platform == "cpu"
     precision = precision_of(settings, platform)
-    page_size = settings.page_size or (32 if is_cpu else 64)
+    page_size = _or(settings.page_size, 32 if is_cpu else 64)
     if page_size & (page_size - 1) or not 1 <= page_size <= 1024:
         raise ConfigError(f"page_size is {page_size}; it must be a power of two from 1 to 1024.")
-    max_num_seqs = settings.max_num_seqs or (32 if is_cpu else 256)
-    tokens = settings.max_num_batched_tokens or (512 if is_cpu else 8192)
+    max_num_seqs = _or(settings.max_num_seqs, 32 if is_cpu else 256)
+    tokens = _or(settings.max_num_batched_tokens, 512 if is_cpu else 8192)
     _at_least("max_num_seqs", max_num_seqs, 1)
     _at_least("max_num_batched_tokens", tokens, 16)
     bytes_per_page = kv_cache.page_bytes(specs, page_size, precision.cache)
-    budget = settings.kv_cache_bytes or _cache_budget(settings, is_cpu, free_bytes)
+    budget = settings.kv_cache_bytes
+    if budget is None:
+        budget = _cache_budget(settings, is_cpu, free_bytes)
     longest = (kv_cache.num_pages(budget, bytes_per_page) - 1) * page_size
+    if longest < 2:
+        least = (1 + kv_cache.pages_for(2, page_size)) * bytes_per_page
+        raise ConfigError(
+            f"The cache has {budget / MIB:.1f} MiB, which hold no context of 2 tokens and the page "
+            f"for padding. Set KV_CACHE_MEM_MB to at least {-(-least // MIB)}, or free memory."
+        )
     trained = model.max_position_embeddings
-    max_model_len = settings.max_model_len or min(trained, longest)
+    max_model_len = _or(settings.max_model_len, min(trained, longest))
     _at_least("max_model_len", max_model_len, 2)
     if max_model_len > longest:
         needed = (kv_cache.pages_for(max_model_len, page_size) + 1) * bytes_per_page
         raise ConfigError(
-            f"max_model_len {max_model_len} does not fit: its cache takes {needed / MIB:.0f} MiB and "
-            f"{budget / MIB:.0f} MiB are there. Set MAX_SEQ_LEN to at most {max(longest, 0)}, or "
+            f"max_model_len {max_model_len} does not fit: its cache takes {needed / MIB:.0f} MiB "
+            f"and {budget / MIB:.0f} MiB are there. Set MAX_SEQ_LEN to at most {longest}, or "
             f"KV_CACHE_MEM_MB to at least {-(-needed // MIB)}."
         )
     if settings.max_model_len is None and max_model_len < trained:
@@ -140,7 +149,7 @@ def resolve(
         page_size=page_size,
         num_pages=min(kv_cache.num_pages(budget, bytes_per_page), max(most, 2)),
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(tokens, 1),
+        max_num_batched_tokens=tokens,
         max_num_waiting=settings.max_num_waiting,
         use_prefix_cache=settings.use_prefix_cache,
         tp_size=settings.tp_size,
@@ -160,6 +169,10 @@ def describe(config: EngineConfig, bytes_per_page: int) -> str:
     return " ".join(f"{name}={value}" for name, value in fields.items())
 
 
+def _or(value: int | None, auto: int) -> int:
+    return auto if value is None else value
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}.")
@@ -176,4 +189,5 @@ def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None
             f"{settings.reserved_bytes / MIB:.0f} MiB are reserved for temporaries. Set "
             "RESERVER_RUNTIME_MEM_MB lower, or split the model over more GPUs with TP_SIZE."
         )
-    return free_bytes - settings.reserved_bytes
+    # Keys and values are split over the GPUs: each has as much room.
+    return (free_bytes - settings.reserved_bytes) * settings.tp_size

@@ -98,7 +98,11 @@ class ChatTemplate:
             RequestError: The template refuses these messages, or takes too long over them.
         """
         values = self._special_tokens | variables
-        values |= {"messages": messages, "add_generation_prompt": True, "tools": None}
+        values |= {
+            "messages": [_with_thinking(message) for message in messages],
+            "add_generation_prompt": True,
+            "tools": None,
+        }
         try:
             return self._template.render(values | {_DEADLINE: time.monotonic() + self._timeout_s})
         except TimeoutError as error:
@@ -107,6 +111,13 @@ class ChatTemplate:
         except _TEMPLATE_FAILURES as error:
             message = f"the chat template refuses these messages: {error}"
             raise RequestError(message, param="messages") from error
+
+
+def _with_thinking(message: dict[str, str]) -> dict[str, str]:
+    # As transformers does: gpt-oss' template reads a former turn's reasoning under this name.
+    if "reasoning_content" not in message:
+        return message
+    return {"thinking": message["reasoning_content"], **message}
 
 
 # ("render bounded" has a space, too: no template can name the filter.)

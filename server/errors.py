@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import NotFound, SanicException
 
-from rtpjax.errors import DrainingError, QueueFullError, RequestError
+from rtpjax.errors import DrainingError, EngineError, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,9 @@ def to_http_error(error: Exception) -> HttpError:
         status = error.status_code
         headers = {name: str(value) for name, value in error.headers.items()}
         return HttpError(status, str(error), None, _CODES.get(status), headers)
+    if isinstance(error, EngineError):
+        logger.error("the engine failed on a request: %s", error)
+        return HttpError(500, str(error), None, "engine_error")
     logger.error("a request failed", exc_info=error)
     return HttpError(500, "the server failed while it worked on this request; its log says why")
 

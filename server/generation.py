@@ -7,6 +7,7 @@ from asyncio import ReadTransport
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import cast
 
 from sanic import HTTPResponse, Request
 
@@ -90,5 +91,6 @@ async def _events(job: Job, stream: AsyncIterator[Delta]) -> AsyncGenerator[byte
 def _watch_for_disconnect(request: Request) -> None:
     # Sanic stops reading while a large body waits in its buffer, and nothing starts it again once
     # the handler runs; a socket that is not read does not tell that the client has closed it.
-    if isinstance(request.transport, ReadTransport):
-        request.transport.resume_reading()
+    # (uvloop's transports are no subclass of asyncio's, so only a cast says what it is.)
+    if request.transport is not None:
+        cast(ReadTransport, request.transport).resume_reading()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -82,7 +83,7 @@ async def serve(
     sock = sock or bind(config.host, config.port)
     if stop is None:
         stop = asyncio.Event()
-        _stop_on_signals(stop)
+        _stop_on_signals(stop, engine)
     server = await _listen(app, sock)
     starting = asyncio.create_task(engine.start())
     stopping = asyncio.create_task(stop.wait())
@@ -101,17 +102,20 @@ async def serve(
         await engine.stop()
 
 
-def _stop_on_signals(stop: asyncio.Event) -> None:
+def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
+        if not (engine.is_ready or engine.is_draining):
+            # Loading: nothing to drain, and the thread that compiles cannot be interrupted.
+            os._exit(128 + number)
         if stop.is_set():  # a second Ctrl-C: the user does not want to wait for the drain
             for task in asyncio.all_tasks(loop):
                 task.cancel()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
 
 
 async def _listen(app: Sanic, sock: socket.socket) -> AsyncioServer:

@@ -74,10 +74,8 @@ def check_lengths(
     if prompt_len + wanted <= max_model_len:
         return
     message = f"the model's context is {max_model_len} tokens, but the prompt has {prompt_len}"
-    if max_tokens is not None:
+    remedy = "shorten the prompt"
+    if max_tokens is not None and prompt_len < max_model_len:
         message += f" and max_tokens is {max_tokens} ({prompt_len + max_tokens} together)"
-    raise RequestError(
-        f"{message}; shorten the prompt or lower max_tokens",
-        param=param,
-        code="context_length_exceeded",
-    )
+        remedy = "lower max_tokens or shorten the prompt"
+    raise RequestError(f"{message}; {remedy}", param=param, code="context_length_exceeded")

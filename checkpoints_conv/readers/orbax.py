@@ -87,11 +87,19 @@ class OrbaxCheckpoint:
 
 
 def save_group(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one orbax checkpoint; returns when it is on the disk."""
+    """Writes one orbax checkpoint; returns when it is on the disk.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in tensors}
     args = ocp.args.PyTreeSave(item=dict(tensors), save_args=save_args)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder.absolute(), args=args)
+        try:
+            checkpointer.save(folder.absolute(), args=args)
+        except ValueError as error:
+            # What tensorstore makes of a full disk.
+            raise OSError(str(error)) from error
 
 
 def _dtype(name: str) -> np.dtype:

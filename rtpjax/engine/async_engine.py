@@ -53,6 +53,7 @@ class AsyncLLMEngine:
         self._inbox: deque[_Message] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
+        self._has_ended = False  # read and written in the event loop only
         self._queues: dict[str, asyncio.Queue[RequestOutput]] = {}
 
     @property
@@ -82,7 +83,7 @@ class AsyncLLMEngine:
             await asyncio.to_thread(self._thread.join)
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes no new requests and waits until the running ones have ended, or the time is over."""
+        """Takes no new requests; waits until the running ones have ended, or the time is over."""
         self.is_draining = True
         deadline = time.monotonic() + timeout_s
         while self._queues and time.monotonic() < deadline:
@@ -103,9 +104,11 @@ class AsyncLLMEngine:
         """
         if self.is_draining:
             raise DrainingError("The server is shutting down.", code="shutting_down")
-        if self._engine is None or not self.is_ready:
+        if self._engine is None or self._thread is None:
             raise DrainingError("The server is still loading the model.", code="not_ready")
-        self._engine.check(request)
+        if not self.is_ready:
+            raise DrainingError("The engine has stopped; restart the server.", code="stopped")
+        self._engine.check(request, num_arriving=len(self._inbox))
         return self._outputs(request)
 
     async def _outputs(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput]:
@@ -115,6 +118,8 @@ class AsyncLLMEngine:
         is_finished = False
         try:
             self._send(request)
+            if self._has_ended:
+                self._end_all()
             while not is_finished:
                 output = await queue.get()
                 is_finished = output.finish_reason is not None
@@ -143,7 +148,7 @@ class AsyncLLMEngine:
                 self._loop.call_soon_threadsafe(self._end_all)
 
     def _receive(self, engine: LLMEngine) -> bool:
-        """Takes the inbox in, waiting for a message if there is nothing else to do; False to stop."""
+        """Takes the inbox in; waits for a message if nothing else is to do. False to stop."""
         with self._wake:
             while not (self._inbox or engine.has_work or self._is_stopping):
                 self._wake.wait()
@@ -164,6 +169,7 @@ class AsyncLLMEngine:
 
     def _end_all(self) -> None:
         """The thread has ended: so do all requests."""
+        self._has_ended = True
         error = str(EngineError("The engine stopped before the answer was complete."))
         self._deliver(
             [RequestOutput(i, "", (), finish_reason="error", error=error) for i in self._queues]

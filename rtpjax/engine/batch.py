@@ -1,18 +1,19 @@
 """Packs a scheduled step into one int32 vector, which the jitted step takes apart again.
 
-One upload instead of a dozen: each has a fixed cost that is larger than copying its bytes. Floats travel as their bits.
+One upload instead of a dozen: each has a fixed cost that is larger than copying its bytes. Floats
+travel as their bits.
 
     | tokens 4 x T | query_start B + 1 | page_table B x W | rows B x F |
 
-The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has T == B rows of one
-token. An extend bucket has T tokens and always max_num_seqs rows.
+The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has
+T == B rows of one token. An extend bucket has T tokens and always max_num_seqs rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence as Many
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from rtpjax.engine.request import SamplingParams
 from rtpjax.engine.scheduler import ScheduledRow
 from rtpjax.engine.sequence import Sequence
 from rtpjax.models.step import StepInputs
+
+ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 PENDING = -1  # token id: the value is still on the device, at the token's slot and position
 NO_SLOT = np.iinfo(np.int32).max  # an index that scatters drop
@@ -50,9 +53,11 @@ class RowInputs(NamedTuple):
     """What the step knows of each row besides its tokens. All `[B]`, int32 or float32.
 
     Attributes:
-        context_lens: Tokens of context, this step's included; also the position of the token sampled.
+        context_lens: Tokens of context, this step's included; also the position of the token
+            sampled.
         sample_at: Index in T of the token whose logits are sampled.
-        sample_slots: Slot that the sampled token is written to; NO_SLOT when the row samples nothing.
+        sample_slots: Slot that the sampled token is written to; NO_SLOT when the row samples
+            nothing.
         slots: The row's slot in the per-request device state.
         prompt_lens: Tokens of context that are prompt.
         seeds: Seed of the row's draws, as 32 bits.
@@ -88,20 +93,21 @@ _EMPTY_ROW[RowInputs._fields.index("top_p")] = np.float32(1).view(np.int32)
 _EMPTY_ROW[RowInputs._fields.index("repetition_penalty")] = np.float32(1).view(np.int32)
 
 
-class Parts(NamedTuple):
+class Parts(NamedTuple, Generic[ArrayT]):
     """The packed vector, taken apart.
 
     Attributes:
-        tokens: `[4, T]`: token ids, positions, cache slots (page * page_size + offset), and the per-request slots.
+        tokens: `[4, T]`: token ids, positions, cache slots (page * page_size + offset), and the
+            per-request slots.
         query_start: `[B + 1]`.
         page_table: `[B, W]`.
         rows: `[B, F]`, the fields of RowInputs.
     """
 
-    tokens: np.ndarray
-    query_start: np.ndarray
-    page_table: np.ndarray
-    rows: np.ndarray
+    tokens: ArrayT
+    query_start: ArrayT
+    page_table: ArrayT
+    rows: ArrayT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +123,16 @@ class Layout:
     table_width: int
 
     @property
-    def _shapes(self) -> Parts:
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
         T, B = self.bucket.num_tokens, self.bucket.num_rows
-        return Parts((4, T), (B + 1,), (B, self.table_width), (B, NUM_ROW_FIELDS))  # type: ignore[arg-type]
+        return (4, T), (B + 1,), (B, self.table_width), (B, NUM_ROW_FIELDS)
 
     @property
     def size(self) -> int:
         """int32 entries of the vector."""
         return sum(int(np.prod(shape)) for shape in self._shapes)
 
-    def split(self, vector: np.ndarray) -> Parts:
+    def split(self, vector: ArrayT) -> Parts[ArrayT]:
         """The parts of a vector `[size]`: views of a numpy array, slices of a jax one."""
         parts, at = [], 0
         for shape in self._shapes:
@@ -138,7 +144,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A packed step: its rows in the order of the bucket's rows, its layout, and int32 `[layout.size]`."""
+    """A packed step: its rows in the order they stand in, its layout, and int32 `[layout.size]`."""
 
     rows: list[ScheduledRow]
     layout: Layout
@@ -150,7 +156,8 @@ def pack(
 ) -> Batch:
     """Packs rows into the smallest bucket that holds them.
 
-    Single-token rows come first, the longest context first: the attention op works on neighbours together.
+    Single-token rows come first, the longest context first: the attention op works on neighbours
+    together.
 
     Args:
         rows: At least one.
@@ -181,7 +188,7 @@ def _smallest(rows: Many[ScheduledRow], buckets: Many[Bucket]) -> Bucket:
     )
 
 
-def _pack_row(parts: Parts, b: int, at: int, row: ScheduledRow, page_size: int) -> None:
+def _pack_row(parts: Parts[np.ndarray], b: int, at: int, row: ScheduledRow, page_size: int) -> None:
     sequence, end = row.sequence, at + row.count
     pages = parts.page_table[b]
     pages[: len(sequence.pages)] = sequence.pages
@@ -217,7 +224,7 @@ def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
 
 
 def has_bias(p: SamplingParams) -> bool:
-    """Whether single logits are changed: by a bias, or because a token may not end the request yet."""
+    """Whether single logits change: by a bias, or because a token may not end the request yet."""
     return bool(p.logit_bias) or p.min_tokens > 0
 
 
@@ -239,7 +246,7 @@ def unpack(
     Returns:
         Token ids `[T]`, per-request slots of the tokens `[T]`, and the inputs of model and sampler.
     """
-    parts = layout.split(vector)  # type: ignore[arg-type]
+    parts = layout.split(vector)
     token_ids, positions, cache_slots, token_slots = parts.tokens
     pending = tokens.at[token_slots, positions].get(mode="clip")
     token_ids = jnp.where(token_ids == PENDING, pending, token_ids)

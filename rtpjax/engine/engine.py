@@ -1,9 +1,9 @@
-"""The engine: requests in, text out, one step at a time. Single-threaded; async_engine gives it a thread.
+"""The engine: requests in, text out, one step at a time. async_engine gives it a thread.
 
     step():  schedule N+1 -> dispatch N+1 -> collect N -> record tokens, detokenize, notice stops
 
-The device works on N+1 while the host reads N. That a request ended with N is noticed when N+1 is under way already; what
-N+1 computed for it is dropped.
+The device works on N+1 while the host reads N. That a request ended with N is noticed when N+1 is
+under way already; what N+1 computed for it is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Sequence as Many
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
 
 from transformers import PreTrainedTokenizerFast
 
@@ -93,11 +94,15 @@ class LLMEngine:
         """Whether step() has anything to do."""
         return bool(self._live) or self._in_flight is not None
 
-    def check(self, request: GenerationRequest) -> None:
-        """Refuses what cannot be honoured. Reads nothing that step() changes but the queue's length.
+    def check(self, request: GenerationRequest, *, num_arriving: int = 0) -> None:
+        """Refuses what cannot be honoured. Of what step() changes it reads the queue's length only.
+
+        Args:
+            request: To be added.
+            num_arriving: Requests that passed the check and are still to be added.
 
         Raises:
-            RequestError: The prompt does not fit the context, or a parameter is out of the engine's range.
+            RequestError: The prompt does not fit, or a parameter is out of the engine's range.
             QueueFullError: Too many requests wait.
         """
         sampling, num_prompt = request.sampling, len(request.prompt_token_ids)
@@ -110,8 +115,8 @@ class LLMEngine:
                 "" if sampling.max_tokens is None else f" and max_tokens is {sampling.max_tokens}"
             )
             raise RequestError(
-                f"This model's context holds {longest} tokens, prompt and output together. The prompt has "
-                f"{num_prompt} tokens{output}. Shorten the prompt or ask for fewer tokens.",
+                f"This model's context holds {longest} tokens, prompt and output together. The "
+                f"prompt has {num_prompt} tokens{output}. Shorten the prompt, or ask for fewer.",
                 param="messages" if num_prompt >= longest else "max_tokens",
                 code="context_length_exceeded",
             )
@@ -132,12 +137,13 @@ class LLMEngine:
         )
         if num_biases > MAX_BIASES:
             raise RequestError(
-                f"logit_bias and stop_token_ids have {num_biases} entries together; at most {MAX_BIASES} can be.",
+                f"logit_bias and stop_token_ids have {num_biases} entries together; at most "
+                f"{MAX_BIASES} can be.",
                 param="logit_bias",
             )
         if (sampling.logprobs or 0) > MAX_LOGPROBS:
             raise RequestError(f"logprobs can be at most {MAX_LOGPROBS}.", param="top_logprobs")
-        if len(self._scheduler.waiting) >= self.config.max_num_waiting:
+        if len(self._scheduler.waiting) + num_arriving >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
@@ -168,7 +174,7 @@ class LLMEngine:
         self._num_prompt_tokens += sequence.num_prompt_tokens
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """Ends a request now; its pages are free when this returns. None if it has ended already."""
+        """Ends a request now; its pages are free then. None if it has ended already."""
         if request_id not in self._live:
             return None
         return self._end(self._live[request_id][0], "abort")
@@ -316,7 +322,7 @@ class LLMEngine:
         )
 
     def _recover(self, rows: list[ScheduledRow], error: Exception) -> list[RequestOutput]:
-        """Ends a failed step's requests. The others start again: the step may have lost the cache."""
+        """Ends a failed step's requests. The others start again: the cache may be lost."""
         self._in_flight = None
         failed = {row.sequence: None for row in rows if not row.sequence.is_finished}
         message = f"{type(error).__name__}: {error}"

@@ -33,7 +33,7 @@ def pages_for(num_tokens: int, page_size: int) -> int:
 def allocate(
     specs: Iterable[CacheSpec], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
 ) -> tuple[LayerCache, ...]:
-    """Zeroed caches, one per layer: keys and values `[pages, page_size, K, H]`, kv heads sharded."""
+    """Zeroed caches of the layers, keys and values `[pages, page_size, K, H]`, kv heads sharded."""
 
     def zeros(shape: tuple[int, ...]) -> jax.Array:
         where: NamedSharding = sharding.named_sharding(mesh, sharding.CACHE_AXES, shape)

@@ -6,8 +6,8 @@ A page is in one of three states:
     cached       held by none, but named: a later request with the same prefix takes it back
     blank        held by none and unnamed
 
-Cached and blank pages are both free to allocate, blank ones first, then cached ones from the least recently used.
-Page 0 belongs to padding and is never handed out.
+Cached and blank pages are both free to allocate, blank ones first, then cached ones from the least
+recently used. Page 0 belongs to padding and is never handed out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PagePool:
         return self.num_pages - 1
 
     def allocate(self, count: int) -> list[int] | None:
-        """Takes pages, forgetting the least recently used cached ones if it must; None if there are too few."""
+        """Takes blank pages, then the least recently used cached ones; None if too few are free."""
         if count > len(self._free):
             return None
         pages = [self._free.popitem(last=False)[0] for _ in range(count)]
@@ -68,7 +68,7 @@ class PagePool:
             self._references[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Gives a reference back. Of pages left unreferenced, the last of the list is reused first."""
+        """Gives a reference back. Of pages then unreferenced, the list's last is reused first."""
         for page in reversed(pages):
             self._references[page] -= 1
             assert self._references[page] >= 0, f"page {page} released twice"

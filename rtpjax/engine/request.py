@@ -19,8 +19,8 @@ class SamplingParams:
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens whose probability reaches this. Range (0, 1].
         min_p: Drop tokens less likely than this fraction of the most likely one. Range [0, 1].
-        repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or output
-            (CTRL, https://arxiv.org/abs/1909.05858). 1 is off.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt
+            or output (CTRL, https://arxiv.org/abs/1909.05858). 1 is off.
         presence_penalty: Subtracted once from the logit of each token in the output.
         frequency_penalty: Subtracted per occurrence from the logit of each token in the output.
         seed: Makes the draws repeatable; None draws a seed.
@@ -30,8 +30,8 @@ class SamplingParams:
         ignore_eos: Generate through the model's eos tokens.
         include_stop_str_in_output: Leave the stop string that ended the request in the text.
         skip_special_tokens: Leave special tokens out of the text.
-        logprobs: None for none; k for the sampled token's log-probability and the k most likely ones. They are
-            the model's own log-softmax, before temperature, penalties and filters.
+        logprobs: None for none; k for the sampled token's log-probability and the k most likely
+            ones. They are the model's own log-softmax, before temperature, penalties and filters.
     """
 
     max_tokens: int | None = None
@@ -74,7 +74,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability of one generated token, and of the most likely ones at its place (best first)."""
+    """Log-probability of a generated token, and of the likeliest ones in its place, best first."""
 
     token_id: int
     logprob: float
@@ -87,10 +87,12 @@ class RequestOutput:
 
     Attributes:
         text: New text; joined over a request's outputs it is the whole answer.
-        token_ids: New tokens. Text can lag behind tokens (an incomplete UTF-8 character, a possible stop string).
+        token_ids: New tokens. Text can lag behind tokens (an incomplete UTF-8 character, a possible
+            stop string).
         logprobs: One entry per new token when asked for, else None.
         finish_reason: None until the request's last output.
-        stop_reason: The stop string or stop token id that ended the request, if one did (None for eos).
+        stop_reason: The stop string or stop token id that ended the request, if one did (None for
+            eos).
         num_prompt_tokens, num_output_tokens: Totals so far.
         num_cached_tokens: Prompt tokens whose keys and values came from the prefix cache.
         error: What went wrong, when finish_reason is "error".
@@ -110,7 +112,7 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot of the engine for metrics and /health. Counters only grow; the rest are current values."""
+    """A snapshot for metrics and /health. Counters only grow; the rest are current values."""
 
     num_running: int = 0
     num_waiting: int = 0

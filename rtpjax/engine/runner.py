@@ -3,11 +3,12 @@
 A step is one jitted program per bucket:
 
     packed vector -> unpack (pending tokens are read where the step before wrote them)
-                  -> model (writes the cache, attends over it) -> logits at the sampled tokens -> sample
+                  -> model (writes the cache, attends over it) -> logits to sample -> sample
                   -> each sampled token is written to its slot, for the next step to read
 
-Caches and per-request state are donated: the program updates them in place. Programs are compiled ahead of the first
-request, and only called afterwards: a shape that is not among the buckets is an error, never a compilation.
+Caches and per-request state are donated: the program updates them in place. Programs are compiled
+ahead of the first request, and only called afterwards: a shape that is not among the buckets is an
+error, never a compilation.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class StepHandle:
 
 
 def buckets_of(config: EngineConfig, platform: str) -> list[Bucket]:
-    """All shapes that steps are padded to: powers of two up to the limits, each kind along one dimension.
+    """All shapes that steps are padded to: powers of two, each kind along one dimension.
 
     On the CPU a decode has at least 2 rows: half-precision products miss XLA's fast path at one.
     """
@@ -107,7 +108,8 @@ class Runner:
     def reset(self) -> None:
         """Fresh caches and per-request state; whatever they held is lost."""
         c = self.config
-        self._caches: Caches = kv_cache.allocate(
+        self._caches: Caches = ()  # memory may not hold the old ones beside the fresh ones
+        self._caches = kv_cache.allocate(
             self._specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
         )
         biases = (c.max_num_seqs, MAX_BIASES)
@@ -196,7 +198,7 @@ class Runner:
         return sampled, caches, state._replace(tokens=tokens)
 
     def _claim_slot(self, sequence: Sequence) -> None:
-        """Fills the sequence's slot if it is new there and its sampling reads more than its last token."""
+        """Fills the sequence's slot if it is new there and its sampling reads the slot."""
         owner = (sequence, sequence.epoch)
         if self._slot_owners.get(sequence.slot) == owner:
             return
@@ -220,7 +222,11 @@ class Runner:
 
 
 def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[int, float, int]]:
-    """(token id, value, position before which it counts): the logit bias, and what may not end the request yet."""
+    """The logit bias, and what may not end the request yet.
+
+    Returns:
+        (token id, value, position before which it counts).
+    """
     sampling = sequence.request.sampling
     first_end = min(sequence.num_prompt_tokens + sampling.min_tokens, NO_SLOT)
     ends = end_token_ids if sampling.min_tokens else frozenset()

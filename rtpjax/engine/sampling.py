@@ -1,12 +1,13 @@
 """Chooses the next token of each row, on the device and without sorting.
 
-top-k and top-p keep the tokens whose logit reaches a threshold; the threshold is found by bisection over the
-float's bits, 32 passes at the most (sorting a vocabulary compiles for seconds and runs slowly on a GPU). Tokens that tie
-with the last kept one are kept. A draw takes one uniform number, made from the row's seed and the token's position
-alone, so that a row's tokens do not depend on its neighbours. Parts that no row asks for are skipped by lax.cond.
+top-k and top-p keep the tokens whose logit reaches a threshold; the threshold is found by bisection
+over the float's bits, 32 passes at the most (sorting a vocabulary compiles for seconds and runs
+slowly on a GPU). Tokens that tie with the last kept one are kept. A draw takes one uniform number,
+made from the row's seed and the token's position alone, so that a row's tokens do not depend on its
+neighbours. Parts that no row asks for are skipped by lax.cond.
 
-Order: mask, logit bias, penalties, temperature, min-p, top-k, top-p, draw. Log-probabilities are the model's own: of the
-logits before all this.
+Order: mask, logit bias, penalties, temperature, min-p, top-k, top-p, draw. Log-probabilities are
+the model's own: of the logits before all this.
 """
 
 from __future__ import annotations
@@ -69,20 +70,27 @@ def sample(logits: jax.Array, rows: RowInputs, state: SlotState, num_tokens: int
     V = logits.shape[1]
     if num_tokens < V:
         logits = jnp.where(jnp.arange(V)[None, :] < num_tokens, logits, EXCLUDED)
-    shaped = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
-    shaped = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), shaped)
-    greedy = _argmax(shaped)
+    is_plain = (rows.has_bias == 0) & (rows.has_penalty == 0) & (rows.temperature == 0)
     token_ids = lax.cond(
-        (rows.temperature > 0).any(),
-        lambda: jnp.where(rows.temperature > 0, _draw(shaped, rows), greedy),
-        lambda: greedy,
+        is_plain.all(), lambda x: _argmax(x), lambda x: _shaped_choice(x, rows, state), logits
     )
     return Sampled(token_ids, *_logprobs(logits, token_ids, rows.wants_logprobs))
 
 
+def _shaped_choice(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+    """The token of each row `[B]` when some row wants more than the most likely one."""
+    logits = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
+    logits = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), logits)
+    greedy = _argmax(logits)
+    is_greedy = rows.temperature == 0
+    return lax.cond(
+        is_greedy.all(), lambda: greedy, lambda: jnp.where(is_greedy, greedy, _draw(logits, rows))
+    )
+
+
 def _when(flags: jax.Array, function, x: jax.Array) -> jax.Array:
     """function(x) if any row is flagged, else x."""
-    return lax.cond((flags > 0).any(), function, lambda y: y, x)
+    return lax.cond(flags.any(), function, lambda y: y, x)
 
 
 def _add_bias(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
@@ -109,14 +117,16 @@ def _penalize(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array
 
     outputs = count(is_output)
     repetition = rows.repetition_penalty[:, None]
-    scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    # A tiny penalty must not make infinite logits.
+    divided = jnp.minimum(logits / repetition, -EXCLUDED)
+    scaled = jnp.where(logits > 0, divided, logits * repetition)
     logits = jnp.where(count(is_context) > 0, scaled, logits)
-    presence = rows.presence_penalty[:, None] * (outputs > 0)
+    presence = jnp.where(outputs > 0, rows.presence_penalty[:, None], 0.0)
     return logits - presence - rows.frequency_penalty[:, None] * outputs
 
 
 def _draw(logits: jax.Array, rows: RowInputs) -> jax.Array:
-    """Draws a token a row from the filtered softmax, by the inverse of its distribution function."""
+    """Draws a token a row from the filtered softmax by inverting its distribution function."""
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
     # Shifted first: a small temperature may take the others to -inf, but never the highest.
     weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / temperature[:, None])
@@ -130,9 +140,10 @@ def _draw(logits: jax.Array, rows: RowInputs) -> jax.Array:
 
 
 def _first_above(weights: jax.Array, fraction: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index `[B]` at which the running sum of weights `[B, n]` passes a fraction `[B, 1]` of the total.
+    """Index `[B]` where the running sum of weights `[B, n]` passes a fraction `[B, 1]` of all.
 
-    Also returns which fraction of that entry's own weight was passed, to go on inside it. Never an entry of weight 0.
+    Also returns which fraction of that entry's own weight was passed, to go on inside it. Never an
+    entry of weight 0.
     """
     # The sums are added in a tree, so rounding can raise them at an entry of weight 0, too.
     sums = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
@@ -165,7 +176,7 @@ def _top_k_top_p(weights: jax.Array, rows: RowInputs) -> jax.Array:
 
 
 def _threshold(keys: jax.Array, amounts: jax.Array, enough: jax.Array) -> jax.Array:
-    """Largest t `[B, 1]` such that the amounts of entries with keys >= t add up to enough `[B]`; 0 if none does.
+    """Largest t `[B, 1]` for which amounts of keys >= t reach enough `[B]`; 0 if there is none.
 
     Keys are floats from 0 to 1: their order is the order of their bits, taken as integers.
     """
@@ -186,7 +197,7 @@ def _threshold(keys: jax.Array, amounts: jax.Array, enough: jax.Array) -> jax.Ar
 def _logprobs(
     logits: jax.Array, token_ids: jax.Array, wants: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability of token_ids `[B]`, and the MAX_LOGPROBS best ids and values `[B, MAX_LOGPROBS]`."""
+    """Log-probability of token_ids `[B]`; the best ids and values, each `[B, MAX_LOGPROBS]`."""
     B = logits.shape[0]
 
     def compute() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -224,7 +235,7 @@ def _take(blocks: jax.Array, block: jax.Array) -> jax.Array:
 
 
 def _argmax(x: jax.Array) -> jax.Array:
-    """First index of each row's maximum, int32 `[B]`; 10 times faster than jnp.argmax on the CPU."""
+    """First index of a row's maximum, int32 `[B]`; 10 times faster than jnp.argmax on the CPU."""
     blocks = _blocks(x, -jnp.inf)
     block = jnp.argmax(blocks.max(-1), axis=-1)
     return (block * _LANES + jnp.argmax(_take(blocks, block), axis=-1)).astype(jnp.int32)

@@ -1,9 +1,10 @@
 """Decides what the next step computes.
 
-There are no prefill and decode phases: a sequence has tokens computed and tokens wanted, and a step moves the one
-towards the other under two limits, tokens and rows. Sequences that want one token come first, so that a long
-prompt never holds up the others; then prompts in progress; then new requests. When pages run out the latest sequence
-gives all of its pages back and starts again later (it recomputes, and mostly finds its pages in the prefix cache).
+There are no prefill and decode phases: a sequence has tokens computed and tokens wanted, and a step
+moves the one towards the other under two limits, tokens and rows. Sequences that want one token
+come first, so that a long prompt never holds up the others; then prompts in progress; then new
+requests. When pages run out the latest sequence gives all of its pages back and starts again later
+(it recomputes, and mostly finds its pages in the prefix cache).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class ScheduledRow:
         sequence: Whose tokens.
         start: Position of the first token to compute.
         count: How many.
-        samples: Whether the row's last token is the sequence's last, so that the next one is sampled.
+        samples: Whether the row's last token is the sequence's last, so that the next one is
+            sampled.
     """
 
     sequence: Sequence
@@ -158,7 +160,7 @@ class Scheduler:
     def _make_room(
         self, sequence: Sequence, count: int, rows: dict[Sequence, ScheduledRow]
     ) -> bool:
-        """Gives the sequence pages for count more tokens; False if it had to be preempted itself."""
+        """Gives the sequence pages for count more tokens; False if it was preempted itself."""
         while True:
             needed = -(-(sequence.num_computed + count) // self.page_size) - len(sequence.pages)
             new = self.pool.allocate(max(needed, 0))
@@ -183,8 +185,9 @@ class Scheduler:
     def _publish(self, sequence: Sequence) -> None:
         """Names the pages that are full of known tokens.
 
-        Their contents may still be under way on the device; steps run in order, and within one all keys and values
-        are written before any is read, so whoever finds a page reads it filled, in this very step too.
+        Their contents may still be under way on the device; steps run in order, and within one all
+        keys and values are written before any is read, so whoever finds a page reads it filled, in
+        this very step too.
         """
         if not self.use_prefix_cache or sequence.slot < 0:
             return

@@ -2,9 +2,10 @@
 
     token_ids     [ prompt ............ | known output ... ]( in flight )
     num_tokens     prompt + output, the tokens still in flight included
-    num_computed   tokens whose keys and values are in the cache, or will be when the dispatched steps have run
+    num_computed   tokens with keys and values in the cache, once the dispatched steps have run
 
-A sequence wants num_tokens - num_computed tokens computed: its prompt (in chunks) at first, then one at a time.
+A sequence wants num_tokens - num_computed tokens computed: its prompt (in chunks) at first, then
+one at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Sequence:
         num_computed: See above.
         num_cached_tokens: Prompt tokens that the prefix cache had, when it was first scheduled.
         pages: Pages of its context, in order.
-        page_names: Names of its full pages of known tokens; a name covers all tokens up to its page's end.
+        page_names: Names of its full pages of known tokens; a name covers all tokens up to its
+            page's end.
         slot: Its row in the per-request device state while it runs, else -1.
         epoch: Counts preemptions: a slot that was given up must be filled again.
         is_finished: Set once; what is still in flight for it is dropped.
@@ -78,8 +80,8 @@ class Sequence:
     def names(self, page_size: int) -> list[bytes]:
         """Names of all full pages of known tokens.
 
-        A name is a digest of the page's tokens and the name before it, so equal names mean equal contexts
-        (and equal salts).
+        A name is a digest of the page's tokens and the name before it, so equal names mean equal
+        contexts (and equal salts).
         """
         ids, names = self.token_ids, self.page_names
         while (len(names) + 1) * page_size <= len(ids):

@@ -15,7 +15,8 @@ class Precision:
     Norms, rope angles, softmax, attention partials and logits are float32 whatever stands here.
 
     Attributes:
-        weights: Format of the parameters. Products take both inputs in it and accumulate in float32.
+        weights: Format of the parameters. Products take both inputs in it and accumulate in
+            float32.
         activations: Format of the residual stream and of everything between products.
         cache: Format of cached keys and values.
     """
@@ -28,8 +29,8 @@ class Precision:
     def of(act_type: str, platform: str) -> Precision:
         """The formats for an ACT_TYPE (`FP32`, `BF16`, `FP16`) on a platform (`cpu`, `gpu`).
 
-        On the CPU XLA rounds a product to bf16 about 10 times slower than it leaves it in float32, so there
-        only the weights are half precision.
+        On the CPU XLA rounds a product to bf16 about 10 times slower than it leaves it in float32,
+        so there only the weights are half precision.
         """
         weights = {"FP32": jnp.float32, "BF16": jnp.bfloat16, "FP16": jnp.float16}[act_type]
         inner = jnp.float32 if platform == "cpu" else weights

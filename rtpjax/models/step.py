@@ -3,10 +3,11 @@
 A step packs rows (sequences) one after another along T, each with its own number of query tokens:
 
     token      0   1   2   3   4   5   6          query_start  = [0, 4, 5, 7]
-    row       [---- 0 ----][ 1 ][- 2 -]           context_lens = tokens in each row's context after this step
+    row       [---- 0 ----][ 1 ][- 2 -]           context_lens = context after this step, by row
     position   4   5   6   7   9   0   1
 
-Row b attends to the pages in page_table[b]; its last query token stands at position context_lens[b] - 1.
+Row b attends to the pages in page_table[b]; its last query token stands at position context_lens[b]
+- 1.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class StepInputs:
 
     Attributes:
         positions: int32 `[T]`, position of each token in its sequence.
-        slots: int32 `[T]`, where each token's key and value go: page * page_size + offset. Padding tokens
-            point into page 0, which no sequence owns.
+        slots: int32 `[T]`, where each token's key and value go: page * page_size + offset. Padding
+            tokens point into page 0, which no sequence owns.
         page_table: int32 `[B, max_pages]`, pages of each row in order; unused entries are 0.
         query_start: int32 `[B + 1]`, row b's query tokens are query_start[b]:query_start[b + 1].
         context_lens: int32 `[B]`, tokens of context including this step's; 0 for padding rows.

@@ -1,4 +1,4 @@
-"""An engine without a model: it answers with tokens that follow from prompt, seed and position alone."""
+"""An engine without a model: its tokens follow from prompt, seed and position alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 class ScriptedEngine:
-    """Follows server.engine_protocol.Engine. The special prompts below make it misbehave.
+    """Follows server.engine_protocol.Engine. Its attributes make it misbehave.
 
     Attributes:
         error_at: Position of the token at which every request fails, or None.
@@ -97,12 +97,13 @@ class ScriptedEngine:
             top = tuple(others[: request.sampling.logprobs])
             logprobs = (TokenLogprob(token_id, -0.5, top),)
         fails = position == self.error_at
+        end = "stop" if request.sampling.max_tokens is None else "length"
         return RequestOutput(
             request_id=request.request_id,
             text="" if fails else character,
             token_ids=(token_id,),
             logprobs=logprobs,
-            finish_reason="error" if fails else "length" if is_last else None,
+            finish_reason="error" if fails else end if is_last else None,
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=position + 1,
             num_cached_tokens=CACHED_TOKENS,

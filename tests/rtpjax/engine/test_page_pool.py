@@ -61,13 +61,13 @@ def test_a_page_taken_back_is_recently_used():
 
 def test_the_first_page_of_a_name_keeps_it():
     pool = PagePool(4)
-    a, b, _ = pool.allocate(3)
+    a, b, c = pool.allocate(3)
     pool.publish(a, name(0))
     pool.publish(b, name(0))
     pool.publish(a, name(1))
     assert pool.match([name(0)]) == [a]
     assert pool.match([name(1)]) == []
-    pool.check([[a, b, _]])
+    pool.check([[a, b, c]])
 
 
 def test_forget_all_leaves_no_name_and_every_page_where_it_was():
@@ -92,7 +92,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(num_pages=st.integers(2, 8), operations=OPERATIONS)
 def test_random_operations_keep_the_books(num_pages, operations):
     pool, holders, names = PagePool(num_pages), [], {}
@@ -112,8 +112,8 @@ def test_random_operations_keep_the_books(num_pages, operations):
                 holders.append(pages)
         elif operation == "share":
             pages = pool.match([name(x), name(y)])
-            expected = [names[x], names[y]] if y in names else [names[x]] if x in names else []
-            assert pages == (expected if x in names else [])
+            known = [names.get(x), names.get(y)]
+            assert pages == known[: known.index(None) if None in known else 2]
             pool.share(pages)
             holders.append(pages)
         elif operation == "release" and holders:

@@ -1,8 +1,9 @@
 """The scheduler drives a simulated device, under the engine's own order of events.
 
-The device keeps, for each place in the cache, the context that its key and value were computed from. A step
-writes all its places, then each row must find its whole context in its pages: a page shared wrongly,
-reused too early, written twice or published too soon shows as another context than the row's own.
+The device keeps, for each place in the cache, the context that its key and value were computed
+from. A step writes all its places, then each row must find its whole context in its pages: a page
+shared wrongly, reused too early, written twice or published too soon shows as another context than
+the row's own.
 """
 
 from __future__ import annotations

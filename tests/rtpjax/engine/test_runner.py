@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rtpjax.engine import kv_cache
+from rtpjax.engine.batch import Bucket
+from rtpjax.engine.request import SamplingParams
+from rtpjax.engine.runner import biases_of, buckets_of
+from rtpjax.engine.sampling import EXCLUDED
+from tests.rtpjax.engine import tiny
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "platform", "decode", "extend"),
+    [
+        (32, 512, "cpu", [2, 4, 8, 16, 32], [32, 64, 128, 256, 512]),
+        (1, 16, "cpu", [2], [16]),
+        (5, 100, "cpu", [2, 4, 5], [32, 64, 100]),
+        (3, 33, "gpu", [1, 2, 3], [32, 33]),
+        (1, 32, "gpu", [1], [32]),
+    ],
+)
+def test_buckets_are_families_of_one_dimension(rows, tokens, platform, decode, extend):
+    config = dataclasses.replace(tiny.CONFIG, max_num_seqs=rows, max_num_batched_tokens=tokens)
+    assert buckets_of(config, platform) == [
+        *[Bucket("decode", n, n) for n in decode],
+        *[Bucket("extend", n, rows) for n in extend],
+    ]
+
+
+def test_programs_update_cache_and_state_in_place(runner):
+    cache_bytes = sum(x.nbytes for x in jax.tree.leaves(runner._caches))
+    assert len(runner._programs) == 3
+    for bucket, program in runner._programs.items():
+        memory = program.memory_analysis()
+        assert memory.alias_size_in_bytes >= cache_bytes, bucket
+        assert memory.temp_size_in_bytes < cache_bytes, bucket
+
+
+def test_a_step_leaves_the_cache_where_it_was(runner):
+    pointers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._caches)}
+    tiny.generate(tiny.make_engine(runner), [tiny.prompt(20)])
+    assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._caches)} == pointers
+
+
+def test_nothing_is_compiled_after_compile(runner, caplog):
+    engine = tiny.make_engine(runner)
+    every = tiny.params(
+        temperature=0.9,
+        top_k=5,
+        min_tokens=3,
+        repetition_penalty=1.2,
+        logit_bias=((4, 1.0),),
+        logprobs=3,
+    )
+    with jax.log_compiles():
+        tiny.generate(engine, [tiny.prompt(n, n) for n in (1, 5, 30, 50)], every)
+        runner.reset()
+        tiny.generate(tiny.make_engine(runner), [tiny.prompt(9)], every)
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    # Making fresh arrays after a failure may compile; steps may not.
+    assert not [m for m in compiled if "step" in m or "_fill_slot" in m]
+
+
+def test_reset_lets_the_old_cache_go_before_it_makes_a_fresh_one(runner, monkeypatch):
+    tiny.generate(tiny.make_engine(runner), [tiny.prompt(9)])
+    allocate, held = kv_cache.allocate, []
+
+    def watched(*args):
+        held.extend(jax.tree.leaves(runner._caches))
+        return allocate(*args)
+
+    monkeypatch.setattr(kv_cache, "allocate", watched)
+    runner.reset()
+    assert not held
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(runner._caches))
+
+
+def test_biases_are_the_callers_for_ever_and_the_end_tokens_up_to_min_tokens():
+    sequence = tiny.sequence(
+        (5, 6, 7), SamplingParams(min_tokens=4, logit_bias=((9, 1.5),), stop_token_ids=(8,))
+    )
+    biases = biases_of(sequence, frozenset({8, 2}))
+    assert biases == [(9, 1.5, 2**31 - 1), (2, EXCLUDED, 7), (8, EXCLUDED, 7)]
+    assert not biases_of(tiny.sequence((5,), SamplingParams()), frozenset({2}))
+
+
+def test_min_tokens_beyond_int32_still_fit():
+    sequence = tiny.sequence((5, 6, 7), SamplingParams(min_tokens=2**31 - 1))
+    assert biases_of(sequence, frozenset({2})) == [(2, EXCLUDED, 2**31 - 1)]

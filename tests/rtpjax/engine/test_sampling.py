@@ -1,0 +1,336 @@
+"""The sampler against a plain numpy twin that sorts, in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtpjax.engine import sampling
+from rtpjax.engine.batch import NO_SLOT, RowInputs
+from rtpjax.engine.sampling import EXCLUDED, MAX_BIASES, MAX_LOGPROBS, SlotState
+
+V = 300
+NUM_TOKENS = 290
+MANY = 8192
+sample = jax.jit(sampling.sample, static_argnums=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sampling parameters, the tokens before, and (token id, value, until) biases of a row."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    prompt: tuple[int, ...] = (5, 6)
+    output: tuple[int, ...] = ()
+    biases: tuple[tuple[int, float, int], ...] = ()
+    seed: int = 0
+
+    def shaped(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
+        """Logits after mask, bias and penalties."""
+        x = np.asarray(logits, np.float64).copy()
+        x[num_tokens:] = -np.inf
+        position = len(self.prompt) + len(self.output)
+        for token_id, value, until in self.biases:
+            x[token_id] += value if position < until else 0
+        for token_id in {*self.prompt, *self.output}:
+            x[token_id] *= 1 / self.repetition_penalty if x[token_id] > 0 else (
+                self.repetition_penalty
+            )  # fmt: skip
+        for token_id in self.output:
+            x[token_id] -= self.frequency_penalty
+        for token_id in set(self.output):
+            x[token_id] -= self.presence_penalty
+        return x
+
+    def probabilities(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
+        """The distribution that the next token is drawn from."""
+        x = self.shaped(logits, num_tokens)
+        if self.temperature == 0:
+            return np.eye(len(x))[x.argmax()]
+        p = softmax(x / self.temperature)
+        p = np.where(p >= self.min_p * p.max(), p, 0)
+        return filtered(p / p.sum(), self.top_k, self.top_p)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def filtered(p: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """p `[V]` cut by top-k and then top-p, ties with the last kept token kept."""
+    if 0 < top_k < len(p):
+        p = np.where(p >= np.sort(p)[-top_k], p, 0)
+        p = p / p.sum()
+    if top_p < 1:
+        falling = np.sort(p)[::-1]
+        last = np.searchsorted(np.cumsum(falling), top_p)
+        p = np.where(p >= falling[last], p, 0)
+    return p / p.sum()
+
+
+def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs:
+    """RowInputs of cases; row i's state is in slot i."""
+    B = len(cases)
+    lens = [len(c.prompt) + len(c.output) for c in cases]
+    changed = [
+        (c.repetition_penalty, c.presence_penalty, c.frequency_penalty) != (1, 0, 0) for c in cases
+    ]
+    ints = {
+        "context_lens": lens,
+        "sample_at": np.arange(B),
+        "sample_slots": np.arange(B),
+        "slots": np.arange(B),
+        "prompt_lens": [len(c.prompt) for c in cases],
+        "seeds": [c.seed for c in cases],
+        "top_k": [c.top_k for c in cases],
+        "has_bias": [bool(c.biases) for c in cases],
+        "has_penalty": changed,
+        "wants_logprobs": [logprobs] * B,
+    }
+    floats = RowInputs._fields[len(ints) :]
+    values = {k: jnp.asarray(np.asarray(v, np.int32)) for k, v in ints.items()}
+    values |= {k: jnp.asarray([getattr(c, k) for c in cases], jnp.float32) for k in floats}
+    return RowInputs(**(values | fields))
+
+
+def state_of(cases: list[Case], width: int = 16) -> SlotState:
+    """What the device keeps for the cases; what lies beyond a row's tokens is garbage."""
+    B = len(cases)
+    tokens = np.full((B, width), 7, np.int32)
+    ids = np.full((B, MAX_BIASES), NO_SLOT, np.int32)
+    values = np.zeros((B, MAX_BIASES), np.float32)
+    until = np.zeros((B, MAX_BIASES), np.int32)
+    for i, c in enumerate(cases):
+        tokens[i, : len(c.prompt) + len(c.output)] = (*c.prompt, *c.output)
+        for j, bias in enumerate(c.biases):
+            ids[i, j], values[i, j], until[i, j] = bias
+    return SlotState(*map(jnp.asarray, (tokens, ids, values, until)))
+
+
+def random_logits(B: int, width: int = V, seed: int = 0, scale: float = 2.0) -> np.ndarray:
+    return scale * np.random.default_rng(seed).standard_normal((B, width), dtype=np.float32)
+
+
+def draws(case: Case, logits: np.ndarray, count: int = MANY) -> np.ndarray:
+    """Tokens `[count]` drawn with as many seeds from logits `[V]`."""
+    rows = rows_of([case] * count)
+    seeds = jnp.arange(count, dtype=jnp.int32)
+    rows = rows._replace(seeds=seeds, slots=jnp.zeros_like(seeds))
+    x = jnp.asarray(np.broadcast_to(logits, (count, len(logits))))
+    return np.asarray(sample(x, rows, state_of([case]), NUM_TOKENS).token_ids)
+
+
+PENALIZED = Case(
+    repetition_penalty=1.5,
+    presence_penalty=0.5,
+    frequency_penalty=0.25,
+    prompt=(3, 4, 4, 11),
+    output=(11, 20, 20, 20, 21),
+    temperature=0.8,
+)
+DISTRIBUTIONS = {
+    "plain": Case(),
+    "hot": Case(temperature=2.0),
+    "cold": Case(temperature=0.3),
+    "top_k": Case(top_k=7, temperature=1.5),
+    "top_k_1": Case(top_k=1),
+    "top_k_beyond_the_vocabulary": Case(top_k=100_000),
+    "top_p": Case(top_p=0.6),
+    "top_p_tiny": Case(top_p=1e-6),
+    "min_p": Case(min_p=0.2),
+    "min_p_1": Case(min_p=1.0),
+    "top_k_then_top_p": Case(top_k=10, top_p=0.7, temperature=1.5),
+    "min_p_then_top_p": Case(min_p=0.1, top_p=0.8, temperature=1.5),
+    "penalties": PENALIZED,
+    "bias": Case(biases=((250, 8.0, NO_SLOT), (12, -100.0, NO_SLOT), (251, 50.0, 2))),
+    "ban_ends_at_its_position": Case(output=(9,), biases=((1, EXCLUDED, 4), (2, 9.0, 3))),
+    "all": dataclasses.replace(
+        PENALIZED, top_k=30, top_p=0.9, min_p=0.01, biases=((20, 3.0, NO_SLOT), (0, EXCLUDED, 99))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_draws_follow_the_twins_distribution(name):
+    case, logits = DISTRIBUTIONS[name], random_logits(1, seed=len(name))[0]
+    p = case.probabilities(logits)
+    counted = np.bincount(draws(case, logits), minlength=V)
+    assert counted[p == 0].sum() == 0
+    # Chi-square over the tokens that are likely enough, and one bin for the others.
+    likely = p * MANY >= 8
+    expected = np.append(p[likely], p[~likely].sum()) * MANY
+    found = np.append(counted[likely], counted[~likely].sum())
+    expected, found = expected[expected > 0.5], found[expected > 0.5]
+    excess = ((found - expected) ** 2 / expected).sum() - (len(expected) - 1)
+    assert excess < 5 * np.sqrt(2 * len(expected))
+
+
+def test_greedy_takes_the_first_of_the_highest_that_the_tokenizer_knows():
+    cases = [Case(temperature=0.0)] * 3
+    logits = random_logits(3)
+    logits[0, 295] = 100.0
+    logits[1, [40, 200]] = 50.0
+    logits[2, 289] = 60.0
+    found = sample(jnp.asarray(logits), rows_of(cases), state_of(cases), NUM_TOKENS)
+    assert found.token_ids.tolist() == [logits[0, :NUM_TOKENS].argmax(), 40, 289]
+
+
+@pytest.mark.parametrize("width", [5, 127, 128, 129, 1000])
+def test_argmax_of_any_width_is_numpys(width):
+    x = random_logits(9, width)
+    x[0] = -3.0
+    x[1, -1] = 99.0
+    np.testing.assert_array_equal(sampling._argmax(jnp.asarray(x)), x.argmax(-1))
+
+
+def test_a_tiny_temperature_is_greedy_and_hot_or_cold_neighbours_do_not_matter():
+    logits = random_logits(5, seed=3, scale=30)
+    cases = [Case(temperature=t, seed=i) for i, t in enumerate((1e-4, 1e-10, 1e-30, 0.0, 1.0))]
+    found = sample(jnp.asarray(logits), rows_of(cases), state_of(cases), NUM_TOKENS).token_ids
+    assert found[:4].tolist() == logits[:4, :NUM_TOKENS].argmax(-1).tolist()
+
+
+def test_a_draw_depends_on_seed_and_position_only():
+    logits = random_logits(7, seed=5)
+    cases = [dataclasses.replace(PENALIZED, seed=i, top_p=0.9, temperature=3.0) for i in range(7)]
+    together = sample(jnp.asarray(logits), rows_of(cases), state_of(cases), NUM_TOKENS).token_ids
+    others = [Case(temperature=0.0), *[Case(seed=i, top_k=3) for i in range(15)]]
+    for i in range(7):
+        for alone in ([cases[i]], [*others[: 2 * i], cases[i], *others[2 * i :]]):
+            x = random_logits(len(alone), seed=i)
+            at = alone.index(cases[i])
+            x[at] = logits[i]
+            if len(alone) == 1:
+                alone, x = alone * 2, np.repeat(x, 2, axis=0)
+            rows = rows_of(alone)
+            found = sample(jnp.asarray(x), rows, state_of(alone), NUM_TOKENS).token_ids
+            assert found[at] == together[i]
+
+
+def test_draws_at_different_positions_differ():
+    logits = random_logits(1, scale=0.1)[0]
+    rows = rows_of([Case()] * MANY)
+    rows = rows._replace(
+        context_lens=jnp.arange(MANY, dtype=jnp.int32), slots=jnp.zeros(MANY, jnp.int32)
+    )
+    x = jnp.asarray(np.broadcast_to(logits, (MANY, V)))
+    found = np.asarray(sample(x, rows, state_of([Case()]), NUM_TOKENS).token_ids)
+    assert np.bincount(found, minlength=V)[:NUM_TOKENS].min() > 0
+    # Independent of the draw before: pairs agree as often as chance has it.
+    p = Case().probabilities(logits)
+    agree = (found[1:] == found[:-1]).sum()
+    assert abs(agree - MANY * (p**2).sum()) < 5 * np.sqrt(MANY * (p**2).sum())
+
+
+def test_filters_keep_the_tokens_that_the_twin_keeps():
+    B = 64
+    rng = np.random.default_rng(0)
+    logits = random_logits(B, 1000)
+    logits[: B // 4] = np.round(logits[: B // 4])  # ties
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    cases = [
+        Case(top_k=int(k), top_p=float(np.float32(p)))
+        for k, p in zip(
+            rng.choice([0, 1, 2, 5, 50, 999, 1000, 2000], B),
+            rng.choice([1.0, 1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999], B),
+            strict=True,
+        )
+    ]
+    found = np.asarray(sampling._top_k_top_p(jnp.asarray(weights), rows_of(cases)))
+    for case, w, kept in zip(cases, weights, found, strict=True):
+        expected = filtered(w.astype(np.float64) / w.sum(dtype=np.float64), case.top_k, case.top_p)
+        np.testing.assert_array_equal(kept > 0, expected > 0)
+        np.testing.assert_array_equal(kept[kept > 0], w[kept > 0])
+
+
+def test_no_token_without_weight_is_drawn_however_sums_round():
+    rng = np.random.default_rng(0)
+    weights = rng.random((200, 128), dtype=np.float32) * (rng.random((200, 128)) < 0.3)
+    weights[:, 0] = 1
+    first_above = jax.jit(sampling._first_above)
+    sums = np.asarray(jnp.cumsum(jnp.asarray(weights), axis=-1))
+    for at in range(0, 128, 3):
+        border = (sums[:, at : at + 1] / sums[:, -1:]).astype(np.float32)
+        for fraction in (np.nextafter(border, np.float32(0)), border, np.ones_like(border)):
+            index, rest = first_above(jnp.asarray(weights), jnp.asarray(fraction))
+            assert (weights[np.arange(200), np.asarray(index)] > 0).all()
+            assert ((np.asarray(rest) >= 0) & (np.asarray(rest) <= 1)).all()
+
+
+def test_penalties_and_biases_change_the_logits_as_the_twin_does():
+    cases = [
+        PENALIZED,
+        Case(),
+        dataclasses.replace(PENALIZED, repetition_penalty=0.5, output=()),
+        Case(frequency_penalty=-2.0, output=(3,) * 8),
+        Case(repetition_penalty=2.0, biases=((5, 4.0, 3), (6, 4.0, 2), (5, -1.0, NO_SLOT))),
+    ]
+    logits = random_logits(len(cases))
+    rows, state = rows_of(cases), state_of(cases)
+    found = sampling._add_bias(jnp.asarray(logits), rows, state)
+    found = np.asarray(sampling._penalize(found, rows, state))
+    for case, before, after in zip(cases, logits, found, strict=True):
+        np.testing.assert_allclose(after, case.shaped(before, V), rtol=1e-6, atol=1e-6)
+
+
+def test_the_smallest_repetition_penalty_leaves_a_distribution():
+    case = Case(repetition_penalty=1e-38, prompt=(4,), seed=3)
+    logits = random_logits(2)
+    logits[:, 4] = 5.0
+    found = sample(jnp.asarray(logits), rows_of([case] * 2), state_of([case] * 2), NUM_TOKENS)
+    assert found.token_ids.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("width", [V, 1027])
+def test_logprobs_are_those_of_the_models_own_softmax(width):
+    cases = [dataclasses.replace(PENALIZED, seed=i, top_k=5) for i in range(4)]
+    logits = random_logits(4, width)
+    rows = rows_of(cases, logprobs=True)
+    found = sample(jnp.asarray(logits), rows, state_of(cases), width)
+    expected = np.log(softmax(logits.astype(np.float64)))
+    best = np.argsort(-expected, axis=-1)[:, :MAX_LOGPROBS]
+    np.testing.assert_array_equal(found.top_ids, best)
+    np.testing.assert_allclose(
+        found.top_logprobs, np.take_along_axis(expected, best, -1), atol=1e-5
+    )
+    chosen = np.take_along_axis(expected, np.asarray(found.token_ids)[:, None], -1)[:, 0]
+    np.testing.assert_allclose(found.logprobs, chosen, atol=1e-5)
+
+
+def test_tokens_beyond_the_tokenizer_have_no_logprob_and_no_mass():
+    cases = [Case(temperature=0.0)] * 2
+    logits = random_logits(2)
+    logits[:, NUM_TOKENS:] = 50.0
+    rows = rows_of(cases, logprobs=True)
+    found = sample(jnp.asarray(logits), rows, state_of(cases), NUM_TOKENS)
+    expected = np.log(softmax(logits[:, :NUM_TOKENS].astype(np.float64)))
+    np.testing.assert_allclose(found.logprobs, expected.max(-1), atol=1e-5)
+    assert np.asarray(found.top_ids).max() < NUM_TOKENS
+
+
+def test_logprobs_that_no_row_wants_are_zero():
+    cases = [Case()] * 2
+    found = sample(jnp.asarray(random_logits(2)), rows_of(cases), state_of(cases), NUM_TOKENS)
+    assert not np.asarray(found.top_logprobs).any()
+
+
+def test_a_large_vocabulary_reaches_its_last_tokens():
+    width = 49_153
+    logits = np.full((8, width), EXCLUDED, np.float32)
+    last = [0, 127, 128, 32_000, 49_024, 49_150, 49_151, 49_152]
+    logits[np.arange(8), last] = 1.0
+    cases = [Case(seed=i, top_p=0.9 if i % 2 else 1.0) for i in range(8)]
+    drawn = jax.jit(partial(sampling._draw))(jnp.asarray(logits), rows_of(cases))
+    assert drawn.tolist() == last

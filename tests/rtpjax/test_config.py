@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import jax.numpy as jnp
+import pytest
+
+from rtpjax.config import GIB, MIB, EngineConfig, EngineSettings, resolve
+from rtpjax.errors import ConfigError
+from rtpjax.models import CacheSpec, ModelConfig
+
+MODEL = ModelConfig.from_hf(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 2048,
+    }
+)
+SPECS = (CacheSpec(num_kv_heads=8, head_dim=64),) * 16  # 64 KiB a token in float32
+
+
+def resolved(platform="cpu", *, free_bytes: int | None = 64 * GIB, **settings) -> EngineConfig:
+    return resolve(
+        EngineSettings(**settings), MODEL, SPECS, platform=platform, free_bytes=free_bytes
+    )
+
+
+def test_what_auto_is_on_the_cpu():
+    config = resolved()
+    assert dataclasses.asdict(config) == {
+        "precision": {
+            "weights": jnp.bfloat16,
+            "activations": jnp.float32,
+            "cache": jnp.float32,
+        },
+        "max_model_len": 2048,
+        "page_size": 32,
+        "num_pages": 2048,  # 4 GiB of 2 MiB pages; 32 whole contexts would be 2,049
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 512,
+        "max_num_waiting": 4096,
+        "use_prefix_cache": True,
+        "tp_size": 1,
+    }
+    assert config.table_width == 64
+
+
+def test_what_auto_is_on_a_gpu():
+    config = resolved("gpu")
+    assert config.precision.cache == jnp.bfloat16
+    assert (config.page_size, config.max_num_seqs) == (64, 256)
+    assert config.max_num_batched_tokens == 8192
+    # 62 GiB would be 31,744 pages of 2 MiB; so many contexts take no more than 8,192.
+    assert config.num_pages == 256 * 32 + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_pages"),
+    [
+        ({"kv_cache_bytes": 200 * MIB}, 100),
+        ({"kv_cache_bytes": 201 * MIB}, 100),
+        ({"kv_cache_bytes": 200 * MIB, "page_size": 16}, 200),
+        ({"free_bytes": 1 * GIB}, 128),  # a quarter
+        ({"free_bytes": 1 * GIB, "max_num_seqs": 1}, 65),  # one context, and padding
+        ({"platform": "gpu", "free_bytes": 3 * GIB}, 512),  # 2 GiB are left for temporaries
+        ({"platform": "gpu", "free_bytes": 3 * GIB, "tp_size": 4}, 2048),  # 1 GiB on each
+        ({"platform": "gpu", "free_bytes": GIB, "reserved_bytes": GIB // 2}, 256),
+    ],
+)
+def test_pages_that_the_memory_holds(settings, num_pages):
+    assert resolved(**settings).num_pages == num_pages
+
+
+def test_the_host_is_measured_when_nobody_says_what_is_free():
+    assert resolved(free_bytes=None).num_pages >= 2
+
+
+@pytest.mark.parametrize(
+    ("act_type", "weights", "cache"),
+    [("FP32", jnp.float32, jnp.float32), ("FP16", jnp.float16, jnp.float16)],
+)
+def test_formats_on_a_gpu(act_type, weights, cache):
+    precision = resolved("gpu", act_type=act_type).precision
+    assert (precision.weights, precision.cache) == (weights, cache)
+
+
+def test_the_context_is_cut_to_what_fits_and_that_is_said(caplog):
+    config = resolved(kv_cache_bytes=20 * MIB)
+    assert config.max_model_len == 9 * 32
+    assert config.num_pages == 10
+    assert "cut from 2048 to 288 tokens" in caplog.text
+
+
+def test_a_context_beyond_the_training_is_warned_of(caplog):
+    assert resolved(max_model_len=4096).max_model_len == 4096
+    assert "more than the 2048 tokens" in caplog.text
+
+
+def test_everything_resolved_is_logged(caplog):
+    with caplog.at_level(logging.INFO):
+        resolved(max_num_seqs=3, kv_cache_bytes=200 * MIB)
+    for part in ("bfloat16/float32/float32", "max_num_seqs=3", "num_pages=100", "cache_mib=200"):
+        assert part in caplog.text
+
+
+def test_a_context_that_does_not_fit_is_refused_with_what_would():
+    with pytest.raises(ConfigError) as refused:
+        resolved(max_model_len=1000, kv_cache_bytes=20 * MIB)
+    assert "takes 66 MiB and 20 MiB are there" in str(refused.value)
+    assert "MAX_SEQ_LEN to at most 288, or KV_CACHE_MEM_MB to at least 66" in str(refused.value)
+    assert resolved(max_model_len=288, kv_cache_bytes=20 * MIB).max_model_len == 288
+    assert resolved(max_model_len=1000, kv_cache_bytes=66 * MIB).num_pages == 33
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"page_size": 24}, "page_size is 24; it must be a power of two from 1 to 1024"),
+        ({"page_size": 2048}, "page_size is 2048"),
+        ({"page_size": 0}, "page_size is 0"),
+        ({"page_size": -4}, "page_size is -4"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0; it must be at least 1"),
+        ({"max_num_batched_tokens": 8}, "max_num_batched_tokens is 8; it must be at least 16"),
+        ({"max_model_len": 1}, "max_model_len is 1; it must be at least 2"),
+        ({"max_model_len": 0}, "max_model_len is 0; it must be at least 2"),
+        ({"kv_cache_bytes": 3 * MIB}, "has 3.0 MiB.*KV_CACHE_MEM_MB to at least 4"),
+        ({"kv_cache_bytes": 0}, "has 0.0 MiB"),
+        ({"kv_cache_bytes": -1}, "KV_CACHE_MEM_MB"),
+        ({"free_bytes": 12 * MIB}, "has 3.0 MiB"),
+        (
+            {"platform": "gpu", "free_bytes": GIB},
+            "1024 MiB of GPU memory are left.*2048 MiB are reserved.*TP_SIZE",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        resolved(**settings)

@@ -1,0 +1,80 @@
+"""Whatever the body, the answer is a success or an OpenAI-shaped error, and never a 500."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, given, settings
+
+from server.protocol.body import HARMLESS, UNSUPPORTED
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from tests.server.live_server import LiveServer
+
+FIELDS = sorted(
+    {*ChatRequest.model_fields, *CompletionRequest.model_fields, *HARMLESS, *UNSUPPORTED}
+)
+NUMBERS = st.one_of(
+    st.integers(), st.integers(-3, 20), st.floats(), st.sampled_from([2**31, 2**63, 10**400, -1])
+)
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=20))
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(FIELDS), st.text(max_size=5)), inner, max_size=4),
+    ),
+    max_leaves=8,
+)
+MESSAGE = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "user", "assistant", "tool", "developer", "x"]),
+        "content": st.one_of(st.text(max_size=30), JSON),
+    },
+    optional={"name": JSON, "tool_calls": JSON, "refusal": JSON, "reasoning_content": JSON},
+)
+SETTINGS = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def check(server: LiveServer, path: str, content: bytes) -> None:
+    response = server.client.post(path, content=content)
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 400:
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"]
+        assert len(error["message"]) < 500
+    assert server.client.get("/health").status_code == 200
+
+
+@SETTINGS
+@given(
+    messages=st.one_of(st.lists(MESSAGE, max_size=3), JSON),
+    fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+)
+def test_chat(server: LiveServer, messages: Any, fields: dict[str, Any]) -> None:
+    body = {"messages": messages, "max_tokens": 2, **fields}
+    check(server, "/v1/chat/completions", json.dumps(body).encode())
+
+
+@SETTINGS
+@given(
+    prompt=st.one_of(st.text(max_size=20), st.lists(st.integers(-2, 300), max_size=4), JSON),
+    fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+)
+def test_completions(server: LiveServer, prompt: Any, fields: dict[str, Any]) -> None:
+    body = {"prompt": prompt, "max_tokens": 2, **fields}
+    check(server, "/v1/completions", json.dumps(body).encode())
+
+
+@SETTINGS
+@given(content=st.binary(max_size=60))
+def test_bytes(server: LiveServer, content: bytes) -> None:
+    check(server, "/chat/completions", content)
