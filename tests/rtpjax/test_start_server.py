@@ -49,10 +49,10 @@ def test_a_bad_value_is_named(name, value):
         read_settings([], {name: value})
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "setting", [s for s in SETTINGS if s.default is not None], ids=lambda s: s.name
+)
 def test_every_default_is_what_its_parser_makes(setting):
-    if setting.default is None:
-        pytest.skip("auto")
     if setting.default == ():
         assert setting.parse("") == ()
     else:
