@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 async def _measure(
     args: argparse.Namespace, workload: Workload
 ) -> tuple[list[RequestRecord], tuple[float, float] | None]:
-    """The requests, and what share of the time the server's two threads were at work on the host."""
+    """The requests, and which share of the time each of the server's two threads was at work."""
     async with BenchClient(
         args.url, model=args.model, api_key=args.api_key, timeout_s=args.timeout_s
     ) as client:

@@ -157,8 +157,8 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Gives the sequence pages for count more tokens; False if it was preempted itself.
 
-        Only sequences that want one token can need a page (prompts have all of theirs since they were
-        admitted), and they come in order; so a victim, the latest, is not scheduled yet.
+        Only sequences that want one token can need a page (prompts have all of theirs since they
+        were admitted), and they come in order; so a victim, the latest, is not scheduled yet.
         """
         while True:
             needed = -(-(sequence.num_computed + count) // self.page_size) - len(sequence.pages)
