@@ -107,7 +107,7 @@ def resolve(
     page_size = _or(settings.page_size, 32 if is_cpu else 64)
     if page_size & (page_size - 1) or not 1 <= page_size <= 1024:
         raise ConfigError(
-            f"page_size (SEQ_SIZE_PER_BLOCK) is {page_size}; it must be a power of two from 1 to 1024."
+            f"SEQ_SIZE_PER_BLOCK is {page_size}; it must be a power of two from 1 to 1024."
         )
     max_num_seqs = _or(settings.max_num_seqs, 32 if is_cpu else 256)
     tokens = _or(settings.max_num_batched_tokens, 512 if is_cpu else 8192)
