@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
+from typing import Any
 
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.sequence import Sequence
@@ -26,12 +27,14 @@ class ScheduledRow:
         count: How many.
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
+        mask: Tokens that may be sampled, packed int32 `[ceil(V / 32)]`; None allows all.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    mask: Any = None
 
 
 @dataclass(slots=True)
@@ -97,15 +100,24 @@ class Scheduler:
             self._publish(sequence)
         if self.stats.num_preemptions == num_preemptions:
             while budget and (sequence := self._admit()) is not None:
-                rows[sequence] = self._advance(sequence, min(sequence.num_wanted, budget))
-                self._publish(sequence)
-                budget -= rows[sequence].count
+                count = min(sequence.num_wanted, budget)
+                if count:
+                    rows[sequence] = self._advance(sequence, count)
+                    self._publish(sequence)
+                    budget -= count
         return list(rows.values())
 
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""
         sequence.token_ids.append(token_id)
         self._publish(sequence)
+
+    def retract(self, sequence: Sequence) -> None:
+        """The next token did not fit: it is sampled again; what is in flight is dropped."""
+        known = sequence.num_output_tokens
+        sequence.num_dropped += sequence.num_sampled - known - 1
+        sequence.num_sampled = known
+        sequence.num_computed = min(sequence.num_computed, sequence.num_tokens - 1)
 
     def reset(self) -> None:
         """The device's state was lost, the tokens in flight and what the pages hold included.
@@ -116,6 +128,7 @@ class Scheduler:
             self._preempt(sequence)
         for sequence in self.waiting:
             sequence.num_sampled = sequence.num_output_tokens
+            sequence.num_dropped = 0
         self.pool.forget_all()
 
     def _admit(self) -> Sequence | None:
@@ -178,9 +191,11 @@ class Scheduler:
     def _advance(self, sequence: Sequence, count: int) -> ScheduledRow:
         start = sequence.num_computed
         samples = start + count == sequence.num_tokens
+        constraint = sequence.constraint
+        mask = constraint.mask_for(sequence.num_sampled) if samples and constraint else None
         sequence.num_computed += count
         sequence.num_sampled += samples
-        return ScheduledRow(sequence, start, count, samples)
+        return ScheduledRow(sequence, start, count, samples, mask)
 
     def _publish(self, sequence: Sequence) -> None:
         """Names the pages that are full of known tokens.
