@@ -19,8 +19,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
-from rtpjax.engine.request import Grammar
+from rtpjax.engine.request import JSON_OPTIONS, Grammar
 from rtpjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 TIME_LIMIT_S = 10.0
 MAX_GRAMMAR_CHARS = 256 * 1024
-MAX_DEPTH = 100
+MAX_DEPTH = 120
 # A chain of rules or references is compiled by recursion: 2,000 of them overflow 8 MiB of stack,
 # which ends the process.
 MAX_RULES = 1000
@@ -36,9 +37,6 @@ _STACK_BYTES = 64 << 20
 _MAX_CACHED = 256
 _MAX_THREADS = 2
 
-# A space, or a line break and its indentation: what models write. Unbounded white space is a trap
-# for weak models, which never leave it.
-WHITESPACE = {"whitespace_pattern": r"[ ]?|\n[ ]{0,32}"}
 _TEXT = r"/(.|\n)*/"
 
 
@@ -145,8 +143,8 @@ class GrammarCompiler:
             matcher = LLMatcher(
                 tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False)
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise refusal(grammar, f"it cannot be read: {error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError, GbnfToLarkError) as error:
+            raise refusal(grammar, f"it cannot be read: {_brief(str(error))}") from error
         if matcher.is_error():
             raise refusal(grammar, _brief(matcher.get_error()))
         after = grammar.after
@@ -192,13 +190,15 @@ def to_llguidance(grammar: Grammar, special_ids: dict[str, int]) -> str:
 
 def _body(grammar: Grammar, special_ids: dict[str, int]) -> dict[str, Any]:
     if grammar.kind == "json_object":
-        return {"json_schema": {"type": "object", "x-guidance": WHITESPACE}}
+        return {"json_schema": {"type": "object", "x-guidance": JSON_OPTIONS}}
     if grammar.kind == "json_schema":
         return {"json_schema": _spaced(json.loads(grammar.text))}
     if grammar.kind == "regex":
         return json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]
     if grammar.kind == "structural_tag":
         return {"lark_grammar": _tags(json.loads(grammar.text), special_ids)}
+    if grammar.kind == "ebnf":
+        return {"lark_grammar": any_to_lark(grammar.text)}
     return {"lark_grammar": grammar.text}
 
 
@@ -206,22 +206,24 @@ def _spaced(schema: Any) -> dict[str, Any]:
     """The schema with our white space."""
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    return schema | {"x-guidance": WHITESPACE}
+    return schema | {"x-guidance": JSON_OPTIONS | schema.get("x-guidance", {})}
 
 
 def _tags(tags: list[dict[str, Any]], special_ids: dict[str, int]) -> str:
     """Free text, and in it any number of tagged parts, each constrained from its trigger on."""
-    rules = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(tags)))})* TEXT", f"TEXT: {_TEXT}"]
-    for i, tag in enumerate(tags):
-        trigger, begin = tag["trigger"], tag["begin"]
-        schema = json.dumps(_spaced(tag["schema"]))
-        body = f"{_literal(begin[len(trigger) :])} %json {schema} {_literal(tag['end'])}"
+    bodies: dict[str, list[str]] = {}
+    for tag in tags:
+        rest, schema = tag["begin"][len(tag["trigger"]) :], json.dumps(_spaced(tag["schema"]))
+        body = f"{_literal(rest)} %json {schema} {_literal(tag['end'])}"
+        bodies.setdefault(tag["trigger"], []).append(body)
+    rules = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(bodies)))})* TEXT"]
+    for i, (trigger, choices) in enumerate(bodies.items()):
         if trigger in special_ids:
-            rules.append(f"tag_{i}: TEXT <[{special_ids[trigger]}]> {body}")
+            opens = f"opens_{i}: TEXT <[{special_ids[trigger]}]>"
         else:
-            rules.append(f"tag_{i}_opens[lazy]: TEXT {json.dumps(trigger)}")
-            rules.append(f"tag_{i}: tag_{i}_opens {body}")
-    return "\n".join(rules) + "\n"
+            opens = f"opens_{i}[lazy]: TEXT {json.dumps(trigger)}"
+        rules += [opens, f"tag_{i}: opens_{i} ({' | '.join(choices)})"]
+    return "\n".join([*rules, f"TEXT: {_TEXT}"]) + "\n"
 
 
 def _named(grammar: Grammar, special_ids: dict[str, int]) -> set[int]:

@@ -53,14 +53,20 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+# For schemas inside a lark grammar, as their "x-guidance"; others get it by themselves. White space
+# is a space, or a line break and its indentation: what models write. Weak models never leave an
+# unbounded one.
+JSON_OPTIONS = {"whitespace_pattern": r"[ ]?|\n[ ]{0,32}"}
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What the output must look like; the engine refuses one that it cannot hold to.
 
     Attributes:
         kind: How to read the text: "json_schema" and "json_object" (a schema, or nothing),
-            "regex", "lark" (llguidance's dialect, which embeds schemas as `%json {...}`), or
-            "structural_tag" (free text with constrained parts: JSON
+            "regex", "lark" (llguidance's dialect, which embeds schemas as `%json {...}`), "ebnf"
+            (llama.cpp's GBNF), or "structural_tag" (free text with constrained parts: JSON
             `[{"trigger", "begin", "schema", "end"}, ...]`; a part opens when the text has its
             trigger, and begins with `begin`).
         text: The schema, expression or grammar.
@@ -69,7 +75,7 @@ class Grammar:
         param: The request's field that errors name.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "lark", "structural_tag"]
+    kind: Literal["json_schema", "json_object", "regex", "lark", "ebnf", "structural_tag"]
     text: str = ""
     after: str | None = None
     param: str = "response_format"
