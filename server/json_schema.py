@@ -4,7 +4,8 @@ Whatever the new schema allows, the old one allows too:
 
 - `properties` as a list of `{"name", "schema", "required"}` (RTP-LLM's users write them so) becomes
   a dict, `required: true` inside a property moves up, `nullable` becomes a union with null;
-- formats that nothing checks, and `uniqueItems: false`, are dropped: they demand nothing;
+- formats that nothing checks, and `uniqueItems: false`, are dropped: they demand nothing; dates
+  become patterns;
 - an object that lists its properties and does not speak of others gets no others. Weak models would
   go on inventing them.
 """
@@ -21,6 +22,22 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 FORMATS = frozenset(
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
 )  # checked by the grammar
+
+# The compiler's own dates have a year 0 and a 30th of February.
+_YEAR = r"(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+_DIVISIBLE_BY_4 = r"(0[48]|[2468][048]|[13579][26])"
+_DATE = (
+    rf"({_YEAR}-((01|03|05|07|08|10|12)-(0[1-9]|[12][0-9]|3[01])"
+    r"|(04|06|09|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+    rf"|([0-9]{{2}}{_DIVISIBLE_BY_4}|{_DIVISIBLE_BY_4}00)-02-29)"
+)
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
+_ZONE = r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_PATTERNS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}{_ZONE}$",
+    "date-time": f"^{_DATE}T{_TIME}{_ZONE}$",
+}
 
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -82,6 +99,8 @@ class _Normaliser:
             new["additionalProperties"] = False
         if new.get("format") not in FORMATS:
             new.pop("format", None)
+        elif new["format"] in _PATTERNS and "pattern" not in new:
+            new["pattern"] = _PATTERNS[new.pop("format")]
         if new.get("uniqueItems") is False:
             del new["uniqueItems"]
         if new.pop("nullable", False) is True:

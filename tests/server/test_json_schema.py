@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from typing import Any
 
 import pytest
@@ -118,3 +120,20 @@ def test_refuses(given: Any, param: str) -> None:
 def test_as_deep_and_as_large_as_allowed() -> None:
     assert normalise(nested(32), "s") == nested(32)
     assert len(normalise({"anyOf": [{}] * 4000}, "s")["anyOf"]) == 4000
+
+
+def test_dates_are_those_of_the_calendar() -> None:
+    pattern = re.compile(normalise({"type": "string", "format": "date"}, "s")["pattern"])
+    for year in (0, 1, 4, 100, 400, 1900, 2000, 2023, 2024, 2100, 9999):
+        for month in range(14):
+            for day in range(33):
+                text = f"{year:04}-{month:02}-{day:02}"
+                assert (pattern.search(text) is not None) == is_date(text), text
+
+
+def is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
