@@ -11,7 +11,7 @@ from typing import cast
 
 from sanic import HTTPResponse, Request
 
-from rtpjax.engine.request import GenerationRequest, SamplingParams
+from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
 from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import AnswerFormat, dumps
@@ -42,7 +42,10 @@ def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext
 
 
 def make_requests(
-    body: SamplingFields, prompts: Sequence[EncodedPrompt], params: Sequence[SamplingParams]
+    body: SamplingFields,
+    prompts: Sequence[EncodedPrompt],
+    params: Sequence[SamplingParams],
+    grammar: Grammar | None = None,
 ) -> list[GenerationRequest]:
     """One request per choice, the first prompt's first; `params` has one entry per choice."""
     return [
@@ -52,6 +55,7 @@ def make_requests(
             sampling=sampling,
             cache_salt=body.cache_salt,
             priority=body.priority,
+            grammar=grammar,
         )
         for prompt in prompts
         for sampling in params

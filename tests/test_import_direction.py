@@ -33,6 +33,8 @@ NOT_BY = {
 NO_JAX = (
     "rtpjax.errors",
     "rtpjax.engine.request",
+    "rtpjax.engine.grammar",
+    "rtpjax.engine.constraint",
     "rtpjax.engine.page_pool",
     "rtpjax.engine.sequence",
     "rtpjax.engine.scheduler",

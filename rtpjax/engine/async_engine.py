@@ -18,13 +18,16 @@ from collections.abc import AsyncGenerator, Callable
 
 from transformers import PreTrainedTokenizerFast
 
+from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.engine import LLMEngine
+from rtpjax.engine.grammar import TIME_LIMIT_S, too_slow
 from rtpjax.engine.request import EngineStats, GenerationRequest, RequestOutput
 from rtpjax.errors import DrainingError, EngineError
 
 logger = logging.getLogger(__name__)
 
-_Message = GenerationRequest | str  # a request to add, or the id of one to abort
+# A request to add, with its place in its grammar if it has one, or the id of a request to abort.
+_Message = tuple[GenerationRequest, Constraint | None] | str
 
 
 class AsyncLLMEngine:
@@ -99,7 +102,8 @@ class AsyncLLMEngine:
         """Runs a request; closing the generator early aborts it and frees its pages.
 
         Raises:
-            RequestError: At once, before anything is queued, when the request cannot be honoured.
+            RequestError: At once, before anything is queued, when the request cannot be honoured. A
+                grammar that cannot is told by the generator, also before anything is queued.
             DrainingError: The engine is not ready, or shutting down.
         """
         if self.is_draining:
@@ -117,7 +121,7 @@ class AsyncLLMEngine:
         self._queues[request.request_id] = queue
         is_finished = False
         try:
-            self._send(request)
+            self._send((request, await self._constrain(request)))
             if self._has_ended:
                 self._end_all()
             while not is_finished:
@@ -128,6 +132,23 @@ class AsyncLLMEngine:
             del self._queues[request.request_id]
             if not is_finished:
                 self._send(request.request_id)
+
+    async def _constrain(self, request: GenerationRequest) -> Constraint | None:
+        """Compiles the request's grammar in a thread of its own.
+
+        Raises:
+            RequestError: It cannot be compiled, or not in time.
+        """
+        if request.grammar is None:
+            return None
+        assert self._engine is not None
+        compiling = asyncio.wrap_future(self._engine.grammars.submit(request.grammar))
+        try:
+            # Others may wait for the same grammar: it is not cancelled.
+            compiled = await asyncio.wait_for(asyncio.shield(compiling), TIME_LIMIT_S)
+        except TimeoutError:
+            raise too_slow(request.grammar) from None
+        return self._engine.constrain(compiled)
 
     def _send(self, message: _Message) -> None:
         with self._wake:
@@ -158,7 +179,7 @@ class AsyncLLMEngine:
             if isinstance(message, str):
                 engine.abort(message)
             else:
-                engine.add(message)
+                engine.add(*message)
         return not self._is_stopping
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:

@@ -59,6 +59,7 @@ class RowInputs(NamedTuple):
         sample_slots: Slot that the sampled token is written to; NO_SLOT when the row samples
             nothing.
         slots: The row's slot in the per-request device state.
+        has_mask: 1 if the slot's mask says which tokens may be sampled.
         prompt_lens: Tokens of context that are prompt.
         seeds: Seed of the row's draws, as 32 bits.
         top_k: 0 keeps all.
@@ -71,6 +72,7 @@ class RowInputs(NamedTuple):
     sample_at: jax.Array
     sample_slots: jax.Array
     slots: jax.Array
+    has_mask: jax.Array
     prompt_lens: jax.Array
     seeds: jax.Array
     top_k: jax.Array
@@ -203,11 +205,12 @@ def _pack_row(parts: Parts[np.ndarray], b: int, at: int, row: ScheduledRow, page
     fields = parts.rows[b]
     fields[:] = sequence.sampling_fields
     sample_slot = sequence.slot if row.samples else NO_SLOT
-    fields[:4] = row.start + row.count, end - 1, sample_slot, sequence.slot
+    has_mask = row.mask is not None
+    fields[:5] = row.start + row.count, end - 1, sample_slot, sequence.slot, has_mask
 
 
 def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
-    """A row's fields `[F]` as they stay from step to step; the first four change and are 0 here."""
+    """A row's fields `[F]` as they stay from step to step; the first five change and are 0 here."""
     p = sequence.request.sampling
     fields = _EMPTY_ROW.copy()
     start = RowInputs._fields.index("prompt_lens")

@@ -4,6 +4,10 @@
 
 The device works on N+1 while the host reads N. That a request ended with N is noticed when N+1 is
 under way already; what N+1 computed for it is dropped.
+
+A row under a grammar's mask needs its token of N before N+1 can be scheduled. Either it sits out
+every other step, or the step before is collected first and the device waits for the host a little:
+whichever costs less throughput (_collects_first). Requests without a grammar never wait for a mask.
 """
 
 from __future__ import annotations
@@ -15,17 +19,21 @@ import secrets
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
+from concurrent import futures
 
 from transformers import PreTrainedTokenizerFast
 
 from rtpjax.config import EngineConfig
 from rtpjax.engine.batch import pack, sampling_fields
+from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
+from rtpjax.engine.grammar import CompiledGrammar, GrammarCompiler
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
     FinishReason,
     GenerationRequest,
+    Grammar,
     RequestOutput,
     SamplingParams,
     TokenLogprob,
@@ -34,9 +42,14 @@ from rtpjax.engine.runner import Runner, StepHandle, biases_of
 from rtpjax.engine.sampling import MAX_BIASES, MAX_LOGPROBS, Sampled
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
-from rtpjax.errors import QueueFullError, RequestError
+from rtpjax.errors import EngineError, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
+
+# Collecting first may always cost this share of throughput: constrained rows run twice as fast.
+_COLLECT_FIRST_SHARE = 0.05
+_MASK_THREADS = 4
+_MASK_WAIT_S = 0.005  # then the step goes without the rows whose mask is late
 
 
 @dataclasses.dataclass(slots=True)
@@ -75,6 +88,7 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
         self.timings = StepTimings()
+        self.grammars = GrammarCompiler(tokenizer, self.end_token_ids)
         self._runner = runner
         self._scheduler = Scheduler(
             PagePool(config.num_pages),
@@ -86,6 +100,9 @@ class LLMEngine:
         self._live: dict[str, tuple[Sequence, Detokenizer]] = {}
         self._in_flight: StepHandle | None = None
         self._arrivals = itertools.count()
+        self._constrained: dict[str, Sequence] = {}
+        self._mask_pool = futures.ThreadPoolExecutor(_MASK_THREADS, "masks")
+        self._host_share = 0.0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
 
@@ -149,8 +166,22 @@ class LLMEngine:
                 code="queue_full",
             )
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queues a request that passed check."""
+    def constrain(self, compiled: CompiledGrammar) -> Constraint:
+        """A request's own place in a compiled grammar; thread-safe."""
+        return Constraint(compiled, self._mask_pool)
+
+    def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+        """Queues a request that passed check.
+
+        Args:
+            request: What to generate.
+            constraint: Made from its grammar. Without one the grammar is compiled now.
+
+        Raises:
+            RequestError: The grammar cannot be compiled.
+        """
+        if request.grammar is not None and constraint is None:
+            constraint = self.constrain(self.grammars.compile(request.grammar))
         sampling = request.sampling
         room = self.config.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(
@@ -169,6 +200,9 @@ class LLMEngine:
             min_tokens=sampling.min_tokens,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
         )
+        sequence.constraint = constraint
+        if constraint is not None:
+            self._constrained[request.request_id] = sequence
         self._live[request.request_id] = sequence, detokenizer
         self._scheduler.add(sequence)
         self._num_prompt_tokens += sequence.num_prompt_tokens
@@ -186,29 +220,46 @@ class LLMEngine:
         outputs: list[RequestOutput] = []
         collected = self._in_flight
         try:
+            if collected is not None and self._collects_first(collected):
+                self._collect(collected, outputs)
+                collected = None
+                self._await_masks(_MASK_WAIT_S)
             rows = self._scheduler.schedule()
             self._in_flight = self._dispatch(rows) if rows else None
             if collected is not None:
                 self._collect(collected, outputs)
+            elif not rows:
+                self._await_masks(1.0)  # there is nothing else to do
+            self._end_failed(outputs)
         except Exception as error:  # the one place where any failure of a step ends up
             logger.exception("A step failed; its requests end with an error")
             outputs += self._recover([*(collected.batch.rows if collected else ()), *rows], error)
-        self.timings.host_s += time.perf_counter() - started - (self.timings.wait_s - waited)
+        waited = self.timings.wait_s - waited
+        elapsed = time.perf_counter() - started
+        self.timings.host_s += elapsed - waited
+        self._host_share += 0.1 * ((elapsed - waited) / elapsed - self._host_share)
         return outputs
 
     def generate(
-        self, prompts: Many[Many[int]], sampling: SamplingParams | Many[SamplingParams]
+        self,
+        prompts: Many[Many[int]],
+        sampling: SamplingParams | Many[SamplingParams],
+        grammars: Many[Grammar | None] = (),
     ) -> list[list[RequestOutput]]:
         """Runs prompts to their ends, offline: each one's outputs, in order.
 
         Args:
             prompts: Token ids.
             sampling: One for all, or one each.
+            grammars: What each output must look like; none by default.
         """
+        grammars = grammars or [None] * len(prompts)
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         outputs: dict[str, list[RequestOutput]] = {}
-        for prompt, params in zip(prompts, each, strict=True):
-            request = GenerationRequest(f"offline-{len(outputs)}", tuple(prompt), params)
+        for prompt, params, grammar in zip(prompts, each, grammars, strict=True):
+            request = GenerationRequest(
+                f"offline-{len(outputs)}", tuple(prompt), params, grammar=grammar
+            )
             self.check(request)
             outputs[request.request_id] = []
             self.add(request)
@@ -246,6 +297,33 @@ class LLMEngine:
         own = frozenset() if sampling.ignore_eos else self.end_token_ids
         return own | frozenset(sampling.stop_token_ids)
 
+    def _collects_first(self, handle: StepHandle) -> bool:
+        """Whether the next step waits for this one's tokens, for the sake of constrained rows.
+
+        It costs the host's share of a step; without it each such row loses every other token.
+        """
+        if not self._constrained:
+            return False
+        rows = handle.batch.rows
+        constraints = [r.sequence.constraint for r in rows if r.samples]
+        num_bound = sum(c is not None and not c.is_free for c in constraints)
+        loss = num_bound / (2 * len(rows))
+        return num_bound > 0 and self._host_share < max(loss, _COLLECT_FIRST_SHARE)
+
+    def _await_masks(self, timeout_s: float) -> None:
+        """Waits for the masks of running rows, or until the time is over."""
+        if not self._constrained:
+            return
+        running = [s.constraint for s in self._constrained.values() if s.slot >= 0]
+        futures.wait([c.pending for c in running if c is not None and c.pending], timeout_s)
+
+    def _end_failed(self, outputs: list[RequestOutput]) -> None:
+        """Ends requests whose mask could not be made; the others go on."""
+        for sequence in list(self._constrained.values()):
+            error = sequence.constraint.error if sequence.constraint else None
+            if error is not None:
+                outputs.append(self._end(sequence, "error", error=str(error)))
+
     def _dispatch(self, rows: list[ScheduledRow]) -> StepHandle:
         config = self.config
         self.timings.num_steps += 1
@@ -259,17 +337,38 @@ class LLMEngine:
         self.timings.wait_s += time.perf_counter() - started
         token_ids = sampled.token_ids.tolist()
         for b, row in enumerate(handle.batch.rows):
-            if row.samples and not row.sequence.is_finished:
-                outputs.append(self._take(row.sequence, token_ids[b], sampled, b))
+            sequence = row.sequence
+            if not row.samples or sequence.is_finished:
+                continue
+            if sequence.num_dropped:
+                sequence.num_dropped -= 1
+                continue
+            output = self._take(sequence, token_ids[b], sampled, b)
+            if output is not None:
+                outputs.append(output)
 
-    def _take(self, sequence: Sequence, token_id: int, sampled: Sampled, b: int) -> RequestOutput:
-        """Adds a token to its request, and ends the request if the token does."""
-        sampling = sequence.request.sampling
+    def _take(
+        self, sequence: Sequence, token_id: int, sampled: Sampled, b: int
+    ) -> RequestOutput | None:
+        """Adds a token to its request, and ends the request if the token does.
+
+        None if the token does not fit the request's grammar: it will be sampled again.
+        """
+        sampling, constraint = sequence.request.sampling, sequence.constraint
+        is_end = token_id in self._end_ids(sampling)
+        if constraint is not None:
+            try:
+                fits = constraint.accept(token_id, is_end=is_end)
+            except EngineError as error:
+                return self._end(sequence, "error", error=str(error))
+            if not fits:
+                self._scheduler.retract(sequence)
+                return None
         detokenizer = self._live[sequence.request.request_id][1]
         self._scheduler.record(sequence, token_id)
         self._num_output_tokens += 1
         logprobs = None if sampling.logprobs is None else (_logprob(sampled, b, sampling.logprobs),)
-        if token_id in self._end_ids(sampling):
+        if is_end:
             stop_reason = token_id if token_id in sampling.stop_token_ids else None
             text = detokenizer.finish()
             return self._end(
@@ -278,16 +377,18 @@ class LLMEngine:
             )  # fmt: skip
         text = detokenizer.push((token_id,))
         is_full = sequence.num_output_tokens >= sequence.max_tokens
-        if is_full:
+        is_complete = constraint is not None and constraint.is_finished
+        if is_full or is_complete:
             text += detokenizer.finish()
         if detokenizer.stop_reason is not None:
             return self._end(
                 sequence, "stop", text=text, token_ids=(token_id,), logprobs=logprobs,
                 stop_reason=detokenizer.stop_reason,
             )  # fmt: skip
-        if is_full:
+        if is_full or is_complete:
+            finish_reason = "stop" if is_complete else "length"
             return self._end(
-                sequence, "length", text=text, token_ids=(token_id,), logprobs=logprobs
+                sequence, finish_reason, text=text, token_ids=(token_id,), logprobs=logprobs
             )
         return self._output(sequence, text=text, token_ids=(token_id,), logprobs=logprobs)
 
@@ -295,6 +396,7 @@ class LLMEngine:
         """Takes the sequence out and makes its one terminal output."""
         self._scheduler.finish(sequence)
         del self._live[sequence.request.request_id]
+        self._constrained.pop(sequence.request.request_id, None)
         return self._output(sequence, finish_reason=finish_reason, **fields)
 
     def _output(

@@ -53,6 +53,34 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+# For schemas inside a lark grammar, as their "x-guidance"; others get it by themselves. White space
+# is a space, or a line break and its indentation: what models write. Weak models never leave an
+# unbounded one.
+JSON_OPTIONS = {"whitespace_pattern": r"[ ]?|\n[ ]{0,32}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the output must look like; the engine refuses one that it cannot hold to.
+
+    Attributes:
+        kind: How to read the text: "json_schema" and "json_object" (a schema, or nothing),
+            "regex", "lark" (llguidance's dialect, which embeds schemas as `%json {...}`), "ebnf"
+            (llama.cpp's GBNF), or "structural_tag" (free text with constrained parts: JSON
+            `[{"trigger", "begin", "schema", "end"}, ...]`; a part opens when the text has its
+            trigger, and begins with `begin`).
+        text: The schema, expression or grammar.
+        after: The constraint starts once the output has this text ("</think>"); the end may not
+            come before it. None starts at once.
+        param: The request's field that errors name.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "lark", "ebnf", "structural_tag"]
+    text: str = ""
+    after: str | None = None
+    param: str = "response_format"
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate.
@@ -63,6 +91,7 @@ class GenerationRequest:
         sampling: How to sample and when to stop.
         cache_salt: Requests share cached prefixes only with requests of the same salt.
         priority: Lower runs first; ties run in order of arrival.
+        grammar: What the output must look like; None leaves it free.
     """
 
     request_id: str
@@ -70,6 +99,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     cache_salt: str = ""
     priority: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

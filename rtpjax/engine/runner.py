@@ -92,6 +92,7 @@ class Runner:
         self.config = config
         self.mesh = mesh
         self.num_tokens = num_tokens
+        self._mask_words = -(-model_config.vocab_size // 32)
         model = build(model_config, config.precision, abstract=True)
         self._graph, state = nnx.split(model)
         self._tree = jax.tree.structure(state)
@@ -118,6 +119,7 @@ class Runner:
             bias_ids=jnp.full(biases, NO_SLOT, jnp.int32),
             bias_values=jnp.zeros(biases, jnp.float32),
             bias_until=jnp.zeros(biases, jnp.int32),
+            masks=jnp.zeros((c.max_num_seqs, self._mask_words), jnp.int32),
         )
         self._state = jax.device_put(state, self._replicated)
         self._slot_owners.clear()
@@ -139,6 +141,9 @@ class Runner:
             self.collect(self.dispatch(_padding(layout)))
         self._fill_slot = jax.jit(_fill_slot, donate_argnums=0)
         self._state = self._fill_slot(self._state, jnp.int32(0), *self._slot_rows(None))
+        self._fill_masks = jax.jit(_fill_masks, donate_argnums=0)
+        for size in _powers(1, self.config.max_num_seqs):
+            self._upload_masks(size, {})
         self._num_expected_traces = self.num_traces
         logger.info(
             "Compiled %d programs in %.1f s", len(self.buckets), time.perf_counter() - started
@@ -153,6 +158,9 @@ class Runner:
         """Starts a step; the device works on it when this returns."""
         for row in batch.rows:
             self._claim_slot(row.sequence)
+        masks = {row.sequence.slot: row.mask for row in batch.rows if row.mask is not None}
+        if masks:
+            self._upload_masks(len(masks), masks)
         vector = jax.device_put(batch.vector, self._replicated)
         program = self._programs[batch.layout.bucket]
         sampled, self._caches, self._state = program(
@@ -208,8 +216,18 @@ class Runner:
             rows = self._slot_rows(sequence)
             self._state = self._fill_slot(self._state, np.int32(sequence.slot), *rows)
 
+    def _upload_masks(self, size: int, masks: dict[int, np.ndarray]) -> None:
+        """Writes masks by slot, with a program for each power of two: few of them cost little."""
+        size = next(n for n in _powers(1, self.config.max_num_seqs) if n >= size)
+        slots = np.full(size, NO_SLOT, np.int32)
+        rows = np.zeros((size, self._mask_words), np.int32)
+        for i, (slot, mask) in enumerate(masks.items()):
+            num_words = min(len(mask), self._mask_words)
+            slots[i], rows[i, :num_words] = slot, mask[:num_words]
+        self._state = self._fill_masks(self._state, slots, rows)
+
     def _slot_rows(self, sequence: Sequence | None) -> tuple[np.ndarray, ...]:
-        """One slot's rows of SlotState, as numpy; of an empty slot for None."""
+        """One slot's rows of SlotState but for its mask, as numpy; of an empty slot for None."""
         tokens = np.zeros(self.config.max_model_len + 1, np.int32)
         ids = np.full(MAX_BIASES, NO_SLOT, np.int32)
         values = np.zeros(MAX_BIASES, np.float32)
@@ -236,7 +254,12 @@ def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[i
 
 
 def _fill_slot(state: SlotState, slot: jax.Array, *rows: jax.Array) -> SlotState:
-    return SlotState(*(array.at[slot].set(row) for array, row in zip(state, rows, strict=True)))
+    filled = [array.at[slot].set(row) for array, row in zip(state[:-1], rows, strict=True)]
+    return SlotState(*filled, masks=state.masks)
+
+
+def _fill_masks(state: SlotState, slots: jax.Array, masks: jax.Array) -> SlotState:
+    return state._replace(masks=state.masks.at[slots].set(masks, mode="drop"))
 
 
 def _padding(layout: Layout) -> Batch:

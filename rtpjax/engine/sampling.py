@@ -6,8 +6,8 @@ slowly on a GPU). Tokens that tie with the last kept one are kept. A draw takes 
 made from the row's seed and the token's position alone, so that a row's tokens do not depend on its
 neighbours. Parts that no row asks for are skipped by lax.cond.
 
-Order: mask, logit bias, penalties, temperature, min-p, top-k, top-p, draw. Log-probabilities are
-the model's own: of the logits before all this.
+Order: logit bias, penalties, the grammar's mask, temperature, min-p, top-k, top-p, draw.
+Log-probabilities are the model's own: of the logits before all this.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class SlotState(NamedTuple):
         bias_ids: int32 `[slots, MAX_BIASES]`, token ids; NO_SLOT for unused entries.
         bias_values: float32 `[slots, MAX_BIASES]`, added to the token's logit ...
         bias_until: int32 `[slots, MAX_BIASES]`, ... while the sampled position is less than this.
+        masks: int32 `[slots, ceil(V / 32)]`, a bit for each token that the slot's grammar allows.
     """
 
     tokens: jax.Array
     bias_ids: jax.Array
     bias_values: jax.Array
     bias_until: jax.Array
+    masks: jax.Array
 
 
 class Sampled(NamedTuple):
@@ -70,7 +72,8 @@ def sample(logits: jax.Array, rows: RowInputs, state: SlotState, num_tokens: int
     V = logits.shape[1]
     if num_tokens < V:
         logits = jnp.where(jnp.arange(V)[None, :] < num_tokens, logits, EXCLUDED)
-    is_plain = (rows.has_bias == 0) & (rows.has_penalty == 0) & (rows.temperature == 0)
+    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_mask) > 0
+    is_plain = ~is_shaped & (rows.temperature == 0)
     token_ids = lax.cond(
         is_plain.all(), lambda x: _argmax(x), lambda x: _shaped_choice(x, rows, state), logits
     )
@@ -81,6 +84,7 @@ def _shaped_choice(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.
     """The token of each row `[B]` when some row wants more than the most likely one."""
     logits = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
     logits = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), logits)
+    logits = _when(rows.has_mask, lambda x: _apply_mask(x, rows, state), logits)
     greedy = _argmax(logits)
     is_greedy = rows.temperature == 0
     return lax.cond(
@@ -123,6 +127,14 @@ def _penalize(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array
     logits = jnp.where(count(is_context) > 0, scaled, logits)
     presence = jnp.where(outputs > 0, rows.presence_penalty[:, None], 0.0)
     return logits - presence - rows.frequency_penalty[:, None] * outputs
+
+
+def _apply_mask(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+    """-inf for what the grammar forbids: below EXCLUDED, since it may allow nothing but an end."""
+    B, V = logits.shape
+    bits = state.masks[rows.slots][:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None, :]
+    allowed = (bits & 1).reshape(B, -1)[:, :V] > 0
+    return jnp.where(allowed | (rows.has_mask == 0)[:, None], logits, -jnp.inf)
 
 
 def _draw(logits: jax.Array, rows: RowInputs) -> jax.Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
+from typing import Any
 
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.sequence import Sequence
@@ -26,12 +27,14 @@ class ScheduledRow:
         count: How many.
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
+        mask: Tokens that may be sampled, packed int32 `[ceil(V / 32)]`; None allows all.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    mask: Any = None
 
 
 @dataclass(slots=True)
@@ -95,14 +98,23 @@ class Scheduler:
         assert all(s.slot >= 0 for s in rows), "a scheduled sequence was preempted"
         if self.stats.num_preemptions == num_preemptions:
             while budget and (sequence := self._admit()) is not None:
-                rows[sequence] = self._advance(sequence, min(sequence.num_wanted, budget))
-                budget -= rows[sequence].count
+                count = min(sequence.num_wanted, budget)
+                if count:
+                    rows[sequence] = self._advance(sequence, count)
+                    budget -= count
         return list(rows.values())
 
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""
         sequence.token_ids.append(token_id)
         self._publish(sequence)
+
+    def retract(self, sequence: Sequence) -> None:
+        """The next token did not fit: it is sampled again; what is in flight is dropped."""
+        known = sequence.num_output_tokens
+        sequence.num_dropped += sequence.num_sampled - known - 1
+        sequence.num_sampled = known
+        sequence.num_computed = min(sequence.num_computed, sequence.num_tokens - 1)
 
     def reset(self) -> None:
         """The device's state was lost, the tokens in flight and what the pages hold included.
@@ -113,6 +125,7 @@ class Scheduler:
             self._preempt(sequence)
         for sequence in self.waiting:
             sequence.num_sampled = sequence.num_output_tokens
+            sequence.num_dropped = 0
         self.pool.forget_all()
 
     def _admit(self) -> Sequence | None:
@@ -174,10 +187,12 @@ class Scheduler:
     def _advance(self, sequence: Sequence, count: int) -> ScheduledRow:
         start = sequence.num_computed
         samples = start + count == sequence.num_tokens
+        constraint = sequence.constraint
+        mask = constraint.mask_for(sequence.num_sampled) if samples and constraint else None
         sequence.num_computed += count
         sequence.num_sampled += samples
         self._publish(sequence)
-        return ScheduledRow(sequence, start, count, samples)
+        return ScheduledRow(sequence, start, count, samples, mask)
 
     def _publish(self, sequence: Sequence) -> None:
         """Names the pages that are full of known tokens.

@@ -13,9 +13,12 @@ from __future__ import annotations
 import hashlib
 from array import array
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtpjax.engine.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from rtpjax.engine.constraint import Constraint
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +41,8 @@ class Sequence:
         is_finished: Set once; what is still in flight for it is dropped.
         sampling_fields: The sampling parameters as the packed batch wants them, made once.
         biases: (token id, value, position before which it counts), added to logits.
+        constraint: Its place in the grammar that its output must follow; None for no grammar.
+        num_dropped: Samples in flight that do not count: one before them did not fit the grammar.
     """
 
     request: GenerationRequest
@@ -55,6 +60,8 @@ class Sequence:
     is_finished: bool = False
     sampling_fields: Any = None
     biases: list[tuple[int, float, int]] = field(default_factory=list)
+    constraint: Constraint | None = None
+    num_dropped: int = 0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -69,8 +76,14 @@ class Sequence:
 
     @property
     def num_wanted(self) -> int:
-        """Tokens to compute next; 0 when all that may be sampled is sampled or in flight."""
-        return 0 if self.num_sampled >= self.max_tokens else self.num_tokens - self.num_computed
+        """Tokens to compute next; 0 when all that may be sampled is sampled or in flight.
+
+        The last known token, whose step samples, waits while the grammar's mask is not there.
+        """
+        if self.num_sampled >= self.max_tokens:
+            return 0
+        waits = self.constraint is not None and not self.constraint.can_sample(self.num_sampled)
+        return self.num_tokens - self.num_computed - waits
 
     @property
     def num_output_tokens(self) -> int:

@@ -34,7 +34,6 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "functions": (_CALLS, ([],)),
     "tool_choice": (_CALLS, ("none", "auto")),
     "function_call": (_CALLS, ("none", "auto")),
-    "response_format": (_FORMAT, ({"type": "text"},)),
     "structured_outputs": (_FORMAT, ()),
     "guided_json": (_FORMAT, ()),
     "guided_regex": (_FORMAT, ()),

@@ -38,6 +38,7 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: TokenCount | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
+    response_format: Any = None
     chat_template_kwargs: TemplateKwargs = Field(default_factory=TemplateKwargs)
 
     @model_validator(mode="after")

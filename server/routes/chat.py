@@ -6,6 +6,7 @@ from sanic import HTTPResponse, Request
 
 from server.chat_answer import ChatAnswer
 from server.generation import Job, answer, check_choices, make_requests
+from server.grammars import response_grammar
 from server.output import Usage
 from server.prompt import check_lengths
 from server.protocol.body import parse_body
@@ -29,10 +30,11 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
         )
         for choice in range(body.n)
     ]
+    grammar = response_grammar(body.response_format)
     prompt = await encoder.encode_chat(body.messages, body.template_kwargs)
     check_lengths(len(prompt.token_ids), max_tokens, context.engine.max_model_len, param="messages")
     job = Job(
-        requests=make_requests(body, [prompt], params),
+        requests=make_requests(body, [prompt], params, grammar),
         answer=ChatAnswer(
             context.engine.model_name, context.token_text, with_usage=body.include_usage
         ),

@@ -22,7 +22,8 @@ sample = jax.jit(sampling.sample, static_argnums=3)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Sampling parameters, the tokens before, and (token id, value, until) biases of a row."""
+    """Sampling parameters, the tokens before, (token id, value, until) biases, and what a grammar
+    allows (None for no grammar)."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -35,6 +36,7 @@ class Case:
     output: tuple[int, ...] = ()
     biases: tuple[tuple[int, float, int], ...] = ()
     seed: int = 0
+    allowed: tuple[int, ...] | None = None
 
     def shaped(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
         """Logits after mask, bias and penalties."""
@@ -51,6 +53,8 @@ class Case:
             x[token_id] -= self.frequency_penalty
         for token_id in set(self.output):
             x[token_id] -= self.presence_penalty
+        if self.allowed is not None:
+            x[np.setdiff1d(np.arange(len(x)), self.allowed)] = -np.inf
         return x
 
     def probabilities(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
@@ -92,6 +96,7 @@ def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs
         "sample_at": np.arange(B),
         "sample_slots": np.arange(B),
         "slots": np.arange(B),
+        "has_mask": [c.allowed is not None for c in cases],
         "prompt_lens": [len(c.prompt) for c in cases],
         "seeds": [c.seed for c in cases],
         "top_k": [c.top_k for c in cases],
@@ -116,7 +121,11 @@ def state_of(cases: list[Case], width: int = 16) -> SlotState:
         tokens[i, : len(c.prompt) + len(c.output)] = (*c.prompt, *c.output)
         for j, bias in enumerate(c.biases):
             ids[i, j], values[i, j], until[i, j] = bias
-    return SlotState(*map(jnp.asarray, (tokens, ids, values, until)))
+    masks = np.zeros((B, 2048), np.uint8)  # more than any V
+    for i, c in enumerate(cases):
+        masks[i, list(c.allowed or ())] = 1
+    packed = np.packbits(masks, axis=1, bitorder="little").view(np.int32)
+    return SlotState(*map(jnp.asarray, (tokens, ids, values, until, packed)))
 
 
 def random_logits(B: int, width: int = V, seed: int = 0, scale: float = 2.0) -> np.ndarray:
@@ -148,6 +157,9 @@ DISTRIBUTIONS = {
     "top_k_1": Case(top_k=1),
     "top_k_beyond_the_vocabulary": Case(top_k=100_000),
     "top_p": Case(top_p=0.6),
+    "masked": Case(allowed=(0, 31, 32, 63, 150, 287, 289)),
+    "masked_top_p": Case(allowed=tuple(range(40, 260, 3)), top_p=0.7, top_k=30, temperature=0.7),
+    "masked_and_biased": Case(allowed=(3, 4, 5, 60), biases=((60, 3.0, 9), (200, 100.0, 9))),
     "top_p_tiny": Case(top_p=1e-6),
     "min_p": Case(min_p=0.2),
     "min_p_1": Case(min_p=1.0),
@@ -335,3 +347,18 @@ def test_a_large_vocabulary_reaches_its_last_tokens():
     cases = [Case(seed=i, top_p=0.9 if i % 2 else 1.0) for i in range(8)]
     drawn = jax.jit(partial(sampling._draw))(jnp.asarray(logits), rows_of(cases))
     assert drawn.tolist() == last
+
+
+def test_a_mask_holds_against_everything_else_a_row_may_ask_for():
+    logits = random_logits(4)
+    cases = [
+        Case(allowed=(17,), biases=((17, EXCLUDED, 99),)),  # the end, before min_tokens
+        Case(allowed=(17, 18), repetition_penalty=1e-9, prompt=(1, 2, 3), temperature=2.0),
+        Case(allowed=(299, 17), temperature=0.0),  # 299 is beyond the tokenizer
+        Case(biases=((200, 100.0, 99),)),
+    ]
+    found = sample(jnp.asarray(logits), rows_of(cases), state_of(cases), NUM_TOKENS).token_ids
+    assert found[0] == 17
+    assert found[1] in (17, 18)
+    assert found[2] == 17
+    assert found[3] == 200

@@ -54,7 +54,7 @@ REFUSED = [
     ({"tools": [{"type": "function"}]}, "tools", "function calls are not supported yet"),
     ({"functions": [{"name": "f"}]}, "functions", "function calls are not supported yet"),
     ({"tool_choice": "required"}, "tool_choice", "function calls are not supported yet"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
+    ({"guided_json": {"type": "object"}}, "guided_json", "not supported yet"),
     ({"modalities": ["text", "audio"]}, "modalities", "only text"),
     ({"messages": []}, "messages", "at least 1 items, found an empty list"),
     ({"messages": "hi"}, "messages", "found the string 'hi'"),
@@ -106,7 +106,7 @@ def test_refuses_what_is_no_proper_json(body: bytes, message: str) -> None:
 
 def test_harmless_and_neutral_fields_are_accepted() -> None:
     fields = dict.fromkeys(HARMLESS, "x")
-    chat(**fields, tools=[], functions=None, tool_choice="none", response_format={"type": "text"})
+    chat(**fields, tools=[], functions=None, tool_choice="none")
     chat(modalities=["text"], stop=None, stream_options=None, temperature=None)
 
 

@@ -1,0 +1,264 @@
+"""Compiles grammars with llguidance, away from the event loop and the engine's thread.
+
+A compiled grammar is a matcher in its first state; each request gets a copy (15 us). Compiling
+takes milliseconds, and its work is bounded twice: by llguidance's own limits, and by a time limit
+for whoever waits. Equal grammars are compiled once, also when they come together.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+from rtpjax.engine.request import JSON_OPTIONS, Grammar
+from rtpjax.errors import RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TIME_LIMIT_S = 10.0
+MAX_GRAMMAR_CHARS = 256 * 1024
+MAX_DEPTH = 120
+# A chain of rules or references is compiled by recursion: 2,000 of them overflow 8 MiB of stack,
+# which ends the process.
+MAX_RULES = 1000
+_STACK_BYTES = 64 << 20
+_MAX_CACHED = 256
+_MAX_THREADS = 2
+
+_TEXT = r"/(.|\n)*/"
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """A grammar for one tokenizer.
+
+    Attributes:
+        source: What it was made from.
+        matcher: In its first state; never advanced, only copied.
+        tokenizer: The tokenizer's tables.
+        silent_ids: Special tokens that the grammar does not name: free text may have them.
+        after: The bytes that must come before the constraint, or the one special token.
+    """
+
+    source: Grammar
+    matcher: LLMatcher
+    tokenizer: LLTokenizer
+    silent_ids: frozenset[int]
+    after: bytes | int | None
+
+
+class GrammarCompiler:
+    """Compiles for one tokenizer.
+
+    Args:
+        tokenizer: The model's.
+        end_token_ids: The model's end tokens: a complete output allows them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, end_token_ids: Iterable[int]):
+        self._hf = tokenizer
+        self._end_token_ids = sorted(end_token_ids)
+        self._cache: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._making = threading.Lock()
+
+    def submit(self, grammar: Grammar) -> Future[CompiledGrammar]:
+        """Starts to compile, unless that has been done before. Thread-safe.
+
+        Returns:
+            A future, shared with others (do not cancel it): the compiled grammar, or RequestError.
+        """
+        with self._lock:
+            future = self._cache.get(grammar)
+            if future is None:
+                future = self._pool.submit(self._compile, grammar)
+                self._cache[grammar] = future
+                if len(self._cache) > _MAX_CACHED:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(grammar)
+            return future
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Waits for the compiled grammar.
+
+        Raises:
+            RequestError: It is wrong, too large, or takes too long.
+        """
+        try:
+            return self.submit(grammar).result(TIME_LIMIT_S)
+        except FutureTimeoutError:
+            raise too_slow(grammar) from None
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        # Its threads need a deep stack; they are the only ones that start meanwhile.
+        previous = threading.stack_size(_STACK_BYTES)
+        try:
+            pool = ThreadPoolExecutor(_MAX_THREADS, "grammar")
+            barrier = threading.Barrier(_MAX_THREADS + 1)
+            for _ in range(_MAX_THREADS):
+                pool.submit(barrier.wait)
+        finally:
+            threading.stack_size(previous)
+        barrier.wait()
+        return pool
+
+    def _tokenizer(self) -> LLTokenizer:
+        """Made at the first grammar: it takes a second for a large vocabulary."""
+        with self._making:
+            return self._ll_tokenizer
+
+    @cached_property
+    def _ll_tokenizer(self) -> LLTokenizer:
+        backend = copy.copy(self._hf.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        ends = self._end_token_ids or None
+        try:
+            return LLTokenizer(backend.to_str(), eos_token=ends)
+        except Exception as error:
+            raise RequestError(
+                f"This model's tokenizer cannot be used with a grammar: {error}"
+            ) from error
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        _check_size(grammar)
+        tokenizer = self._tokenizer()
+        added = self._hf.backend_tokenizer.get_added_tokens_decoder()
+        specials = {token.content: i for i, token in added.items() if token.special}
+        try:
+            text = to_llguidance(grammar, specials)
+            matcher = LLMatcher(
+                tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False)
+            )
+        except (ValueError, KeyError, TypeError, RecursionError, GbnfToLarkError) as error:
+            raise refusal(grammar, f"it cannot be read: {_brief(str(error))}") from error
+        if matcher.is_error():
+            raise refusal(grammar, _brief(matcher.get_error()))
+        after = grammar.after
+        return CompiledGrammar(
+            source=grammar,
+            matcher=matcher,
+            tokenizer=tokenizer,
+            silent_ids=frozenset(specials.values()) - _named(grammar, specials),
+            after=None if after is None else specials.get(after, after.encode()),
+        )
+
+
+def refusal(grammar: Grammar, reason: str) -> RequestError:
+    """The error for a grammar that cannot be used."""
+    field = grammar.param
+    return RequestError(f"{field}: {reason}", param=field, code="invalid_grammar")
+
+
+def too_slow(grammar: Grammar) -> RequestError:
+    """The error for a grammar that is not compiled in time."""
+    return refusal(grammar, f"it took over {TIME_LIMIT_S:.0f} s to compile; simplify it")
+
+
+def to_llguidance(grammar: Grammar, special_ids: dict[str, int]) -> str:
+    """The grammar as llguidance takes it.
+
+    Args:
+        grammar: Of any kind.
+        special_ids: The tokenizer's special tokens; a grammar names these by id, not as text.
+    """
+    body = _body(grammar, special_ids)
+    grammars = [body]
+    if grammar.after is not None:
+        # Reasoning ends with line breaks, which the constrained part does not have.
+        if grammar.after in special_ids:
+            before = f"before: TEXT <[{special_ids[grammar.after]}]>\nTEXT: {_TEXT}"
+        else:
+            before = f"before[lazy]: {_TEXT} {json.dumps(grammar.after)}"
+        lark = f'start: before ("\\n" | "\\n\\n")? @body\n{before}\n'
+        grammars = [{"name": "whole", "lark_grammar": lark}, body | {"name": "body"}]
+    return json.dumps({"grammars": grammars})
+
+
+def _body(grammar: Grammar, special_ids: dict[str, int]) -> dict[str, Any]:
+    if grammar.kind == "json_object":
+        return {"json_schema": {"type": "object", "x-guidance": JSON_OPTIONS}}
+    if grammar.kind == "json_schema":
+        return {"json_schema": _spaced(json.loads(grammar.text))}
+    if grammar.kind == "regex":
+        return json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]
+    if grammar.kind == "structural_tag":
+        return {"lark_grammar": _tags(json.loads(grammar.text), special_ids)}
+    if grammar.kind == "ebnf":
+        return {"lark_grammar": any_to_lark(grammar.text)}
+    return {"lark_grammar": grammar.text}
+
+
+def _spaced(schema: Any) -> dict[str, Any]:
+    """The schema with our white space."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    return schema | {"x-guidance": JSON_OPTIONS | schema.get("x-guidance", {})}
+
+
+def _tags(tags: list[dict[str, Any]], special_ids: dict[str, int]) -> str:
+    """Free text, and in it any number of tagged parts, each constrained from its trigger on."""
+    bodies: dict[str, list[str]] = {}
+    for tag in tags:
+        rest, schema = tag["begin"][len(tag["trigger"]) :], json.dumps(_spaced(tag["schema"]))
+        body = f"{_literal(rest)} %json {schema} {_literal(tag['end'])}"
+        bodies.setdefault(tag["trigger"], []).append(body)
+    rules = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(bodies)))})* TEXT"]
+    for i, (trigger, choices) in enumerate(bodies.items()):
+        if trigger in special_ids:
+            opens = f"opens_{i}: TEXT <[{special_ids[trigger]}]>"
+        else:
+            opens = f"opens_{i}[lazy]: TEXT {json.dumps(trigger)}"
+        rules += [opens, f"tag_{i}: opens_{i} ({' | '.join(choices)})"]
+    return "\n".join([*rules, f"TEXT: {_TEXT}"]) + "\n"
+
+
+def _named(grammar: Grammar, special_ids: dict[str, int]) -> set[int]:
+    """Special tokens that the grammar names."""
+    names = [grammar.after]
+    if grammar.kind == "structural_tag":
+        names += [tag["trigger"] for tag in json.loads(grammar.text)]
+    return {special_ids[name] for name in names if name in special_ids}
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text) if text else ""
+
+
+def _check_size(grammar: Grammar) -> None:
+    text = grammar.text
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise refusal(
+            grammar, f"it has {len(text)} characters, at most {MAX_GRAMMAR_CHARS} are allowed"
+        )
+    num_rules = text.count("\n") + text.count('"$ref"')
+    if num_rules > MAX_RULES:
+        raise refusal(grammar, f"it has {num_rules} rules, at most {MAX_RULES} are allowed")
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    if deepest > MAX_DEPTH:
+        raise refusal(grammar, f"it is nested {deepest} deep, at most {MAX_DEPTH} is allowed")
+
+
+def _brief(error: str) -> str:
+    """The library's message in one line."""
+    line = " ".join(error.split())
+    return line if len(line) <= 300 else line[:300] + " ..."

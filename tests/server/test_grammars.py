@@ -1,0 +1,129 @@
+"""response_format and forced calls -> grammars; and over HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from rtpjax.engine.request import Grammar
+from rtpjax.errors import RequestError
+from server.grammars import auto_call_grammar, forced_call_grammar, response_grammar
+from tests.server.live_server import LiveServer
+from tests.server.scripted_engine import ScriptedEngine
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+CLOSED = SCHEMA | {"additionalProperties": False}
+
+
+def tool(name: str, parameters: Any = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def test_free_text_has_no_grammar() -> None:
+    assert response_grammar(None) is None
+    assert response_grammar({"type": "text"}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"type": "json_object"}, Grammar("json_object")),
+        ({"type": "regex", "regex": "a+"}, Grammar("regex", "a+")),
+        ({"type": "regex", "pattern": "a+"}, Grammar("regex", "a+")),
+        ({"type": "ebnf", "ebnf": 'root ::= "a"'}, Grammar("ebnf", 'root ::= "a"')),
+        ({"type": "lark", "lark": 'start: "a"'}, Grammar("lark", 'start: "a"')),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}},
+            Grammar("json_schema", json.dumps(CLOSED)),
+        ),
+        ({"type": "json_object", "schema": SCHEMA}, Grammar("json_schema", json.dumps(CLOSED))),
+    ],
+)
+def test_response_formats(given: dict[str, Any], expected: Grammar) -> None:
+    assert response_grammar(given) == expected
+
+
+def test_only_strict_refuses_what_cannot_be_enforced() -> None:
+    given = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    grammar = response_grammar(given)
+    assert grammar is not None
+    assert json.loads(grammar.text)["x-guidance"]["lenient"]
+
+
+def test_structural_tag() -> None:
+    structure = {"begin": "<f=x>", "schema": SCHEMA, "end": "</f>"}
+    given = {"type": "structural_tag", "triggers": ["<g", "<f"], "structures": [structure]}
+    grammar = response_grammar(given, after="</think>")
+    assert grammar is not None
+    assert (grammar.kind, grammar.after) == ("structural_tag", "</think>")
+    [tag] = json.loads(grammar.text)
+    assert tag == {"trigger": "<f", "begin": "<f=x>", "schema": CLOSED, "end": "</f>"}
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ("json", "response_format"),
+        ({}, "response_format.type"),
+        ({"type": "yaml"}, "response_format.type"),
+        ({"type": "regex"}, "response_format.regex"),
+        ({"type": "regex", "regex": 3}, "response_format.regex"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.schema"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "frob"}}},
+            "response_format.json_schema.schema.type",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}},
+            "response_format.json_schema.strict",
+        ),
+        ({"type": "structural_tag", "triggers": [1]}, "response_format.triggers"),
+        ({"type": "structural_tag", "triggers": ["<f"]}, "response_format.structures"),
+        (
+            {"type": "structural_tag", "triggers": ["<f"], "structures": [{"begin": "<g"}]},
+            "response_format.structures[0].begin",
+        ),
+    ],
+)
+def test_refuses_over_http(server: LiveServer, given: Any, param: str) -> None:
+    response = server.chat(response_format=given)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_the_grammar_reaches_the_engine_for_each_choice(engine: ScriptedEngine) -> None:
+    with LiveServer(engine) as server:
+        response = server.chat(response_format={"type": "json_object"}, n=2, max_tokens=3)
+        assert response.status_code == 200
+    assert [r.grammar for r in engine.seen] == [Grammar("json_object")] * 2
+
+
+def test_forced_calls_name_their_functions() -> None:
+    tools = [tool("f", SCHEMA), tool("g"), {"name": "h", "parameters": {}}]
+    grammar = forced_call_grammar(tools)
+    assert (grammar.kind, grammar.param) == ("lark", "tools")
+    assert all(f'\\"name\\": \\"{name}\\"' in grammar.text for name in "fgh")
+    assert "{0,31}" in grammar.text
+    only = forced_call_grammar(tools, "g", parallel=False).text
+    assert '\\"f\\"' not in only
+    assert "{0," not in only.splitlines()[0]
+
+
+def test_forced_calls_refuse() -> None:
+    with pytest.raises(RequestError) as caught:
+        forced_call_grammar([tool("f")], "g")
+    assert caught.value.param == "tool_choice"
+    with pytest.raises(RequestError) as caught:
+        forced_call_grammar([tool("f"), tool("g", {"type": "frob"})])
+    assert caught.value.param == "tools[1].function.parameters.type"
+
+
+def test_auto_calls_are_tags() -> None:
+    grammar = auto_call_grammar([tool("f", SCHEMA)])
+    assert grammar.kind == "structural_tag"
+    [tag] = json.loads(grammar.text)
+    assert tag["begin"] == '<tool_call>\n{"name": "f", "arguments": '
+    assert tag["trigger"] == "<tool_call>"
