@@ -86,6 +86,10 @@ SETTINGS = (
             "(default: the embedded SmolLM2-135M-Instruct)"),
     Setting("TOKENIZER_PATH", str, None, "folder or .gguf file with the tokenizer (default: CHECKPOINT_PATH)"),
     Setting("MODEL_TYPE", str, None, "architecture or model type, when config.json does not say it"),
+    Setting("TOOL_CALL_PARSER", str, None, "how the model writes calls, a module of server/tool_parsers "
+            "(default: by chat template and model type)"),
+    Setting("REASONING_PARSER", str, None, "how it writes reasoning, a module of server/reasoning_parsers or "
+            "none (default: by chat template and model type)"),
     Setting("MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"),
     Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
     Setting("START_PORT", _port, 8088, "port to listen on"),
@@ -274,6 +278,8 @@ def serve(settings: Mapping[str, Any]) -> None:
         api_keys=settings["API_KEYS"],
         max_body_bytes=settings["MAX_BODY_MB"] * MIB,
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
+        tool_call_parser=settings["TOOL_CALL_PARSER"],
+        reasoning_parser=settings["REASONING_PARSER"],
     )
     sock = bind(server_config.host, server_config.port)  # before anything that takes long
     cache = settings["RTPJAX_CACHE"].expanduser()
@@ -295,6 +301,8 @@ def serve(settings: Mapping[str, Any]) -> None:
         tokenizer,
         model_name,
     )
+    model_type = settings["MODEL_TYPE"] or checkpoint.config.get("model_type") or ""
+    server_config = dataclasses.replace(server_config, model_type=model_type)
     run(engine, server_config, sock=sock, on_ready=lambda url: _announce(url, model_name, started))
 
 

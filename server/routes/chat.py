@@ -5,10 +5,10 @@ from __future__ import annotations
 from sanic import HTTPResponse, Request
 
 from server.chat_answer import ChatAnswer
-from server.generation import Job, answer, check_choices, make_requests
+from server.generation import Job, adapt_sampling, answer, check_choices, make_requests
 from server.output import Usage
 from server.prompt import check_lengths
-from server.protocol.body import parse_body
+from server.protocol.body import field_error, parse_body
 from server.protocol.chat import ChatRequest
 from server.routes import context_of
 
@@ -29,16 +29,25 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
         )
         for choice in range(body.n)
     ]
-    prompt = await encoder.encode_chat(body.messages, body.template_kwargs)
+    calls = body.calls
+    if calls.choice == "required":
+        field = "tool_choice" if calls.dialect == "tools" else "function_call"
+        raise field_error(field, "a forced call needs constrained decoding, which is not there yet")
+    prompt = await encoder.encode_chat(body.messages, body.template_kwargs, calls)
+    syntax = context.calls.syntax(calls, prompt.text)
     check_lengths(len(prompt.token_ids), max_tokens, context.engine.max_model_len, param="messages")
     job = Job(
-        requests=make_requests(body, [prompt], params),
+        requests=make_requests(body, [prompt], adapt_sampling(params, syntax, context)),
         answer=ChatAnswer(
-            context.engine.model_name, context.token_text, with_usage=body.include_usage
+            context.engine.model_name,
+            context.token_text,
+            with_usage=body.include_usage,
+            dialect=calls.dialect,
         ),
         usage=Usage(choices_per_prompt=body.n),
         is_stream=body.stream,
         include_usage=body.include_usage,
+        syntax=syntax,
     )
     return await answer(request, context, job)
 

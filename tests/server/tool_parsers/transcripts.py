@@ -356,7 +356,7 @@ TRANSCRIPTS: dict[str, list[Transcript]] = {
         T("any string", "\nAction: now\nAction Input: a plain 'string'\n", "",
           (("now", "a plain 'string'"),)),
         T("no input", "T\nAction: now\n", "T\nAction: now\n"),
-        T("final", "Thought: I now know.\nFinal Answer: 3", 
+        T("final", "Thought: I now know.\nFinal Answer: 3",
           "Thought: I now know.\nFinal Answer: 3"),
         T("in other lines", "Action: yes\nand text", "Action: yes\nand text"),
         T("code", "T\nAction: now\nAction Input: {\"a\": \"\\nb\"}\n\n", "T",
