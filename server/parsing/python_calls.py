@@ -7,16 +7,20 @@ import re
 from dataclasses import dataclass
 
 from server.parsing.calls import Calls, text_with_calls
+from server.parsing.json_calls import JsonCalls
 from server.parsing.source import NotACall, Source, Steps, Wait
 from server.parsing.typed_values import as_json, python_literal
 
 _NAME = re.compile(r"[^\W\d][\w.-]*")
+_JSON = JsonCalls()
 _KEYWORD = re.compile(r"[^\W\d]\w*")
 
 
 @dataclass(frozen=True, slots=True)
 class PythonCalls:
     """Where the answer begins with `[`, or between marks. Only offered functions are called.
+
+    The models that write it write JSON instead when a template asks them to; that is read, too.
 
     Attributes:
         opens, closes: Marks that may stand around the list.
@@ -31,11 +35,15 @@ class PythonCalls:
 
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         """The grammar of a whole answer."""
-        yield from text_with_calls(source, calls, self.opens, self._section, bare=("[",))
+        yield from text_with_calls(source, calls, self.opens, self._section, bare=("[", "{"))
 
     def _section(self, source: Source, calls: Calls) -> Steps[None]:
         yield from source.accept(*self.opens)
         yield from source.space()
+        is_list = (yield from source.peek()) == "["
+        if not is_list or (yield from source.is_followed_by(1, ("{",))):
+            yield from _JSON.read_section(source, calls)
+            return
         if not (yield from source.accept("[")):
             raise NotACall
         while True:

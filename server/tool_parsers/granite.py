@@ -6,7 +6,6 @@ from server.parsing.json_calls import JsonCalls
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
-    JsonCalls(opens=("<|tool_call|>", "<tool_call>")),
+    JsonCalls(opens=("<|tool_call|>", "<tool_call>"), closes=("</tool_call>",)),
     in_template=("<|tool_call|>", "<|start_of_role|>"),
-    model_types=("granite", "granitemoe"),
 )

@@ -7,5 +7,5 @@ from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
     JsonCalls(opens=("[TOOL_CALLS]", "```json"), closes=("```",), is_bare=True, only_offered=True),
-    in_template=("xLAM",),
+    in_template=("make calls in a single JSON array",),
 )

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtpjax.errors import ConfigError
 from server.parsing.calls import Calls
 from server.parsing.events import Message, ToolCallArguments, ToolCallStart, fold
 from server.parsing.source import Parser
-from server.tool_parsers import tool_formats
+from server.tool_parsers import check_tool_format, find_tool_format, tool_formats
 from tests.server.tool_parsers.transcripts import TOOLS, TRANSCRIPTS, Transcript
 
 CASES = [
@@ -119,3 +120,28 @@ def test_ids_of_the_model_are_kept() -> None:
     made = tool_formats()["mistral"].make_id()
     assert len(made) == 9
     assert made.isalnum()
+
+
+@pytest.mark.parametrize(
+    ("template", "model_type", "name"),
+    [
+        ("{'name': ...}</tool_call><tool_call>", "", "hermes"),
+        ("<tool_call>\\n<function=' + name + '>", "", "qwen3_coder"),
+        ("<tool_call>' + name + '<arg_key>", "", "glm45"),
+        ("<｜tool▁calls▁begin｜> ```json", "", "deepseek_v3"),
+        ("<｜tool▁calls▁begin｜>", "", "deepseek_v31"),
+        ("[TOOL_CALLS]", "", "mistral"),
+        ("<|start_header_id|> tools {\"name\": .., \"parameters\": ..}", "", "llama3_json"),
+        ("<|start_of_role|> <|tool_call|>", "", "granite"),
+        ("<|channel|>commentary<|message|>", "", "gpt_oss"),
+        ("nothing known", "", "hermes"),
+        ("nothing known", "llama4", "pythonic"),
+    ],
+)  # fmt: skip
+def test_formats_are_recognised(template: str, model_type: str, name: str) -> None:
+    assert find_tool_format(template, model_type) == name
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"known are deepseek_v3, .*xlam"):
+        check_tool_format("qwen")

@@ -325,6 +325,8 @@ TRANSCRIPTS: dict[str, list[Transcript]] = {
           (("get_weather", {"metric": True, "where": None}),)),
         T("a list", "[1, 2]", "[1, 2]"),
         T("another function", "[print(a=1)]", "[print(a=1)]"),
+        T("JSON", '[{"name": "now", "parameters": {}}]', "", (("now", {}),)),
+        T("a JSON object", '{"name": "now", "parameters": {}}', "", (("now", {}),)),
         T("by position", '[get_weather("Paris")]', '[get_weather("Paris")]'),
         T("text after", '[now()] Done.', " Done.", (("now", {}),)),
         T("cut off", '[get_weather(city="Paris", days=', "",
