@@ -12,19 +12,28 @@ from server.chat_template import ChatTemplate
 from server.function_calls import CallOptions, hermes
 from server.function_calls.history import template_messages
 from server.function_calls.react import react_turns
+from server.parsing.json_calls import JsonCalls
 from server.reasoning_parsers import (
     NONE,
     check_reasoning_format,
     find_reasoning_format,
     reasoning_formats,
 )
-from server.tool_parsers import DEFAULT, check_tool_format, find_tool_format, tool_formats
+from server.tool_parsers import (
+    DEFAULT,
+    ToolFormat,
+    check_tool_format,
+    find_tool_format,
+    tool_formats,
+)
 
 # As RTP-LLM and config.json call Qwen 1, 1.5 and 2. (2.5 has the same type and knows tools.)
 _REACT_MODELS = frozenset({
     "qwen", "qwen_7b", "qwen_13b", "qwen_1b8", "qwen_2", "qwen_2_moe", "qwen2", "qwen2_moe",
 })  # fmt: skip
 _REACT = "react"
+# What `forced_call_grammar` describes, from any model.
+_FORCED = ToolFormat(JsonCalls(is_bare=True))
 _DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 
@@ -100,11 +109,14 @@ class CallSupport:
         is_reasoning = self.reasoning_format != NONE
         if not functions and not is_reasoning:
             return None
-        reasoning = None
+        tools, reasoning = None, None
+        if functions:
+            is_forced = calls.choice == "required"
+            tools = _FORCED if is_forced else tool_formats()[self._format_of(calls)]
         if is_reasoning:
             reasoning = reasoning_formats()[self.reasoning_format].grammar
         return AnswerSyntax(
-            tools=tool_formats()[self._format_of(calls)] if functions else None,
+            tools=tools,
             reasoning=reasoning,
             schemas={function.name: function.schema for function in functions},
             is_reasoning_open=reasoning is not None and reasoning.is_open(prompt),

@@ -11,6 +11,7 @@ from server.parsing.calls import Calls, text_with_calls
 from server.parsing.source import NotACall, Pieces, Source, Steps
 from server.parsing.typed_values import as_json, spelled
 
+_MAX_DEPTH = 32
 _NAME = re.compile(r"[\w.:/-]+")
 
 
@@ -52,12 +53,12 @@ class BracedCalls:
         if not (yield from source.accept(self.closes)):
             source.rewind()
 
-    def _value(self, source: Source) -> Pieces[None]:
+    def _value(self, source: Source, depth: int = 0) -> Pieces[None]:
         character = yield from source.peek()
-        if character == "{":
-            yield from self._members(source, "}", has_keys=True)
-        elif character == "[":
-            yield from self._members(source, "]", has_keys=False)
+        if character == "{" and depth < _MAX_DEPTH:
+            yield from self._members(source, "}", depth + 1)
+        elif character == "[" and depth < _MAX_DEPTH:
+            yield from self._members(source, "]", depth + 1)
         elif character == '"':
             yield from json_text.value(source)
         elif (yield from source.accept(self.quote)):
@@ -78,7 +79,7 @@ class BracedCalls:
             yield spelled(piece) if piece else piece
         yield from source.accept(self.quote)
 
-    def _members(self, source: Source, end: str, *, has_keys: bool) -> Pieces[None]:
+    def _members(self, source: Source, end: str, depth: int) -> Pieces[None]:
         yield source.take(1)
         num_members = 0
         while True:
@@ -91,9 +92,9 @@ class BracedCalls:
                 yield from source.accept(",")
                 yield from source.space()
                 yield ", "
-            if has_keys:
+            if end == "}":
                 yield from self._key(source, end)
-            yield from self._value(source)
+            yield from self._value(source, depth)
             num_members += 1
         yield end
 

@@ -83,6 +83,7 @@ class _Envelope:
     call_id: str | None = None
     arguments: str | None = None
     is_started: bool = False
+    is_nested: bool = False
 
     def read(
         self, source: Source, calls: Calls, closes: tuple[str, ...], known: Mapping[str, Any] | None
@@ -130,7 +131,8 @@ class _Envelope:
         elif key in _NAME and character == '"':
             self.name = yield from json_text.string(source)
             self._check(known)
-        elif key in _NESTED and character == "{":
+        elif key in _NESTED and character == "{" and not self.is_nested:
+            self.is_nested = True
             yield from self._object(source, calls, closes, known)
         elif key in _ARGUMENTS and self.name and character and character in "{[":
             self.is_started = True

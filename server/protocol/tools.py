@@ -77,8 +77,21 @@ def _function(where: str, entry: Any) -> tuple[str, Function]:
     parameters = entry.get("parameters")
     if parameters is not None:
         _check_object(f"{where}.parameters", parameters)
+        if not _is_shallow(parameters):
+            reason = f"nested more than {limits.MAX_SCHEMA_DEPTH} levels deep"
+            raise field_error(f"{where}.parameters", reason)
         _check_properties(f"{where}.parameters.properties", parameters.get("properties"))
     return where, Function({key: value for key, value in entry.items() if value is not None})
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(limits.MAX_SCHEMA_DEPTH):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
+        level = [x for values in inner for x in values if isinstance(x, dict | list)]
+        if not level:
+            return True
+    return False
 
 
 def _check_properties(where: str, properties: Any) -> None:

@@ -6,10 +6,19 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 
-from server.function_calls.schema import as_schema
+from server.answer_parser import AnswerParser
+from server.chat_template import ChatTemplate
+from server.function_calls import CallOptions, Function
+from server.function_calls.history import template_messages
+from server.function_calls.schema import as_schema, forced_call_grammar
+from server.function_calls.support import CallSupport
+from server.parsing.events import fold
+from server.protocol.messages import checked_messages
 from tests.server.live_server import LiveServer
 from tests.server.speaking_engine import TOOL_TEMPLATE, SpeakingEngine
 
@@ -440,6 +449,113 @@ def test_list_form_properties_are_a_schema_inside_lists_too() -> None:
         "properties": {"a": {"type": "object", "properties": {"b": {"type": "integer"}}}},
         "required": ["a"],
     }
+
+
+def test_the_schema_of_forced_calls_takes_what_the_functions_take() -> None:
+    tree = {
+        "type": "object",
+        "properties": {"left": {"$ref": "#"}, "leaf": {"$ref": "#/$defs/leaf"}},
+        "$defs": {"leaf": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    functions = [Function({"name": "a/b", "parameters": tree}), Function(IMAGE)]
+    good = [
+        {"name": "a/b", "arguments": {"left": {"left": {"leaf": 3}}}},
+        {"name": "image_gen", "arguments": {"prompt": "x"}},
+    ]
+    bad = [
+        {"name": "a/b", "arguments": {"left": {"leaf": "3"}}},
+        {"name": "image_gen", "arguments": {}},
+        {"name": "other", "arguments": {}},
+    ]
+
+    def is_valid(calls: list[Any], named: str | None = None, *, is_parallel: bool = True) -> bool:
+        schema = forced_call_grammar(functions, named, is_parallel=is_parallel)
+        return Draft202012Validator(schema).is_valid(calls)
+
+    assert is_valid(good)
+    assert not is_valid([])
+    assert not any(is_valid([call]) for call in bad)
+    assert not is_valid(good, is_parallel=False)
+    assert is_valid(good[:1], "a/b")
+    assert not is_valid(good[1:], "a/b")
+
+
+def test_forced_calls_are_read_from_any_model() -> None:
+    support = CallSupport(ChatTemplate("{{ tools }}", {}, timeout_s=1))
+    forced = CallOptions((Function(WEATHER),), "required")
+    syntax = support.syntax(forced, "")
+    assert syntax is not None
+    parser = AnswerParser(syntax)
+    text = f'[{{"name":"get_current_weather","arguments":{ARGUMENTS}}}]'
+    message = fold(parser.feed(text) + parser.finish())
+    assert [call.arguments for call in message.calls] == [ARGUMENTS]
+
+
+def test_ids_of_other_servers_fit_mistral() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "abcDEF123"}]},
+        {"role": "tool", "content": "", "tool_call_id": "call_1"},
+    ]
+    first, result = template_messages(messages, "{% if call.id|length != 9 %}{{ raise }}")
+    assert [len(call["id"]) for call in first["tool_calls"]] == [9, 9]
+    assert first["tool_calls"][0]["id"] == result["tool_call_id"]
+    assert first["tool_calls"][1]["id"] == "abcDEF123"
+    assert template_messages(messages, "x")[1]["tool_call_id"] == "call_1"
+
+
+def test_arguments_are_text_or_mapping_as_a_template_wants() -> None:
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls %}{% set a = c.function.arguments %}"
+        "{{ a }}|{{ 'x' + a + 'y' }}|{{ a | tojson }}|{{ a is string }}|"
+        "{% for k, v in a | items %}{{ k }}{% endfor %}{% endfor %}{% endfor %}{{ tools }}"
+    )
+    support = CallSupport(ChatTemplate(source, {}, timeout_s=1))
+    call = {"name": "f", "arguments": '{"a":  1}'}
+    messages = checked_messages([{"role": "assistant", "content": None, "function_call": call}])
+    rendered = support.render(messages, CallOptions(), {})
+    assert rendered == '{"a":  1}|x{"a":  1}y|{"a": 1}|False|aNone'
+
+
+def test_too_deep_a_schema_is_refused(tool_server: LiveServer) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(70):
+        parameters = {"properties": {"a": parameters}}
+    function = {"name": "f", "parameters": parameters}
+    named, text = refused(tool_server, [ASK], functions=[function])
+    assert named == "functions[0].parameters"
+    assert "deep" in text
+
+
+def test_the_guide(react_server: LiveServer, react_engine: SpeakingEngine) -> None:
+    """The usage guide's function calls, as it writes them."""
+    react_engine.answer = REACT
+    function_request: dict[str, Any] = {
+        "model": "123",
+        "top_p": 0.1,
+        "temperature": 0.0,
+        "messages": [ASK],
+        "functions": [WEATHER],
+    }
+    url = f"{react_server.url}/v1/chat/completions"
+    response = httpx.post(url, json=function_request).json()
+    function_request["messages"].append(response["choices"][0]["message"])
+    function_request["messages"].append(
+        {
+            "role": "function",
+            "name": "get_current_weather",
+            "content": '{"temperature": "22", "unit": "celsius", "description": "Sunny"}',
+        }
+    )
+    react_engine.answer = " I now know the final answer.\nFinal Answer: 22 degrees."
+    choice = httpx.post(url, json=function_request).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == react_engine.answer
+    assert react_engine.prompt().endswith(
+        f"assistant\n{CALL_TEXT}\nObservation: "
+        '{"temperature": "22", "unit": "celsius", "description": "Sunny"}\nThought:'
+    )
 
 
 def test_reasoning_has_two_names(tool_server: LiveServer) -> None:
