@@ -185,6 +185,8 @@ def serve(settings: Mapping[str, Any]) -> None:
         api_keys=settings["API_KEYS"],
         max_body_bytes=settings["MAX_BODY_MB"] * MIB,
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
+        tool_call_parser=settings["TOOL_CALL_PARSER"],
+        reasoning_parser=settings["REASONING_PARSER"],
     )
     # Before anything that takes long: a port in use is said at once.
     with bind(server_config.host, server_config.port) as sock:

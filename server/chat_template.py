@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
@@ -57,7 +57,12 @@ _TEMPLATE_FAILURES = (
 
 
 class ChatTemplate:
-    """One compiled template with the special tokens of its tokenizer. Threads may share it."""
+    """One compiled template with the special tokens of its tokenizer. Threads may share it.
+
+    Attributes:
+        source: The template's text.
+        knows_tools: Whether it renders the functions that a request offers.
+    """
 
     def __init__(self, source: str, special_tokens: dict[str, str], *, timeout_s: float):
         """Raises: ConfigError: The template is no valid Jinja."""
@@ -69,11 +74,14 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         try:
-            self._template = environment.from_string(_bound_loops(environment.parse(source)))
+            parsed = environment.parse(source)
+            self.knows_tools = "tools" in meta.find_undeclared_variables(parsed)
+            self._template = environment.from_string(_bound_loops(parsed))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
                 f"the tokenizer's chat template, line {error.lineno}: {error}"
             ) from error
+        self.source = source
         self._special_tokens = special_tokens
         self._timeout_s = timeout_s
 
@@ -91,8 +99,24 @@ class ChatTemplate:
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         return cls(source, special, timeout_s=timeout_s)
 
-    def render(self, messages: list[dict[str, str]], **variables: Any) -> str:
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the tokenizer came without a template."""
+        return self.source == CHATML
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
         """The prompt up to where the assistant's answer begins.
+
+        Args:
+            messages: With what the template knows of: role, content, calls, reasoning.
+            tools: The functions that are offered, in OpenAI's form.
+            variables: Others that the template may look at.
 
         Raises:
             RequestError: The template refuses these messages, or takes too long over them.
@@ -101,7 +125,7 @@ class ChatTemplate:
         values |= {
             "messages": [_with_thinking(message) for message in messages],
             "add_generation_prompt": True,
-            "tools": None,
+            "tools": tools,
         }
         try:
             return self._template.render(values | {_DEADLINE: time.monotonic() + self._timeout_s})
@@ -113,7 +137,7 @@ class ChatTemplate:
             raise RequestError(message, param="messages") from error
 
 
-def _with_thinking(message: dict[str, str]) -> dict[str, str]:
+def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
     # As transformers does: gpt-oss' template reads a former turn's reasoning under this name.
     if "reasoning_content" not in message:
         return message

@@ -17,6 +17,9 @@ class ServerConfig:
         response_timeout_s: Longest time for one answer, streamed or not.
         drain_timeout_s: After SIGTERM, how long running requests may take to finish.
         template_timeout_s: Longest time for rendering one chat template.
+        model_type: As in config.json; it tells how the model writes calls and reasoning.
+        tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
+            `server/reasoning_parsers`; None goes by template and model type.
     """
 
     host: str = "0.0.0.0"
@@ -27,3 +30,6 @@ class ServerConfig:
     response_timeout_s: float = 24 * 3600.0
     drain_timeout_s: float = 30.0
     template_timeout_s: float = 5.0
+    model_type: str = ""
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None

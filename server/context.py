@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from rtpjax.errors import DrainingError
 from server.chat_template import ChatTemplate
 from server.config import ServerConfig
 from server.engine_protocol import Engine
+from server.function_calls.support import CallSupport
 from server.metrics import Metrics
 from server.prompt import PromptEncoder
 from server.token_text import TokenText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class ServerContext:
     """The engine, the settings and what is derived from the tokenizer (`app.ctx.server`)."""
 
     def __init__(self, engine: Engine, config: ServerConfig):
-        """Raises: ConfigError: The tokenizer's chat template is no valid Jinja."""
+        """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
         self.metrics = Metrics(engine.stats)
         template = ChatTemplate.from_tokenizer(
             engine.tokenizer, timeout_s=config.template_timeout_s
         )
-        self.encoder = PromptEncoder(engine.tokenizer, template)
+        self.calls = CallSupport(
+            template,
+            _special_tokens(engine.tokenizer),
+            model_type=config.model_type,
+            tool_call_parser=config.tool_call_parser,
+            reasoning_parser=config.reasoning_parser,
+        )
+        self.encoder = PromptEncoder(engine.tokenizer, template, self.calls)
 
     @cached_property
     def token_text(self) -> TokenText:
@@ -44,3 +56,8 @@ class ServerContext:
         reason = self.unavailable_reason()
         if reason is not None:
             raise DrainingError(f"{reason}; try again later")
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[str]:
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(token.content for token in added if token.special)

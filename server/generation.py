@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from asyncio import ReadTransport
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
 from typing import cast
 
 from sanic import HTTPResponse, Request
@@ -15,6 +15,7 @@ from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
 from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import AnswerFormat, dumps
+from server.answer_parser import AnswerSyntax, parsed
 from server.context import ServerContext
 from server.output import Delta, Usage, deltas, join
 from server.prompt import EncodedPrompt
@@ -24,13 +25,18 @@ from server.sse import DONE, send_events
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An answer to make: the engine's requests, and how it is written."""
+    """An answer to make: the engine's requests, and how it is written.
+
+    Attributes:
+        syntax: How the text is to be read; None takes it as it is.
+    """
 
     requests: list[GenerationRequest]
     answer: AnswerFormat
     usage: Usage
     is_stream: bool
     include_usage: bool
+    syntax: AnswerSyntax | None = None
 
 
 def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext) -> None:
@@ -62,14 +68,36 @@ def make_requests(
     ]
 
 
+def adapt_sampling(
+    params: Sequence[SamplingParams], syntax: AnswerSyntax | None, context: ServerContext
+) -> list[SamplingParams]:
+    """The parameters with what a syntax needs: its stop strings, and its marks in the text."""
+    if syntax is None:
+        return list(params)
+    skip_special = not context.calls.needs_special_tokens(syntax)
+    stop = () if syntax.tools is None else syntax.tools.stop
+    return [
+        replace(
+            sampling,
+            stop=sampling.stop + stop,
+            skip_special_tokens=sampling.skip_special_tokens and skip_special,
+        )
+        for sampling in params
+    ]
+
+
 async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResponse | None:
     """Runs the job and responds.
 
     When the client leaves, Sanic cancels us; closing the stream then aborts the engine's work.
     """
     _watch_for_disconnect(request)
-    stream = deltas(context.engine, job.requests, job.usage, context.metrics)
-    async with aclosing(stream):
+    async with AsyncExitStack() as stack:
+        texts = deltas(context.engine, job.requests, job.usage, context.metrics)
+        stream = await stack.enter_async_context(aclosing(texts))
+        if job.syntax is not None:
+            syntaxes = [job.syntax] * len(job.requests)
+            stream = await stack.enter_async_context(aclosing(parsed(stream, syntaxes)))
         if job.is_stream:
             async with aclosing(_events(job, stream)) as events:
                 await send_events(request, events)

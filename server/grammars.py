@@ -12,11 +12,46 @@ from typing import Any
 
 from rtpjax.engine.request import JSON_OPTIONS, Grammar
 from server import limits
+from server.answer_parser import AnswerSyntax
+from server.function_calls import CallOptions
 from server.json_schema import normalise
 from server.protocol.body import describe, field_error
+from server.tool_parsers import DEFAULT, tool_formats
 
 FIELD = "response_format"
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
+
+
+def chat_grammar(
+    response_format: Any, calls: CallOptions, syntax: AnswerSyntax | None
+) -> Grammar | None:
+    """What constrains the answer to a chat request; None if nothing does.
+
+    Args:
+        response_format: As the caller sent it.
+        calls: What the request says about function calls.
+        syntax: How the answer is read. A constraint starts where open reasoning ends, and calls that
+            the model may but need not make are constrained in the hermes format only.
+
+    Raises:
+        RequestError: A schema cannot be used, or a response_format stands beside functions.
+    """
+    reasoning = None if syntax is None or not syntax.is_reasoning_open else syntax.reasoning
+    after = None if reasoning is None else reasoning.marks[-1]
+    grammar = response_grammar(response_format, after=after)
+    if syntax is None or syntax.tools is None:
+        return grammar
+    if grammar is not None:
+        raise field_error(FIELD, "it cannot be combined with functions that may be called")
+    functions = calls.offered
+    definitions = [
+        f.as_tool if calls.dialect == "tools" else f.as_tool["function"] for f in functions
+    ]
+    if calls.choice == "required":
+        return forced_call_grammar(definitions, calls.named, calls.is_parallel, after=after)
+    if CALL_BEGIN in syntax.tools.grammar.marks and syntax.tools == tool_formats()[DEFAULT]:
+        return auto_call_grammar(definitions, after=after)
+    return None
 
 
 def response_grammar(value: Any, *, after: str | None = None) -> Grammar | None:

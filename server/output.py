@@ -11,16 +11,22 @@ from rtpjax.engine.request import GenerationRequest, RequestOutput, TokenLogprob
 from rtpjax.errors import DrainingError, EngineError
 from server.engine_protocol import Engine
 from server.metrics import Metrics, RequestTimer
+from server.parsing.events import Event, Message, fold
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one output adds to one choice of the answer."""
+    """What one output adds to one choice of the answer.
+
+    Attributes:
+        events: What the text turned out to be, once it has been parsed; the text is "" then.
+    """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None
+    events: tuple[Event, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -61,12 +67,17 @@ class Usage:
 
 @dataclass(slots=True)
 class Choice:
-    """One finished choice of a whole answer."""
+    """One finished choice of a whole answer.
+
+    Attributes:
+        message: What the text turned out to be, when it was parsed; the text is "" then.
+    """
 
     index: int
     text: str
     logprobs: list[TokenLogprob] | None
     finish_reason: str | None
+    message: Message | None = None
 
 
 async def deltas(
@@ -92,15 +103,20 @@ async def deltas(
 def join(parts: Iterable[Delta]) -> list[Choice]:
     """The whole choices that a stream of deltas spells, in order of their index."""
     texts: dict[int, list[str]] = {}
+    events: dict[int, list[Event]] = {}
     choices: dict[int, Choice] = {}
     for delta in parts:
         choice = choices.setdefault(delta.index, Choice(delta.index, "", None, None))
         texts.setdefault(delta.index, []).append(delta.text)
+        if delta.events is not None:
+            events.setdefault(delta.index, []).extend(delta.events)
         if delta.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + list(delta.logprobs)
         choice.finish_reason = delta.finish_reason or choice.finish_reason
     for index, choice in choices.items():
         choice.text = "".join(texts[index])
+        if index in events:
+            choice.message = fold(events[index])
     return [choices[index] for index in sorted(choices)]
 
 

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from rtpjax.errors import RequestError
 from server.chat_template import ChatTemplate
+from server.function_calls import CallOptions
+from server.function_calls.support import CallSupport
 from server.protocol.body import field_error
 from server.protocol.completions import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_NO_CALLS = CallOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +30,30 @@ class EncodedPrompt:
 class PromptEncoder:
     """Makes prompts for one tokenizer and one chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        template: ChatTemplate,
+        calls: CallSupport | None = None,
+    ):
         # The backend, not the wrapper: the wrapper sets truncation on each call, which fails when
         # two threads encode. A tokenizer.json may switch truncation on; a prompt is never cut.
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._template = template
+        self._calls = calls or CallSupport(template)
         self.vocab_size = len(tokenizer)
 
     async def encode_chat(
-        self, messages: list[dict[str, str]], variables: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any],
+        calls: CallOptions = _NO_CALLS,
     ) -> EncodedPrompt:
         """Renders and encodes; the template writes the special tokens, so none are added again."""
 
         def work() -> EncodedPrompt:
-            text = self._template.render(messages, **variables)
+            text = self._calls.render(messages, calls, variables)
             encoding = self._backend.encode(text, add_special_tokens=False)
             return EncodedPrompt(tuple(encoding.ids), text)
 

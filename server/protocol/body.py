@@ -14,7 +14,6 @@ from rtpjax.errors import RequestError
 HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -25,15 +24,10 @@ HARMLESS = frozenset(
     }
 )
 
-_CALLS = "function calls are not supported yet"
 _FORMAT = "structured output is not supported yet"
 
 # They would change the answer, so a value other than the neutral ones is refused, never ignored.
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "tools": (_CALLS, ([],)),
-    "functions": (_CALLS, ([],)),
-    "tool_choice": (_CALLS, ("none", "auto")),
-    "function_call": (_CALLS, ("none", "auto")),
     "structured_outputs": (_FORMAT, ()),
     "guided_json": (_FORMAT, ()),
     "guided_regex": (_FORMAT, ()),

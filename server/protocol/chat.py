@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from server import limits
-from server.protocol.body import StrictModel, describe, field_error, field_path
+from server.function_calls import CallOptions
+from server.protocol.body import StrictModel, field_error
+from server.protocol.messages import checked_messages
 from server.protocol.sampling import SamplingFields, TokenCount
-
-# OpenAI renamed `system`; templates know the old name only.
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_CALL_ROLES = frozenset({"tool", "function", "observation"})
-
-# Clients append the assistant message they got, with all its keys. These do not reach the prompt.
-_IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
-_TEXT_IN_MESSAGE = ("name", "reasoning_content", "reasoning")
+from server.protocol.tools import call_options
 
 
 class TemplateKwargs(StrictModel):
@@ -31,7 +26,7 @@ class TemplateKwargs(StrictModel):
 class ChatRequest(SamplingFields):
     """What a caller of the chat API may send.
 
-    `messages` are kept as plain dicts with role and text, the form that chat templates take.
+    `messages` are kept as plain dicts, in the form of `server.protocol.messages`.
     """
 
     messages: Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
@@ -40,13 +35,31 @@ class ChatRequest(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     response_format: Any = None
     chat_template_kwargs: TemplateKwargs = Field(default_factory=TemplateKwargs)
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    functions: Any = None
+    function_call: Any = None
+    _calls: CallOptions = PrivateAttr(default_factory=CallOptions)
 
     @model_validator(mode="after")
     def _check(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise field_error("top_logprobs", "only allowed when logprobs is true")
-        self.messages = [_message(index, value) for index, value in enumerate(self.messages)]
+        self.messages = checked_messages(self.messages)
+        self._calls = call_options(
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            functions=self.functions,
+            function_call=self.function_call,
+            is_parallel=self.parallel_tool_calls,
+        )
         return self
+
+    @property
+    def calls(self) -> CallOptions:
+        """The functions that the model may call, and how."""
+        return self._calls
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -60,69 +73,3 @@ class ChatRequest(SamplingFields):
     @property
     def template_kwargs(self) -> dict[str, Any]:
         return self.chat_template_kwargs.model_dump(exclude_none=True)
-
-
-def _message(index: int, value: Any) -> dict[str, str]:
-    where = field_path(("messages", index))
-    if not isinstance(value, dict):
-        raise field_error(f"{where}", f"expected an object, found {describe(value)}")
-    given = {key: field for key, field in value.items() if field is not None}
-    message = {"role": _role(where, given), "content": _content(where, given)}
-    for key in given.keys() - {"role", "content"} - _IGNORED_IN_MESSAGE:
-        _check_extra(where, key, given[key])
-    for key in _TEXT_IN_MESSAGE:
-        if given.get(key):
-            message["reasoning_content" if key == "reasoning" else key] = given[key]
-    return message
-
-
-def _role(where: str, given: dict[str, Any]) -> str:
-    if "role" not in given:
-        raise field_error(f"{where}.role", "this field is required")
-    role = given["role"]
-    if isinstance(role, str) and role in _CALL_ROLES:
-        raise field_error(
-            f"{where}.role", f"'{role}' refused, function calls are not supported yet"
-        )
-    if not isinstance(role, str) or role not in _ROLES:
-        expected = ", ".join(_ROLES)
-        raise field_error(f"{where}.role", f"expected one of {expected}, found {describe(role)}")
-    return _ROLES[role]
-
-
-def _content(where: str, given: dict[str, Any]) -> str:
-    if given.get("tool_calls") or given.get("function_call"):
-        raise field_error(f"{where}", "function calls are not supported yet")
-    if "content" not in given:
-        raise field_error(f"{where}.content", "this field is required")
-    content = given["content"]
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        expected = "expected a string or a list of text parts"
-        raise field_error(f"{where}.content", f"{expected}, found {describe(content)}")
-    parts = [_text_part(f"{where}.content[{i}]", part) for i, part in enumerate(content)]
-    return "\n".join(parts)
-
-
-def _text_part(where: str, part: Any) -> str:
-    if not isinstance(part, dict):
-        raise field_error(f"{where}", f"expected an object, found {describe(part)}")
-    if part.get("type") != "text":
-        found = describe(part.get("type"))
-        raise field_error(f"{where}.type", f"only 'text' parts are supported, found {found}")
-    if not isinstance(part.get("text"), str):
-        raise field_error(f"{where}.text", f"expected a string, found {describe(part.get('text'))}")
-    for key in part.keys() - {"type", "text"}:
-        raise field_error(f"{where}.{key}", "unknown field")
-    return part["text"]
-
-
-def _check_extra(where: str, key: str, value: Any) -> None:
-    if key in _TEXT_IN_MESSAGE:
-        if not isinstance(value, str):
-            raise field_error(f"{where}.{key}", f"expected a string, found {describe(value)}")
-    elif key == "audio":
-        raise field_error(f"{where}.audio", "only text is supported")
-    elif key not in ("tool_calls", "function_call"):  # empty: the others were refused before
-        raise field_error(f"{where}.{key}", "unknown field")

@@ -112,8 +112,8 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         client.chat.completions.create(
             model="x",
             messages=[{"role": "user", "content": "hi"}],
-            tools=[{"type": "function", "function": {"name": "f"}}],
+            tools=[{"type": "function", "function": {"name": "f g"}}],
         )
-    assert error.value.param == "tools"
+    assert error.value.param == "tools[0].function.name"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4")

@@ -35,6 +35,23 @@ MESSAGE = st.fixed_dictionaries(
     },
     optional={"name": JSON, "tool_calls": JSON, "refusal": JSON, "reasoning_content": JSON},
 )
+FUNCTION = st.fixed_dictionaries(
+    {"name": st.sampled_from(["f", "g", "h i"])},
+    optional={
+        "description": st.one_of(st.text(max_size=5), JSON),
+        "parameters": st.one_of(JSON, st.fixed_dictionaries({"properties": JSON, "type": JSON})),
+    },
+)
+CALL = st.fixed_dictionaries({"name": JSON, "arguments": st.one_of(st.text(max_size=9), JSON)})
+CALLING = st.fixed_dictionaries(
+    {"role": st.sampled_from(["assistant", "tool", "function", "user", "observation"])},
+    optional={
+        "content": st.text(max_size=5),
+        "function_call": st.one_of(CALL, JSON),
+        "tool_calls": st.lists(st.fixed_dictionaries({"id": JSON, "function": CALL}), max_size=2),
+        "tool_call_id": JSON,
+    },
+)
 SETTINGS = settings(
     max_examples=150,
     deadline=None,
@@ -61,6 +78,27 @@ def check(server: LiveServer, path: str, content: bytes) -> None:
 )
 def test_chat(server: LiveServer, messages: Any, fields: dict[str, Any]) -> None:
     body = {"messages": messages, "max_tokens": 2, **fields}
+    check(server, "/v1/chat/completions", json.dumps(body).encode())
+
+
+@SETTINGS
+@given(
+    messages=st.lists(CALLING, min_size=1, max_size=3),
+    functions=st.lists(FUNCTION, max_size=2),
+    dialect=st.booleans(),
+    fields=st.fixed_dictionaries({}, optional={"tool_choice": JSON, "function_call": JSON}),
+)
+def test_calls(
+    server: LiveServer,
+    messages: list[Any],
+    functions: list[Any],
+    dialect: bool,
+    fields: dict[str, Any],
+) -> None:
+    tools = [{"type": "function", "function": function} for function in functions]
+    offered = {"functions": functions} if dialect else {"tools": tools}
+    messages = [{"role": "user", "content": "x"}, *messages]
+    body = {"messages": messages, "max_tokens": 2, **offered, **fields}
     check(server, "/v1/chat/completions", json.dumps(body).encode())
 
 

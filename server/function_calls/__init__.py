@@ -1,0 +1,71 @@
+"""Functions that a request offers: how the model is told of them, and how its calls are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from server.function_calls.schema import as_schema
+
+Dialect = Literal["tools", "functions"]
+
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that the model may call, as the request describes it."""
+
+    definition: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.definition["name"]
+
+    @property
+    def description(self) -> str:
+        return self.definition.get("description") or ""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the caller wrote, which may be RTP-LLM's list form."""
+        return self.definition.get("parameters") or _NO_PARAMETERS
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """The parameters as a JSON schema."""
+        return as_schema(self.parameters)
+
+    @property
+    def as_tool(self) -> dict[str, Any]:
+        """In the form that chat templates take."""
+        return {"type": "function", "function": {**self.definition, "parameters": self.schema}}
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """What a request says about calls.
+
+    Attributes:
+        functions: Those offered, in order.
+        choice: "none" allows no call, "required" asks for at least one.
+        named: The function that must be called; choice is "required" then.
+        is_parallel: Whether one answer may hold several calls.
+        dialect: How calls are answered: as `tool_calls`, or as the legacy `function_call`.
+    """
+
+    functions: tuple[Function, ...] = ()
+    choice: Literal["none", "auto", "required"] = "auto"
+    named: str | None = None
+    is_parallel: bool = True
+    dialect: Dialect = "tools"
+
+    @property
+    def offered(self) -> tuple[Function, ...]:
+        """The functions that the model may call now."""
+        return () if self.choice == "none" else self.functions
+
+    @property
+    def finish_reason(self) -> str:
+        return "tool_calls" if self.dialect == "tools" else "function_call"

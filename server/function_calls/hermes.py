@@ -1,0 +1,71 @@
+"""Calls for chat templates that know none: a system text asks for them in the hermes format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from server.function_calls import Function
+
+_TOOLS = """\
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{tools}
+</tools>"""
+
+_FORMAT = """
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
+
+
+def system_text(functions: Sequence[Function], *, teaches_format: bool = True) -> str:
+    """What the model is told of its functions."""
+    tools = "\n".join(json.dumps(f.as_tool, ensure_ascii=False) for f in functions)
+    return _TOOLS.format(tools=tools) + (_FORMAT if teaches_format else "")
+
+
+def with_text(messages: list[dict[str, Any]], text: str, *, has_system: bool) -> list[dict]:
+    """The messages with a text for the system; without such a role it begins the first message."""
+    first = messages[0]
+    if first["role"] == "system":
+        return [{**first, "content": f"{first['content']}\n\n{text}".lstrip()}, *messages[1:]]
+    if has_system:
+        return [{"role": "system", "content": text}, *messages]
+    return [{**first, "content": f"{text}\n\n{first['content']}"}, *messages[1:]]
+
+
+def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls and results as text of assistant and user; neighbouring results are one turn."""
+    plain: list[dict[str, Any]] = []
+    previous = ""
+    for message in messages:
+        role = message["role"]
+        if role == "tool":
+            content = f"<tool_response>\n{message['content']}\n</tool_response>"
+            message = {"role": "user", "content": content}
+        elif message.get("tool_calls"):
+            texts = [message["content"], *map(_call_text, message["tool_calls"])]
+            rest = {k: v for k, v in message.items() if k != "tool_calls"}
+            message = {**rest, "content": "\n".join(filter(None, texts))}
+        if previous == "tool" and message["role"] == "user":
+            content = f"{plain[-1]['content']}\n{message['content']}"
+            plain[-1] = {**plain[-1], "content": content}
+        else:
+            plain.append(message)
+        previous = role
+    return plain
+
+
+def _call_text(call: dict[str, Any]) -> str:
+    name, arguments = call["function"]["name"], call["function"]["arguments"] or "{}"
+    quoted = json.dumps(name, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {quoted}, "arguments": {arguments}}}\n</tool_call>'

@@ -1,0 +1,79 @@
+"""Calls and results of earlier turns, in the form that chat templates take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# Such a template looks for a call only in messages whose content is None.
+_WANTS_NONE = re.compile(r"(?<!reasoning_)content(['\"]\s*\])?\s+is\s+(not\s+)?none", re.IGNORECASE)
+_OBSERVATION = re.compile(r"==\s*['\"]observation['\"]")
+_TOOL = re.compile(r"['\"]tool['\"]")
+
+# Mistral's templates refuse ids that are not nine letters or digits.
+_SHORT_IDS = re.compile(r"id\s*\|\s*length\s*!=\s*9")
+
+
+class Arguments(dict[str, Any]):
+    """A call's arguments for templates, which treat them as a mapping or as the JSON text."""
+
+    def __init__(self, text: str, value: dict[str, Any]):
+        super().__init__(value)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
+
+
+def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The messages as a template that knows tools expects them.
+
+    Args:
+        messages: In the form of `server.protocol.messages`.
+        template: The template's source.
+    """
+    result_role = "tool"
+    if _OBSERVATION.search(template) and not _TOOL.search(template):
+        result_role = "observation"
+    empty = None if _WANTS_NONE.search(template) else ""
+    fit = _short if _SHORT_IDS.search(template) else str
+    converted = []
+    for message in messages:
+        if message["role"] == "tool":
+            call_id = fit(message["tool_call_id"])
+            message = {**message, "role": result_role, "tool_call_id": call_id}
+        elif message.get("tool_calls"):
+            calls = [
+                {**_with_mapping(call), "id": fit(call["id"])} for call in message["tool_calls"]
+            ]
+            message = {**message, "content": message["content"] or empty, "tool_calls": calls}
+        converted.append(message)
+    return converted
+
+
+def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    text = function["arguments"]
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return call  # a model's own slip: the template gets the text
+    if not isinstance(value, dict):
+        return call
+    return {**call, "function": {**function, "arguments": Arguments(text or "{}", value)}}
+
+
+def _short(call_id: str) -> str:
+    """The id, or for one of another server's form nine characters that stand for it."""
+    if len(call_id) == 9 and call_id.isascii() and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]

@@ -1,0 +1,129 @@
+"""What a model's template and tokenizer make of calls and reasoning; decided once at start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from rtpjax.errors import RequestError
+from server.answer_parser import AnswerSyntax
+from server.chat_template import ChatTemplate
+from server.function_calls import CallOptions, hermes
+from server.function_calls.history import template_messages
+from server.function_calls.react import react_turns
+from server.reasoning_parsers import (
+    NONE,
+    check_reasoning_format,
+    find_reasoning_format,
+    reasoning_formats,
+)
+from server.tool_parsers import (
+    DEFAULT,
+    check_tool_format,
+    find_tool_format,
+    tool_formats,
+)
+
+# As RTP-LLM and config.json call Qwen 1, 1.5 and 2. (2.5 has the same type and knows tools.)
+_REACT_MODELS = frozenset({
+    "qwen", "qwen_7b", "qwen_13b", "qwen_1b8", "qwen_2", "qwen_2_moe", "qwen2", "qwen2_moe",
+})  # fmt: skip
+_REACT = "react"
+_DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+
+
+class CallSupport:
+    """Renders conversations with calls, and says how their answers are to be read.
+
+    Attributes:
+        tool_format, reasoning_format: Names of the formats that the model writes.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        special_tokens: frozenset[str] = frozenset(),
+        *,
+        model_type: str = "",
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
+    ):
+        """Raises: ConfigError: There is no parser of that name."""
+        source = template.source
+        self._template = template
+        self._special_tokens = special_tokens
+        self._is_react_model = model_type in _REACT_MODELS and not template.knows_tools
+        found = find_tool_format(source, model_type) if template.knows_tools else DEFAULT
+        self.tool_format = check_tool_format(tool_call_parser or found)
+        self._is_chosen = tool_call_parser is not None
+        self.reasoning_format = check_reasoning_format(
+            reasoning_parser or find_reasoning_format(source, model_type)
+        )
+
+    def _format_of(self, calls: CallOptions) -> str:
+        is_react = self._is_react_model and calls.dialect == "functions" and not self._is_chosen
+        return _REACT if is_react else self.tool_format
+
+    def render(
+        self, messages: list[dict[str, Any]], calls: CallOptions, variables: dict[str, Any]
+    ) -> str:
+        """The prompt's text.
+
+        Raises:
+            RequestError: The template refuses the messages, or their roles are out of order.
+        """
+        functions = calls.offered
+        if functions and self._format_of(calls) == _REACT:
+            turns, open_turn = react_turns(messages, functions)
+            if self._template.is_fallback and turns[0]["role"] != "system":
+                turns.insert(0, _DEFAULT_SYSTEM)
+            return self._template.render(turns, **variables) + open_turn
+        if self._template.knows_tools:
+            tools = [function.as_tool for function in functions] or None
+            converted = template_messages(messages, self._template.source)
+            return self._template.render(converted, tools=tools, **variables)
+        plain = hermes.plain_messages(messages)
+        if functions:
+            text = hermes.system_text(functions, teaches_format=self.tool_format == DEFAULT)
+            plain = hermes.with_text(plain, text, has_system=self._has_system)
+        return self._template.render(plain, **variables)
+
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether the template takes messages of role system."""
+        probe = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        try:
+            self._template.render(probe)
+        except RequestError:
+            return False
+        return True
+
+    def syntax(self, calls: CallOptions, prompt: str) -> AnswerSyntax | None:
+        """How answers to a prompt are read; None where all of them are plain text."""
+        functions = calls.offered
+        is_reasoning = self.reasoning_format != NONE
+        if not functions and not is_reasoning:
+            return None
+        tools, reasoning = None, None
+        if functions:
+            # Forced calls are constrained to our own format, whatever the model's is.
+            is_forced = calls.choice == "required"
+            tools = tool_formats()[DEFAULT if is_forced else self._format_of(calls)]
+        if is_reasoning:
+            reasoning = reasoning_formats()[self.reasoning_format].grammar
+        return AnswerSyntax(
+            tools=tools,
+            reasoning=reasoning,
+            schemas={function.name: function.schema for function in functions},
+            is_reasoning_open=reasoning is not None and reasoning.is_open(prompt),
+            max_calls=None if calls.is_parallel and calls.dialect == "tools" else 1,
+            finish_reason=calls.finish_reason,
+        )
+
+    def needs_special_tokens(self, syntax: AnswerSyntax) -> bool:
+        """Whether marks of the syntax are special tokens, which are no text otherwise."""
+        marks: Sequence[str] = () if syntax.reasoning is None else syntax.reasoning.marks
+        if syntax.tools is not None:
+            marks = (*marks, *syntax.tools.grammar.marks)
+        return not self._special_tokens.isdisjoint(marks)

@@ -1,0 +1,1 @@
+"""The incremental engine under the parsers of tool calls and reasoning."""

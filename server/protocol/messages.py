@@ -1,0 +1,172 @@
+"""The messages of a conversation, checked and brought into one form.
+
+{"role": "system" | "user" | "assistant" | "tool", "content": str}, and where they have them
+"name", "reasoning_content", "tool_calls" (OpenAI's form, arguments as text) and "tool_call_id".
+The legacy `function_call` is a list of one call; `function` and `observation` are roles of results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from server.protocol.body import describe, field_error, field_path
+
+# OpenAI renamed `system`; templates know the old name only.
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+
+# Clients append the assistant message they got, with all its keys. These do not reach the prompt.
+_IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
+_TEXT_IN_MESSAGE = ("name", "reasoning_content", "reasoning", "tool_call_id")
+
+
+def checked_messages(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every message in the form above.
+
+    Raises:
+        RequestError: A message is malformed, or a result has no call that it belongs to.
+    """
+    messages = [_message(index, value) for index, value in enumerate(values)]
+    _match_results(messages)
+    return messages
+
+
+def _message(index: int, value: Any) -> dict[str, Any]:
+    where = field_path(("messages", index))
+    if not isinstance(value, dict):
+        raise field_error(f"{where}", f"expected an object, found {describe(value)}")
+    given = {key: field for key, field in value.items() if field is not None}
+    role = _role(where, given)
+    calls = _calls(where, index, given)
+    if calls and role != "assistant":
+        raise field_error(f"{where}.role", "only the assistant makes calls")
+    if calls:
+        given.setdefault("content", "")
+    message: dict[str, Any] = {"role": role, "content": _content(where, given)}
+    for key in given.keys() - {"role", "content"} - _IGNORED_IN_MESSAGE:
+        _check_extra(where, key, given[key])
+    for key in _TEXT_IN_MESSAGE:
+        if given.get(key):
+            message["reasoning_content" if key == "reasoning" else key] = given[key]
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _match_results(messages: list[dict[str, Any]]) -> None:
+    """Gives every result the id and the name of its call."""
+    open_calls: dict[str, str] = {}
+    answered: set[str] = set()
+    for index, message in enumerate(messages):
+        if message["role"] != "tool":
+            calls = message.get("tool_calls", ())
+            open_calls = {call["id"]: call["function"]["name"] for call in calls}
+            answered = set()
+            continue
+        where = field_path(("messages", index))
+        if not open_calls:
+            raise field_error(f"{where}.role", "a function's result without a call before it")
+        call_id = message.get("tool_call_id")
+        if call_id is None:
+            waiting = [key for key in open_calls if key not in answered] or list(open_calls)
+            named = [key for key in waiting if open_calls[key] == message.get("name")]
+            call_id = (named or waiting)[0]
+        elif call_id not in open_calls:
+            reason = f"no call before it has the id {describe(call_id)}"
+            raise field_error(f"{where}.tool_call_id", reason)
+        answered.add(call_id)
+        message["tool_call_id"] = call_id
+        message.setdefault("name", open_calls[call_id])
+
+
+def _role(where: str, given: dict[str, Any]) -> str:
+    if "role" not in given:
+        raise field_error(f"{where}.role", "this field is required")
+    role = given["role"]
+    if not isinstance(role, str) or role not in _ROLES:
+        expected = ", ".join(_ROLES)
+        raise field_error(f"{where}.role", f"expected one of {expected}, found {describe(role)}")
+    return _ROLES[role]
+
+
+def _calls(where: str, index: int, given: dict[str, Any]) -> list[dict[str, Any]]:
+    legacy, calls = given.get("function_call"), given.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise field_error(f"{where}.tool_calls", f"expected a list, found {describe(calls)}")
+    if not calls and legacy:
+        # (Mistral's templates accept ids of nine letters and digits only.)
+        return [_call(f"{where}.function_call", f"call{index:05d}", legacy)]
+    checked: list[dict[str, Any]] = []
+    for number, call in enumerate(calls):
+        at = f"{where}.tool_calls[{number}]"
+        if not isinstance(call, dict):
+            raise field_error(at, f"expected an object, found {describe(call)}")
+        if call.get("type") not in (None, "function"):
+            raise field_error(f"{at}.type", f"expected 'function', found {describe(call['type'])}")
+        call_id = call.get("id") or f"call{index:03d}{number:02d}"
+        if not isinstance(call_id, str):
+            raise field_error(f"{at}.id", f"expected a string, found {describe(call_id)}")
+        if call_id in [other["id"] for other in checked]:
+            raise field_error(f"{at}.id", f"{describe(call_id)} is there already")
+        checked.append(_call(f"{at}.function", call_id, call.get("function")))
+    return checked
+
+
+def _call(where: str, call_id: str, function: Any) -> dict[str, Any]:
+    if not isinstance(function, dict):
+        raise field_error(where, f"expected an object, found {describe(function)}")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not (isinstance(name, str) and name):
+        raise field_error(f"{where}.name", f"expected a string, found {describe(name)}")
+    if isinstance(arguments, dict):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    if not isinstance(arguments, str | None):
+        reason = f"expected JSON in a string, found {describe(arguments)}"
+        raise field_error(f"{where}.arguments", reason)
+    function = {"name": name, "arguments": arguments or "{}"}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _content(where: str, given: dict[str, Any]) -> str:
+    if "content" not in given:
+        raise field_error(f"{where}.content", "this field is required")
+    content = given["content"]
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        expected = "expected a string or a list of text parts"
+        raise field_error(f"{where}.content", f"{expected}, found {describe(content)}")
+    parts = [_text_part(f"{where}.content[{i}]", part) for i, part in enumerate(content)]
+    return "\n".join(parts)
+
+
+def _text_part(where: str, part: Any) -> str:
+    if not isinstance(part, dict):
+        raise field_error(f"{where}", f"expected an object, found {describe(part)}")
+    if part.get("type") != "text":
+        found = describe(part.get("type"))
+        raise field_error(f"{where}.type", f"only 'text' parts are supported, found {found}")
+    if not isinstance(part.get("text"), str):
+        raise field_error(f"{where}.text", f"expected a string, found {describe(part.get('text'))}")
+    for key in part.keys() - {"type", "text"}:
+        raise field_error(f"{where}.{key}", "unknown field")
+    return part["text"]
+
+
+def _check_extra(where: str, key: str, value: Any) -> None:
+    if key in _TEXT_IN_MESSAGE:
+        if not isinstance(value, str):
+            raise field_error(f"{where}.{key}", f"expected a string, found {describe(value)}")
+    elif key == "audio":
+        raise field_error(f"{where}.audio", "only text is supported")
+    elif key not in ("tool_calls", "function_call"):  # checked before
+        raise field_error(f"{where}.{key}", "unknown field")

@@ -1,0 +1,135 @@
+"""`tools` and `tool_choice`, or the legacy `functions` and `function_call` -> CallOptions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from server import limits
+from server.function_calls import CallOptions, Function
+from server.protocol.body import describe, field_error
+
+_NAME = re.compile(r"[\w.:/-]{1,128}")
+
+
+def call_options(
+    *, tools: Any, tool_choice: Any, functions: Any, function_call: Any, is_parallel: bool
+) -> CallOptions:
+    """Checks what a request says about calls; None is a field that is absent.
+
+    Raises:
+        RequestError: A field is malformed, or contradicts another one.
+    """
+    if tools and functions:
+        raise field_error("functions", "not allowed together with tools, which replaced it")
+    if tool_choice is not None and functions:
+        raise field_error("tool_choice", "functions are chosen with function_call")
+    if function_call is not None and tools:
+        raise field_error("function_call", "tools are chosen with tool_choice")
+    if functions or function_call is not None:
+        offered = _functions("functions", functions or [], _function)
+        choice, named = _function_call(function_call)
+        field, dialect = "function_call", "functions"
+    else:
+        offered = _functions("tools", tools or [], _tool)
+        choice, named = _tool_choice(tool_choice)
+        field, dialect = "tool_choice", "tools"
+    if choice == "required" and not offered:
+        raise field_error(field, "a call is asked for, but there are no functions to call")
+    if named is not None and named not in [function.name for function in offered]:
+        raise field_error(field, f"there is no function {describe(named)} in the request")
+    return CallOptions(offered, choice, named, is_parallel, dialect)
+
+
+def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
+    if not isinstance(entries, list):
+        raise field_error(field, f"expected a list, found {describe(entries)}")
+    if len(entries) > limits.MAX_FUNCTIONS:
+        raise field_error(field, f"at most {limits.MAX_FUNCTIONS}, found {len(entries)}")
+    found: dict[str, Function] = {}
+    for index, entry in enumerate(entries):
+        where, function = check(f"{field}[{index}]", entry)
+        if function.name in found:
+            raise field_error(f"{where}.name", f"{describe(function.name)} is there already")
+        found[function.name] = function
+    return tuple(found.values())
+
+
+def _tool(where: str, entry: Any) -> tuple[str, Function]:
+    _check_object(where, entry)
+    if entry.get("type", "function") != "function":
+        reason = f"only 'function' is supported, found {describe(entry['type'])}"
+        raise field_error(f"{where}.type", reason)
+    if "function" not in entry:
+        raise field_error(f"{where}.function", "this field is required")
+    return _function(f"{where}.function", entry["function"])
+
+
+def _function(where: str, entry: Any) -> tuple[str, Function]:
+    _check_object(where, entry)
+    name = entry.get("name")
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        reason = "expected up to 128 letters, digits and any of _ - . : /"
+        raise field_error(f"{where}.name", f"{reason}, found {describe(name)}")
+    if not isinstance(entry.get("description") or "", str):
+        reason = f"expected a string, found {describe(entry['description'])}"
+        raise field_error(f"{where}.description", reason)
+    parameters = entry.get("parameters")
+    if parameters is not None:
+        _check_object(f"{where}.parameters", parameters)
+        if not _is_shallow(parameters):
+            reason = f"nested more than {limits.MAX_SCHEMA_DEPTH} levels deep"
+            raise field_error(f"{where}.parameters", reason)
+        _check_properties(f"{where}.parameters.properties", parameters.get("properties"))
+    return where, Function({key: value for key, value in entry.items() if value is not None})
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(limits.MAX_SCHEMA_DEPTH):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
+        level = [x for values in inner for x in values if isinstance(x, dict | list)]
+        if not level:
+            return True
+    return False
+
+
+def _check_properties(where: str, properties: Any) -> None:
+    if isinstance(properties, list):
+        for index, entry in enumerate(properties):
+            _check_object(f"{where}[{index}]", entry)
+            if not isinstance(entry.get("name"), str):
+                reason = f"expected a string, found {describe(entry.get('name'))}"
+                raise field_error(f"{where}[{index}].name", reason)
+    elif properties is not None and not isinstance(properties, dict):
+        raise field_error(where, f"expected an object or a list, found {describe(properties)}")
+
+
+def _tool_choice(value: Any) -> tuple[Any, str | None]:
+    if value is None or value in ("none", "auto", "required"):
+        return value or "auto", None
+    function = value.get("function") if isinstance(value, dict) else None
+    if isinstance(function, dict) and value.get("type", "function") == "function":
+        return "required", _chosen("tool_choice.function.name", function)
+    reason = "expected 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ..}}"
+    raise field_error("tool_choice", f"{reason}, found {describe(value)}")
+
+
+def _function_call(value: Any) -> tuple[Any, str | None]:
+    if value is None or value in ("none", "auto"):
+        return value or "auto", None
+    if isinstance(value, dict):
+        return "required", _chosen("function_call.name", value)
+    reason = f"expected 'none', 'auto' or {{'name': ..}}, found {describe(value)}"
+    raise field_error("function_call", reason)
+
+
+def _chosen(where: str, function: dict[str, Any]) -> str:
+    if not isinstance(function.get("name"), str):
+        raise field_error(where, f"expected a string, found {describe(function.get('name'))}")
+    return function["name"]
+
+
+def _check_object(where: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise field_error(where, f"expected an object, found {describe(value)}")

@@ -1,0 +1,16 @@
+"""InternLM 2: <|action_start|><|plugin|>{"name": "f", "parameters": {"a": 1}}<|action_end|>"""
+
+from __future__ import annotations
+
+from server.parsing.json_calls import JsonCalls
+from server.tool_parsers import ToolFormat
+
+FORMAT = ToolFormat(
+    JsonCalls(
+        opens=("<|action_start|>",),
+        closes=("<|action_end|>", "<|action_end |>"),
+        prefixes=("<|plugin|>", "<|interpreter|>"),
+    ),
+    in_template=("<|action_start|>",),
+    model_types=("internlm2",),
+)

@@ -1,0 +1,38 @@
+"""Mistral: [TOOL_CALLS] [{"name": "f", "arguments": {}}], newer [TOOL_CALLS]f[ARGS]{}."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from server.parsing.calls import Calls, short_id, text_with_calls
+from server.parsing.headed_calls import HeadedCalls
+from server.parsing.json_calls import JsonCalls
+from server.parsing.source import Source, Steps
+from server.tool_parsers import ToolFormat
+
+_MARK = "[TOOL_CALLS]"
+_LIST = JsonCalls(opens=(_MARK,))
+_HEADED = HeadedCalls(
+    call=(_MARK,),
+    header_end=("[ARGS]", "{"),
+    header=re.compile(r"(?P<name>[\w.:/-]+)(\[CALL_ID\](?P<id>\w+))?"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """The character after the mark tells which of the two it is."""
+
+    marks: tuple[str, ...] = (_MARK, "[ARGS]", "[CALL_ID]")
+
+    def read(self, source: Source, calls: Calls) -> Steps[None]:
+        yield from text_with_calls(source, calls, (_MARK,), self._section)
+
+    def _section(self, source: Source, calls: Calls) -> Steps[None]:
+        is_list = yield from source.is_followed_by(len(_MARK), ("[", "{"))
+        grammar = _LIST if is_list else _HEADED
+        yield from grammar.read_section(source, calls)
+
+
+FORMAT = ToolFormat(_Either(), in_template=(_MARK,), make_id=short_id)
