@@ -565,6 +565,8 @@ def test_reasoning_has_two_names(tool_server: LiveServer) -> None:
         message = post(server, [ASK], tools=TOOLS)["message"]
         changes = [c["delta"] for c in stream(server, [ASK], tools=TOOLS)]
         plain = post(server, [ASK])
+        thought = {"role": "assistant", "content": None, "reasoning": "r", "tool_calls": None}
+        post(server, [ASK, thought, ASK])
     assert message["reasoning_content"] == message["reasoning"] == f"I thi{HERMES}nk."
     assert len(message["tool_calls"]) == 2
     for key in ("reasoning_content", "reasoning", "content"):
