@@ -32,8 +32,8 @@ _REACT_MODELS = frozenset({
     "qwen", "qwen_7b", "qwen_13b", "qwen_1b8", "qwen_2", "qwen_2_moe", "qwen2", "qwen2_moe",
 })  # fmt: skip
 _REACT = "react"
-# What `forced_call_grammar` describes, from any model.
-_FORCED = ToolFormat(JsonCalls(is_bare=True))
+# What a grammar makes of any model's answer when a call is forced: a JSON list, or hermes.
+_FORCED = ToolFormat(JsonCalls(opens=("<tool_call>",), closes=("</tool_call>",), is_bare=True))
 _DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 

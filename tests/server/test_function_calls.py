@@ -18,7 +18,7 @@ from server.function_calls.history import template_messages
 from server.function_calls.schema import as_schema, forced_call_grammar
 from server.function_calls.support import CallSupport
 from server.parsing.events import fold
-from server.protocol.messages import checked_messages
+from server.protocol.chat_messages import checked_messages
 from tests.server.live_server import LiveServer
 from tests.server.speaking_engine import TOOL_TEMPLATE, SpeakingEngine
 
@@ -486,10 +486,11 @@ def test_forced_calls_are_read_from_any_model() -> None:
     forced = CallOptions((Function(WEATHER),), "required")
     syntax = support.syntax(forced, "")
     assert syntax is not None
-    parser = AnswerParser(syntax)
-    text = f'[{{"name":"get_current_weather","arguments":{ARGUMENTS}}}]'
-    message = fold(parser.feed(text) + parser.finish())
-    assert [call.arguments for call in message.calls] == [ARGUMENTS]
+    call = f'{{"name":"get_current_weather","arguments":{ARGUMENTS}}}'
+    for text in (f"[{call}]", f"<tool_call>\n{call}\n</tool_call>"):
+        parser = AnswerParser(syntax)
+        message = fold(parser.feed(text) + parser.finish())
+        assert [call.arguments for call in message.calls] == [ARGUMENTS]
 
 
 def test_ids_of_other_servers_fit_mistral() -> None:
