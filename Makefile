@@ -18,8 +18,9 @@ serve: $(VENV)/serve
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/reference
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test-all: $(VENV)/reference $(VENV)/old-openai
+	RTPJAX_OLD_OPENAI_PYTHON=$(CURDIR)/$(VENV)/old-openai/bin/python \
+	  $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/test
 	$(BIN)/ruff format --check .
@@ -49,3 +50,8 @@ $(VENV)/test: $(VENV)/python pyproject.toml
 $(VENV)/reference: $(VENV)/test
 	$(PIP) install -e ".[reference]"
 	@touch $@
+
+# The client that RTP-LLM's guide names; it needs an older httpx than the newest one does.
+$(VENV)/old-openai: $(VENV)/python
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip --disable-pip-version-check --quiet install openai==1.3.9 'httpx<0.28'

@@ -63,6 +63,19 @@ class BenchClient:
                 self.model = str((await response.json())["data"][0]["id"])
         return self.model
 
+    async def host_seconds(self) -> tuple[float, float] | None:
+        """Time that rtpjax's engine thread did not wait, and processor time of its event loop.
+
+        None for a server without these metrics.
+        """
+        async with self._session.get(f"{self.url.removesuffix('/v1')}/metrics") as response:
+            lines = (await response.text()).splitlines() if response.ok else []
+        values = dict(line.split()[:2] for line in lines if line.startswith("rtpjax_"))
+        names = ("rtpjax_engine_host_seconds_total", "rtpjax_event_loop_cpu_seconds_total")
+        if not all(name in values for name in names):
+            return None
+        return float(values[names[0]]), float(values[names[1]])
+
     async def run(self, body: dict[str, object], start_s: float | None = None) -> RequestRecord:
         """Sends one request and reads its stream to the end; a failure is part of the record.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from dataclasses import asdict
 
 import aiohttp
@@ -59,15 +60,20 @@ def run(args: argparse.Namespace) -> int:
         ignore_eos=args.ignore_eos,
     )
     try:
-        records = asyncio.run(_measure(args, workload))
+        records, host_share = asyncio.run(_measure(args, workload))
     except (aiohttp.ClientError, TimeoutError) as error:
         print(f"cannot list the models of {args.url}: {error}; is the server up? Or pass --model.")
         return 1
     summary = summarize(records)
     title = f"{args.rate:g} requests/s" if args.rate else f"{args.clients} clients"
     print(_report(summary, title))
+    if host_share is not None:
+        engine, loop = host_share
+        print(f"of the time: engine thread not waiting {engine:.1%}, event loop {loop:.1%}")
     results = {"workload": asdict(workload), "load": title, "seed": args.seed}
-    write_json(args.json, "serve", {**results, "summary": summary.as_dict()})
+    write_json(
+        args.json, "serve", {**results, "host_share": host_share, "summary": summary.as_dict()}
+    )
     if summary.num_errors == summary.num_requests:
         return 1
     if args.plot:
@@ -78,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _measure(args: argparse.Namespace, workload: Workload) -> list[RequestRecord]:
+async def _measure(
+    args: argparse.Namespace, workload: Workload
+) -> tuple[list[RequestRecord], tuple[float, float] | None]:
+    """The requests, and which share of the time each of the server's two threads was at work."""
     async with BenchClient(
         args.url, model=args.model, api_key=args.api_key, timeout_s=args.timeout_s
     ) as client:
@@ -86,9 +95,15 @@ async def _measure(args: argparse.Namespace, workload: Workload) -> list[Request
         warmup = workload.requests(args.num_warmup, args.seed + WARMUP_SEED_OFFSET)
         await closed_loop(client, warmup, max(1, min(args.num_warmup, args.clients)))
         bodies = workload.requests(args.num_requests, args.seed)
+        before, started = await client.host_seconds(), time.perf_counter()
         if args.rate:
-            return await open_loop(client, bodies, rate=args.rate, seed=args.seed)
-        return await closed_loop(client, bodies, args.clients)
+            records = await open_loop(client, bodies, rate=args.rate, seed=args.seed)
+        else:
+            records = await closed_loop(client, bodies, args.clients)
+        after, wall_s = await client.host_seconds(), time.perf_counter() - started
+    if before is None or after is None:
+        return records, None
+    return records, ((after[0] - before[0]) / wall_s, (after[1] - before[1]) / wall_s)
 
 
 def _describe(workload: Workload) -> str:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]  # an extra, "reference"
 from transformers import AutoModelForCausalLM
 
 from bench.side import Prompts, serve_side

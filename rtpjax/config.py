@@ -106,11 +106,13 @@ def resolve(
     precision = precision_of(settings, platform)
     page_size = _or(settings.page_size, 32 if is_cpu else 64)
     if page_size & (page_size - 1) or not 1 <= page_size <= 1024:
-        raise ConfigError(f"page_size is {page_size}; it must be a power of two from 1 to 1024.")
+        raise ConfigError(
+            f"SEQ_SIZE_PER_BLOCK is {page_size}; it must be a power of two from 1 to 1024."
+        )
     max_num_seqs = _or(settings.max_num_seqs, 32 if is_cpu else 256)
     tokens = _or(settings.max_num_batched_tokens, 512 if is_cpu else 8192)
-    _at_least("max_num_seqs", max_num_seqs, 1)
-    _at_least("max_num_batched_tokens", tokens, 16)
+    _at_least("CONCURRENCY_LIMIT", max_num_seqs, 1)
+    _at_least("MAX_BATCH_TOKENS_SIZE", tokens, 16)
     bytes_per_page = kv_cache.page_bytes(specs, page_size, precision.cache)
     budget = settings.kv_cache_bytes
     if budget is None:
@@ -124,7 +126,7 @@ def resolve(
         )
     trained = model.max_position_embeddings
     max_model_len = _or(settings.max_model_len, min(trained, longest))
-    _at_least("max_model_len", max_model_len, 2)
+    _at_least("MAX_SEQ_LEN", max_model_len, 2)
     if max_model_len > longest:
         needed = (kv_cache.pages_for(max_model_len, page_size) + 1) * bytes_per_page
         raise ConfigError(

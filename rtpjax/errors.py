@@ -2,7 +2,7 @@
 
 RtpjaxError
  +-- ConfigError            the operator's setting cannot be used (start-up ends)
- +-- CheckpointError        a checkpoint is unreadable or does not fit its model (start-up or conversion ends)
+ +-- CheckpointError        a checkpoint is unreadable or does not fit its model (likewise)
  +-- RequestError           the caller's request cannot be honoured: HTTP 400
  |    +-- QueueFullError    too many requests are waiting: HTTP 429
  |    +-- DrainingError     the server is shutting down or not ready yet: HTTP 503

@@ -22,7 +22,7 @@ from tokenizers import (
     pre_tokenizers,
     processors,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rtpjax.errors import CheckpointError
 from rtpjax.gguf_file import GgufFile
@@ -84,7 +84,7 @@ _SPLITS = {
 }
 
 
-def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerBase:
+def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
     """The tokenizer of the model in the file, with its chat template.
 
     Raises:
@@ -98,7 +98,9 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerBase:
     if kind != "gpt2":
         # Sentencepiece vocabularies carry all they need, and transformers reads them as published.
         folder, name = file.path.parent, file.path.name
-        return AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        return tokenizer
     split = _split(file)
     return PreTrainedTokenizerFast(
         tokenizer_object=_byte_level_bpe(file, split), **_tokenizer_options(file)

@@ -1,7 +1,7 @@
 """Starts the server: python -m rtpjax.start_server.
 
-Every setting is an environment variable and a flag of the same name in lower case; a flag wins. The names are those
-of RTP-LLM. This is the only place that reads the environment for the server.
+Every setting (rtpjax/settings.py) is an environment variable and a flag of the same name in lower
+case; a flag wins. This is the only place that reads the environment for the server.
 """
 
 from __future__ import annotations
@@ -12,113 +12,20 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtpjax.errors import CheckpointError, ConfigError
+from rtpjax.settings import NOT_YET, SETTINGS
+
+if TYPE_CHECKING:
+    from rtpjax.config import EngineSettings
+    from rtpjax.engine.async_engine import AsyncLLMEngine
 
 logger = logging.getLogger("rtpjax")
 
 MIB = 1 << 20
-
-
-def _switch(text: str) -> bool:
-    """0 or 1, and the words people write for them."""
-    values = {"1": True, "true": True, "yes": True, "on": True}
-    values |= {"0": False, "false": False, "no": False, "off": False, "": False}
-    if text.lower() not in values:
-        raise ValueError("expected 0 or 1")
-    return values[text.lower()]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError("expected a whole number of at least 1")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise ValueError("expected a port from 0 to 65535")
-    return value
-
-
-def _act_type(text: str) -> str:
-    names = {"FP32": "FP32", "BF16": "BF16", "FP16": "FP16"}
-    if text.upper() not in names:
-        raise ValueError("expected FP32, BF16 or FP16")
-    return text.upper()
-
-
-def _log_level(text: str) -> str:
-    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
-    return text.upper()
-
-
-def _keys(text: str) -> tuple[str, ...]:
-    return tuple(key.strip() for key in text.split(",") if key.strip())
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One thing that an operator can set.
-
-    Attributes:
-        name: The environment variable; the flag is its lower case.
-        parse: Text to value; raises ValueError.
-        default: Its value when it is not set.
-        help: For --help.
-    """
-
-    name: str
-    parse: Callable[[str], Any]
-    default: Any
-    help: str
-
-
-SETTINGS = (
-    Setting("CHECKPOINT_PATH", str, None,
-            "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, or hub id "
-            "(default: the embedded SmolLM2-135M-Instruct)"),
-    Setting("TOKENIZER_PATH", str, None, "folder or .gguf file with the tokenizer (default: CHECKPOINT_PATH)"),
-    Setting("MODEL_TYPE", str, None, "architecture or model type, when config.json does not say it"),
-    Setting("TOOL_CALL_PARSER", str, None, "how the model writes calls, a module of server/tool_parsers "
-            "(default: by chat template and model type)"),
-    Setting("REASONING_PARSER", str, None, "how it writes reasoning, a module of server/reasoning_parsers or "
-            "none (default: by chat template and model type)"),
-    Setting("MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"),
-    Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
-    Setting("START_PORT", _port, 8088, "port to listen on"),
-    Setting("ACT_TYPE", _act_type, None, "compute format: FP32, BF16 or FP16 (default: BF16)"),
-    Setting("MAX_SEQ_LEN", _positive, None, "tokens of prompt and output together (default: the model's own)"),
-    Setting("SEQ_SIZE_PER_BLOCK", _positive, None, "tokens a cache page holds, a power of two"),
-    Setting("KV_CACHE_MEM_MB", _positive, None, "memory of the paged cache (default: by free memory)"),
-    Setting("RESERVER_RUNTIME_MEM_MB", _positive, 2048, "GPU memory left for temporaries"),
-    Setting("REUSE_CACHE", _switch, True, "compute shared prompt prefixes once"),
-    Setting("CONCURRENCY_LIMIT", _positive, None, "requests that run at once; further ones wait"),
-    Setting("QUEUE_LIMIT", _positive, 4096, "requests that may wait; further ones get a 429"),
-    Setting("MAX_BATCH_TOKENS_SIZE", _positive, None, "tokens computed in one step"),
-    Setting("TP_SIZE", _positive, 1, "devices that each layer is split over"),
-    Setting("API_KEYS", _keys, (), "comma-separated keys that callers must send one of (default: any key)"),
-    Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
-    Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
-    Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
-    Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),
-    Setting("LOG_FILE", str, None, "log to this file in place of the console"),
-    Setting("RTPJAX_CACHE", Path, Path("~/.cache/rtpjax"), "where models and compiled programs are kept"),
-)  # fmt: skip
-
-# RTP-LLM's settings that are not built yet: named at start-up, so that nobody believes they work.
-NOT_YET = (
-    "DP_SIZE", "EP_SIZE", "WORLD_SIZE", "WORLD_RANK", "LOCAL_WORLD_SIZE", "QUANTIZATION", "INT8_MODE",
-    "INT8_KV_CACHE", "FP8_KV_CACHE", "LORA_INFO", "SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE",
-    "STOP_WORDS_STR", "STOP_WORDS_LIST", "THINK_MODE", "THINK_START_TAG", "THINK_END_TAG",
-)  # fmt: skip
-_HARMLESS = ("", "0", "1", "false", "none")  # values that ask for what happens anyway
 
 
 def read_settings(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -135,7 +42,7 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str]) -> dict[s
     )
     for setting in SETTINGS:
         flag = f"--{setting.name.lower()}"
-        names = dict.fromkeys((flag, flag.replace("_", "-").replace("--", "--", 1)))
+        names = dict.fromkeys((flag, flag.replace("_", "-")))
         parser.add_argument(*names, dest=setting.name, metavar="X", help=setting.help)
     flags = vars(parser.parse_args(list(argv)))
     values = {}
@@ -151,9 +58,9 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str]) -> dict[s
 
 def warn_not_yet(environment: Mapping[str, str]) -> None:
     """Names the settings of RTP-LLM that are set and have no effect here."""
-    for name in NOT_YET:
+    for name, harmless in NOT_YET.items():
         value = environment.get(name, "")
-        if value.lower() not in _HARMLESS:
+        if value.lower() not in harmless:
             logger.warning("%s=%s has no effect: rtpjax does not support it yet.", name, value)
 
 
@@ -182,7 +89,7 @@ def resolve_checkpoint(named: str | None, cache: Path) -> Path:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"CHECKPOINT_PATH is {named}: no such folder here, and it cannot be fetched as a hub id "
+            f"CHECKPOINT_PATH is {named}: no such folder, and as a hub id it cannot be fetched "
             f"({type(error).__name__}). Check the name, the network, and HF_TOKEN for gated models."
         ) from error
     return Path(folder)
@@ -233,7 +140,7 @@ def _configure_jax(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _engine_settings(settings: Mapping[str, Any]) -> Any:
+def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
     from rtpjax.config import EngineSettings
 
     cache_mib = settings["KV_CACHE_MEM_MB"]
@@ -253,8 +160,9 @@ def _engine_settings(settings: Mapping[str, Any]) -> Any:
 
 def _announce(url: str, model_name: str, started: float) -> None:
     """The ready line, with something to paste."""
+    seconds = time.perf_counter() - started
     print(
-        f"\nrtpjax is ready: {model_name} at {url} (after {time.perf_counter() - started:.1f} s). Try:\n\n"
+        f"\nrtpjax is ready: {model_name} at {url} (after {seconds:.1f} s). Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         """    -d '{"messages": [{"role": "user", "content": "Who are you?"}]}'\n""",
         flush=True,
@@ -281,29 +189,38 @@ def serve(settings: Mapping[str, Any]) -> None:
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],
     )
-    sock = bind(server_config.host, server_config.port)  # before anything that takes long
-    cache = settings["RTPJAX_CACHE"].expanduser()
-    path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache)
+    # Before anything that takes long: a port in use is said at once.
+    with bind(server_config.host, server_config.port) as sock:
+        engine, model_type = _make_engine(settings)
+        run(
+            engine,
+            dataclasses.replace(server_config, model_type=model_type),
+            sock=sock,
+            on_ready=lambda url: _announce(url, engine.model_name, started),
+        )
 
+
+def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
+    """The engine, its checkpoint opened and its weights still to be loaded; and the model type."""
     from checkpoints_conv.readers import open_checkpoint
     from rtpjax.engine.async_engine import AsyncLLMEngine
     from rtpjax.engine.load import load_engine
     from rtpjax.tokenizer import eos_token_ids, load_tokenizer
 
+    cache = settings["RTPJAX_CACHE"].expanduser()
+    path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache)
     _configure_jax(cache)
     checkpoint = open_checkpoint(path)
     checkpoint.config = with_model_type(checkpoint.config, settings["MODEL_TYPE"])
     tokenizer = load_tokenizer(settings["TOKENIZER_PATH"] or path)
     end_token_ids = eos_token_ids(path, checkpoint.config, tokenizer)
-    model_name = settings["MODEL_NAME"] or path.resolve().stem
     engine = AsyncLLMEngine(
         lambda: load_engine(checkpoint, tokenizer, end_token_ids, _engine_settings(settings)),
         tokenizer,
-        model_name,
+        settings["MODEL_NAME"] or path.resolve().stem,
     )
-    model_type = settings["MODEL_TYPE"] or checkpoint.config.get("model_type") or ""
-    server_config = dataclasses.replace(server_config, model_type=model_type)
-    run(engine, server_config, sock=sock, on_ready=lambda url: _announce(url, model_name, started))
+    named = (settings["MODEL_TYPE"] or "").lower().removesuffix("forcausallm")
+    return engine, named or checkpoint.config.get("model_type") or ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

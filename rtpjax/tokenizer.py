@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rtpjax.errors import CheckpointError
 from rtpjax.gguf_file import read_gguf
@@ -16,7 +16,7 @@ from rtpjax.gguf_tokenizer import tokenizer_from_gguf
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder or a .gguf file. Nothing is downloaded, no code there is run.
 
     Args:
@@ -39,9 +39,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             "Set TOKENIZER_PATH to the folder that has it."
         )
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise CheckpointError(f"{path}: the tokenizer cannot be loaded: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(
+            f"{path}: {type(tokenizer).__name__} runs in Python only; a tokenizer.json is needed. "
+            "AutoTokenizer.from_pretrained(SRC).save_pretrained(DST) writes one for most models."
+        )
+    return tokenizer
 
 
 def eos_token_ids(

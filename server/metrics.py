@@ -83,6 +83,8 @@ _COUNTERS = (
     ("rtpjax_prefix_cache_hits_tokens", "prefix_hit_tokens", "Tokens found in the prefix cache"),
     ("rtpjax_preemptions", "num_preemptions", "Requests that gave their pages back"),
     ("rtpjax_recompiles", "num_recompiles", "Programs compiled after the server was ready"),
+    ("rtpjax_engine_host_seconds", "host_s", "Engine thread: all but waiting for the device"),
+    ("rtpjax_engine_wait_seconds", "wait_s", "Engine thread: waiting for the device"),
 )
 
 
@@ -104,3 +106,6 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily("rtpjax_page_usage_ratio", "Part of the pages in use", value=used)
         for name, field, text in _COUNTERS:
             yield CounterMetricFamily(name, text, value=getattr(stats, field))
+        # The event loop's thread is the one that answers the scrape.
+        text = "Event loop thread: processor time"
+        yield CounterMetricFamily("rtpjax_event_loop_cpu_seconds", text, value=time.thread_time())

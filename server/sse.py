@@ -20,7 +20,9 @@ async def send_events(request: Request, events: AsyncIterator[bytes]) -> None:
     there is only the stream to say it in.
     """
     event = await anext(events, DONE)
-    response = await request.respond(content_type="text/event-stream", headers=_HEADERS)
+    response = await request.respond(
+        content_type="text/event-stream; charset=utf-8", headers=_HEADERS
+    )
     assert isinstance(response, HTTPResponse)
     try:
         await response.send(event)

@@ -89,16 +89,13 @@ class Scheduler:
         num_preemptions = self.stats.num_preemptions
         for sequence in sorted(self.running, key=lambda s: (s.num_wanted > 1, s.order)):
             count = min(sequence.num_wanted, budget)
-            if count and sequence.slot >= 0 and self._make_room(sequence, count, rows):
+            if count and sequence.slot >= 0 and self._make_room(sequence, count):
                 rows[sequence] = self._advance(sequence, count)
-            budget = self.max_num_batched_tokens - sum(r.count for r in rows.values())
-        # Only now: a row that preemption took out again has filled no page.
-        for sequence in rows:
-            self._publish(sequence)
+                budget -= count
+        assert all(s.slot >= 0 for s in rows), "a scheduled sequence was preempted"
         if self.stats.num_preemptions == num_preemptions:
             while budget and (sequence := self._admit()) is not None:
                 rows[sequence] = self._advance(sequence, min(sequence.num_wanted, budget))
-                self._publish(sequence)
                 budget -= rows[sequence].count
         return list(rows.values())
 
@@ -157,10 +154,12 @@ class Scheduler:
                 self.stats.prefix_queried_tokens += sequence.num_tokens
                 self.stats.prefix_hit_tokens += sequence.num_computed
 
-    def _make_room(
-        self, sequence: Sequence, count: int, rows: dict[Sequence, ScheduledRow]
-    ) -> bool:
-        """Gives the sequence pages for count more tokens; False if it was preempted itself."""
+    def _make_room(self, sequence: Sequence, count: int) -> bool:
+        """Gives the sequence pages for count more tokens; False if it was preempted itself.
+
+        Only sequences that want one token can need a page (prompts have all of theirs since they
+        were admitted), and they come in order; so a victim, the latest, is not scheduled yet.
+        """
         while True:
             needed = -(-(sequence.num_computed + count) // self.page_size) - len(sequence.pages)
             new = self.pool.allocate(max(needed, 0))
@@ -168,9 +167,6 @@ class Scheduler:
                 sequence.pages += new
                 return True
             victim = self.running[-1]
-            row = rows.pop(victim, None)
-            if row is not None:
-                victim.num_sampled -= row.samples
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -180,6 +176,7 @@ class Scheduler:
         samples = start + count == sequence.num_tokens
         sequence.num_computed += count
         sequence.num_sampled += samples
+        self._publish(sequence)
         return ScheduledRow(sequence, start, count, samples)
 
     def _publish(self, sequence: Sequence) -> None:

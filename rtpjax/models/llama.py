@@ -49,8 +49,11 @@ class LlamaDecoderLayer(nnx.Module):
 def _run_layer(
     graph: nnx.GraphDef[LlamaDecoderLayer], state: nnx.State, *args: Any
 ) -> tuple[jax.Array, LayerCache]:
-    """Calls a layer. As a function of its own it is traced once for all layers that are alike, in 0.1 s
-    in place of 0.6 s for 30 layers; XLA inlines it, so the layers are still unrolled."""
+    """Calls a layer.
+
+    As a function of its own it is traced once for all layers that are alike: 0.1 s in place of
+    0.6 s for 30 layers. XLA inlines it, so the layers are still unrolled.
+    """
     return nnx.merge(graph, state)(*args)
 
 

@@ -17,12 +17,14 @@ TIMEOUT_S = 30
 
 
 @contextlib.asynccontextmanager
-async def running(engine):
+async def running(engine, gate=None):
     served = AsyncLLMEngine(lambda: engine, tiny.tokenizer(), "tiny")
     await served.start()
     try:
         yield served
     finally:
+        if gate is not None:
+            gate.open()
         await served.stop()
 
 
@@ -126,7 +128,7 @@ def test_a_cancelled_consumer_aborts_before_the_first_token(engine, monkeypatch)
     gate = Gate(engine, monkeypatch)
 
     async def main():
-        async with running(engine) as served:
+        async with running(engine, gate) as served:
             task = asyncio.create_task(collect(served.generate(request(max_tokens=50))))
             await asyncio.to_thread(gate.is_waiting.wait)
             task.cancel()
@@ -144,7 +146,7 @@ def test_drain_lets_running_requests_end_and_refuses_new_ones(engine, monkeypatc
     gate = Gate(engine, monkeypatch)
 
     async def main():
-        async with running(engine) as served:
+        async with running(engine, gate) as served:
             task = asyncio.create_task(collect(served.generate(request())))
             await asyncio.to_thread(gate.is_waiting.wait)
             draining = asyncio.create_task(served.drain(TIMEOUT_S))
@@ -164,7 +166,7 @@ def test_drain_ends_with_its_time_and_stop_ends_what_is_left(engine, monkeypatch
     gate = Gate(engine, monkeypatch)
 
     async def main():
-        async with running(engine) as served:
+        async with running(engine, gate) as served:
             task = asyncio.create_task(collect(served.generate(request(max_tokens=50))))
             await asyncio.to_thread(gate.is_waiting.wait)
             await served.drain(0.1)
@@ -209,7 +211,7 @@ def test_a_full_queue_counts_requests_that_the_engine_has_not_taken_in(runner, m
     gate = Gate(engine, monkeypatch)
 
     async def main():
-        async with running(engine) as served:
+        async with running(engine, gate) as served:
             tasks = [asyncio.create_task(collect(served.generate(request("first"))))]
             await asyncio.to_thread(gate.is_waiting.wait)
             # The first one waits to be scheduled; two more fit.

@@ -1,0 +1,150 @@
+"""What an operator can set: one table of names, parsers, defaults and help texts.
+
+The names are RTP-LLM's. rtpjax.start_server reads them from flags and the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def _switch(text: str) -> bool:
+    """0 or 1, and the words people write for them."""
+    values = {"1": True, "true": True, "yes": True, "on": True}
+    values |= {"0": False, "false": False, "no": False, "off": False, "": False}
+    if text.lower() not in values:
+        raise ValueError("expected 0 or 1")
+    return values[text.lower()]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("expected a whole number of at least 1")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("expected a port from 0 to 65535")
+    return value
+
+
+def _act_type(text: str) -> str:
+    names = {"FP32": "FP32", "BF16": "BF16", "FP16": "FP16"}
+    if text.upper() not in names:
+        raise ValueError("expected FP32, BF16 or FP16")
+    return text.upper()
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
+    return text.upper()
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(key.strip() for key in text.split(",") if key.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One thing that an operator can set.
+
+    Attributes:
+        name: The environment variable; the flag is its lower case.
+        parse: Text to value; raises ValueError.
+        default: Its value when it is not set.
+        help: For --help.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+
+
+SETTINGS = (
+    Setting(
+        "CHECKPOINT_PATH",
+        str,
+        None,
+        "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, or hub id "
+        "(default: the embedded SmolLM2-135M-Instruct)",
+    ),
+    Setting(
+        "TOKENIZER_PATH",
+        str,
+        None,
+        "folder or .gguf file with the tokenizer (default: the checkpoint's)",
+    ),
+    Setting(
+        "MODEL_TYPE", str, None, "architecture or model type, when config.json does not say it"
+    ),
+    Setting(
+        "TOOL_CALL_PARSER",
+        str,
+        None,
+        "how the model writes calls, a module of server/tool_parsers "
+        "(default: by chat template and model type)",
+    ),
+    Setting(
+        "REASONING_PARSER",
+        str,
+        None,
+        "how it writes reasoning, a module of server/reasoning_parsers or none "
+        "(default: by chat template and model type)",
+    ),
+    Setting(
+        "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
+    ),
+    Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
+    Setting("START_PORT", _port, 8088, "port to listen on"),
+    Setting("ACT_TYPE", _act_type, None, "compute format: FP32, BF16 or FP16 (default: BF16)"),
+    Setting(
+        "MAX_SEQ_LEN",
+        _positive,
+        None,
+        "tokens of prompt and output together (default: the model's own)",
+    ),
+    Setting("SEQ_SIZE_PER_BLOCK", _positive, None, "tokens a cache page holds, a power of two"),
+    Setting(
+        "KV_CACHE_MEM_MB", _positive, None, "memory of the paged cache (default: by free memory)"
+    ),
+    Setting("RESERVER_RUNTIME_MEM_MB", _positive, 2048, "GPU memory left for temporaries"),
+    Setting("REUSE_CACHE", _switch, True, "compute shared prompt prefixes once"),
+    Setting("CONCURRENCY_LIMIT", _positive, None, "requests that run at once; further ones wait"),
+    Setting("QUEUE_LIMIT", _positive, 4096, "requests that may wait; further ones get a 429"),
+    Setting("MAX_BATCH_TOKENS_SIZE", _positive, None, "tokens computed in one step"),
+    Setting("TP_SIZE", _positive, 1, "devices that each layer is split over"),
+    Setting(
+        "API_KEYS",
+        _keys,
+        (),
+        "comma-separated keys that callers must send one of (default: any key)",
+    ),
+    Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
+    Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
+    Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
+    Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),
+    Setting("LOG_FILE", str, None, "log to this file in place of the console"),
+    Setting(
+        "RTPJAX_CACHE", Path, Path("~/.cache/rtpjax"), "where models and compiled programs are kept"
+    ),
+)
+
+# RTP-LLM's settings that are not built yet, with the values that ask for what happens anyway.
+# Others are named at start-up, so that nobody believes they work.
+_OFF = ("", "0", "false", "none")
+_ONE = ("", "1")
+NOT_YET = {
+    **dict.fromkeys(("DP_SIZE", "EP_SIZE", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), _ONE),
+    **dict.fromkeys(("QUANTIZATION", "INT8_MODE", "INT8_KV_CACHE", "FP8_KV_CACHE"), _OFF),
+    **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
+    **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
+    **dict.fromkeys(("WORLD_RANK", "LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),
+}
