@@ -86,6 +86,20 @@ SETTINGS = (
         "MODEL_TYPE", str, None, "architecture or model type, when config.json does not say it"
     ),
     Setting(
+        "TOOL_CALL_PARSER",
+        str,
+        None,
+        "how the model writes calls, a module of server/tool_parsers "
+        "(default: by chat template and model type)",
+    ),
+    Setting(
+        "REASONING_PARSER",
+        str,
+        None,
+        "how it writes reasoning, a module of server/reasoning_parsers or none "
+        "(default: by chat template and model type)",
+    ),
+    Setting(
         "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
     ),
     Setting(

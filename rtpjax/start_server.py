@@ -7,6 +7,7 @@ case; a flag wins. This is the only place that reads the environment for the ser
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -190,17 +191,17 @@ def serve(settings: Mapping[str, Any]) -> None:
     )
     # Before anything that takes long: a port in use is said at once.
     with bind(server_config.host, server_config.port) as sock:
-        engine = _make_engine(settings)
+        engine, model_type = _make_engine(settings)
         run(
             engine,
-            server_config,
+            dataclasses.replace(server_config, model_type=model_type),
             sock=sock,
             on_ready=lambda url: _announce(url, engine.model_name, started),
         )
 
 
-def _make_engine(settings: Mapping[str, Any]) -> AsyncLLMEngine:
-    """The engine, its checkpoint opened and its weights still to be loaded."""
+def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
+    """The engine, its checkpoint opened and its weights still to be loaded; and the model type."""
     from checkpoints_conv.readers import open_checkpoint
     from rtpjax.engine.async_engine import AsyncLLMEngine
     from rtpjax.engine.load import load_engine
@@ -213,11 +214,13 @@ def _make_engine(settings: Mapping[str, Any]) -> AsyncLLMEngine:
     checkpoint.config = with_model_type(checkpoint.config, settings["MODEL_TYPE"])
     tokenizer = load_tokenizer(settings["TOKENIZER_PATH"] or path)
     end_token_ids = eos_token_ids(path, checkpoint.config, tokenizer)
-    return AsyncLLMEngine(
+    engine = AsyncLLMEngine(
         lambda: load_engine(checkpoint, tokenizer, end_token_ids, _engine_settings(settings)),
         tokenizer,
         settings["MODEL_NAME"] or path.resolve().stem,
     )
+    named = (settings["MODEL_TYPE"] or "").lower().removesuffix("forcausallm")
+    return engine, named or checkpoint.config.get("model_type") or ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list
     """The messages as a template that knows tools expects them.
 
     Args:
-        messages: In the form of `server.protocol.messages`.
+        messages: In the form of `server.protocol.chat_messages`.
         template: The template's source.
     """
     result_role = "tool"

@@ -57,7 +57,7 @@ def react_turns(
     """The conversation in plain turns.
 
     Args:
-        messages: In the form of `server.protocol.messages`.
+        messages: In the form of `server.protocol.chat_messages`.
         functions: Those offered.
 
     Returns:

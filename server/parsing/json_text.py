@@ -33,7 +33,7 @@ def value(source: Source, ends: Sequence[str] = ()) -> Pieces[None]:
     """Yields the text of one JSON value.
 
     A broken value is passed through as well: it ends where its brackets close, or outside a string
-    before one of `ends`, or where the text ends.
+    before one of `ends`, or where the text ends. Forgotten brackets are put in where it must end.
     """
     first = yield from source.peek()
     if first == '"':
@@ -45,23 +45,36 @@ def value(source: Source, ends: Sequence[str] = ()) -> Pieces[None]:
 
 
 def _nested(source: Source, ends: Sequence[str]) -> Pieces[None]:
-    depth = 0
+    open_brackets = ""
     while True:
         character = yield from source.peek()
         if not character:
             return
         if character == '"':
             yield from _string_text(source)
-        elif character in _OPEN or character in _CLOSE:
-            depth += 1 if character in _OPEN else -1
+        elif character in _OPEN:
+            open_brackets += character
             yield source.take(1)
-            if depth == 0:
+        elif character in _CLOSE:
+            opened = _OPEN[_CLOSE.index(character)]
+            if opened in open_brackets:
+                before, _, forgotten = open_brackets.rpartition(opened)
+                yield _closing(forgotten)
+                open_brackets = before
+            yield source.take(1)
+            if not open_brackets:
                 return
         elif (yield from source.starts_with(ends)):
+            yield _closing(open_brackets)
             return
         else:
             yield source.take(1)
             yield from _matching(source, _BETWEEN)
+
+
+def _closing(open_brackets: str) -> str:
+    """The brackets that a model forgot."""
+    return "".join(_CLOSE[_OPEN.index(bracket)] for bracket in reversed(open_brackets))
 
 
 def _string_text(source: Source) -> Pieces[None]:

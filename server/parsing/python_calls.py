@@ -46,6 +46,7 @@ class PythonCalls:
             return
         if not (yield from source.accept("[")):
             raise NotACall
+        num_before = calls.num_started
         while True:
             yield from source.space()
             yield from source.accept(",")
@@ -56,6 +57,8 @@ class PythonCalls:
                 return
             yield from self._call(source, calls)
             source.keep()
+        if calls.num_started == num_before:
+            raise NotACall
         source.keep()
         yield from source.space()
         if not (yield from source.accept(*self.closes)):

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from server import limits
 from server.function_calls import CallOptions
 from server.protocol.body import StrictModel, field_error
-from server.protocol.messages import checked_messages
+from server.protocol.chat_messages import checked_messages
 from server.protocol.sampling import SamplingFields, TokenCount
 from server.protocol.tools import call_options
 
@@ -26,7 +26,7 @@ class TemplateKwargs(StrictModel):
 class ChatRequest(SamplingFields):
     """What a caller of the chat API may send.
 
-    `messages` are kept as plain dicts, in the form of `server.protocol.messages`.
+    `messages` are kept as plain dicts, in the form of `server.protocol.chat_messages`.
     """
 
     messages: Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]

@@ -17,7 +17,7 @@ from server.function_calls.history import template_messages
 from server.function_calls.schema import as_schema
 from server.function_calls.support import CallSupport
 from server.parsing.events import fold
-from server.protocol.messages import checked_messages
+from server.protocol.chat_messages import checked_messages
 from tests.server.live_server import LiveServer
 from tests.server.speaking_engine import TOOL_TEMPLATE, SpeakingEngine
 
@@ -535,6 +535,8 @@ def test_reasoning_has_two_names(tool_server: LiveServer) -> None:
         message = post(server, [ASK], tools=TOOLS)["message"]
         changes = [c["delta"] for c in stream(server, [ASK], tools=TOOLS)]
         plain = post(server, [ASK])
+        thought = {"role": "assistant", "content": None, "reasoning": "r", "tool_calls": None}
+        post(server, [ASK, thought, ASK])
     assert message["reasoning_content"] == message["reasoning"] == f"I thi{HERMES}nk."
     assert len(message["tool_calls"]) == 2
     for key in ("reasoning_content", "reasoning", "content"):

@@ -13,7 +13,7 @@ from server.chat_template import ChatTemplate
 from server.function_calls import CallOptions
 from server.function_calls.support import CallSupport
 from server.parsing.events import Message, fold
-from server.protocol.messages import checked_messages
+from server.protocol.chat_messages import checked_messages
 from server.protocol.tools import call_options
 from tests.server.npm_tokenizers import npm_tokenizer
 from tests.server.tool_parsers.transcripts import HARD_JSON, TRANSCRIPTS

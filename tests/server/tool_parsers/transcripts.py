@@ -201,8 +201,11 @@ TRANSCRIPTS: dict[str, list[Transcript]] = {
           "<tool_call>{]</tool_call>", (WEATHER,)),
         T("broken arguments stay as they are", '<tool_call>{"name": "f", "arguments": {"a": }}'
           "</tool_call>", "", (("f", '{"a": }'),)),
-        T("broken arguments end at the mark", '<tool_call>{"name": "f", "arguments": {"a": [1}'
-          "</tool_call>ok", "ok", (("f", '{"a": [1}'),)),
+        T("a bracket too few", '<tool_call>{"name": "f", "arguments": {"a": [1}'
+          "</tool_call>ok", "ok", (("f", {"a": [1]}),)),
+        T("two braces too few", HERMES.replace("}}", ""), "", (WEATHER,)),
+        T("forgotten brackets", '<tool_call>{"name": "f", "arguments": {"a": [{"b": 1]}}'
+          "</tool_call>", "", (("f", {"a": [{"b": 1}]}),)),
         T("a plain less-than", "if a <tool and b<", "if a <tool and b<"),
     ],
     "granite": [*json_format("<|tool_call|>", "", list_form=True),
@@ -324,6 +327,7 @@ TRANSCRIPTS: dict[str, list[Transcript]] = {
         T("JSON values", "[get_weather(metric=true, where=null)]", "",
           (("get_weather", {"metric": True, "where": None}),)),
         T("a list", "[1, 2]", "[1, 2]"),
+        T("an empty list", "[] is empty", "[] is empty"),
         T("another function", "[print(a=1)]", "[print(a=1)]"),
         T("JSON", '[{"name": "now", "parameters": {}}]', "", (("now", {}),)),
         T("a JSON object", '{"name": "now", "parameters": {}}', "", (("now", {}),)),

@@ -49,7 +49,7 @@ def _message(index: int, value: Any) -> dict[str, Any]:
     calls = _calls(where, index, given)
     if calls and role != "assistant":
         raise field_error(f"{where}.role", "only the assistant makes calls")
-    if calls:
+    if calls or (role == "assistant" and ("reasoning_content" in given or "reasoning" in given)):
         given.setdefault("content", "")
     message: dict[str, Any] = {"role": role, "content": _content(where, given)}
     for key in given.keys() - {"role", "content"} - _IGNORED_IN_MESSAGE:
