@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 from asyncio import ReadTransport
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from sanic import HTTPResponse, Request
 
@@ -16,21 +16,33 @@ from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import AnswerFormat, dumps
 from server.context import ServerContext
+from server.engine_protocol import Engine
+from server.errors import HttpError
 from server.output import Delta, Usage, deltas, join
 from server.prompt import EncodedPrompt
 from server.protocol.sampling import SamplingFields
-from server.sse import DONE, send_events
+from server.recorder import Recorder
+from server.sse import DONE, openai_failure, send_events
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An answer to make: the engine's requests, and how it is written."""
+    """An answer to make: the engine's requests, and how it is written.
+
+    Attributes:
+        recorder: Stands between us and the engine when the answer tells more than its text.
+        end: What a stream ends with.
+        failure: How a stream says that it failed.
+    """
 
     requests: list[GenerationRequest]
     answer: AnswerFormat
     usage: Usage
     is_stream: bool
     include_usage: bool
+    recorder: Recorder | None = None
+    end: bytes = DONE
+    failure: Callable[[HttpError], bytes] = openai_failure
 
 
 def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext) -> None:
@@ -63,18 +75,31 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
 
     When the client leaves, Sanic cancels us; closing the stream then aborts the engine's work.
     """
-    _watch_for_disconnect(request)
-    stream = deltas(context.engine, job.requests, job.usage, context.metrics)
-    async with aclosing(stream):
-        if job.is_stream:
-            async with aclosing(_events(job, stream)) as events:
-                await send_events(request, events)
-            note_usage(request, job.usage)
-            return None
-        choices = join([delta async for delta in stream])
+    watch_for_disconnect(request)
+    if job.is_stream:
+        async with (
+            aclosing(_deltas(context, job)) as stream,
+            aclosing(_events(job, stream)) as events,
+        ):
+            await send_events(request, events, failure=job.failure)
+        note_usage(request, job.usage)
+        return None
+    body = await run_whole(context, job)
     note_usage(request, job.usage)
-    body = dumps(job.answer.whole(choices, job.usage))
-    return HTTPResponse(body, content_type="application/json")
+    return HTTPResponse(dumps(body), content_type="application/json")
+
+
+async def run_whole(context: ServerContext, job: Job) -> dict[str, Any]:
+    """Runs the job and returns its answer in one piece."""
+    async with aclosing(_deltas(context, job)) as stream:
+        choices = join([delta async for delta in stream])
+    return job.answer.whole(choices, job.usage)
+
+
+def _deltas(context: ServerContext, job: Job) -> AsyncGenerator[Delta, None]:
+    # A recorder generates as the engine does, which is all that deltas asks of one.
+    engine = context.engine if job.recorder is None else cast(Engine, job.recorder)
+    return deltas(engine, job.requests, job.usage, context.metrics)
 
 
 async def _events(job: Job, stream: AsyncIterator[Delta]) -> AsyncGenerator[bytes, None]:
@@ -85,10 +110,11 @@ async def _events(job: Job, stream: AsyncIterator[Delta]) -> AsyncGenerator[byte
             started.add(delta.index)
             event = (job.answer.first(delta.index) or b"") + event
         yield event
-    yield (job.answer.usage(job.usage) if job.include_usage else b"") + DONE
+    yield (job.answer.usage(job.usage) if job.include_usage else b"") + job.end
 
 
-def _watch_for_disconnect(request: Request) -> None:
+def watch_for_disconnect(request: Request) -> None:
+    """Lets Sanic notice a client that leaves while its request is answered."""
     # Sanic stops reading while a large body waits in its buffer, and nothing starts it again once
     # the handler runs; a socket that is not read does not tell that the client has closed it.
     # (uvloop's transports are no subclass of asyncio's, so only a cast says what it is.)

@@ -71,7 +71,11 @@ def parse_body(body: bytes, model: type[ModelT]) -> ModelT:
     Raises:
         RequestError: The body is no JSON object, or a field is unknown, unsupported or wrong.
     """
-    fields = _load_object(body)
+    return check_fields(load_object(body), model)
+
+
+def check_fields(fields: dict[str, Any], model: type[ModelT]) -> ModelT:
+    """`parse_body` for fields that are no bytes any more."""
     given = {name: value for name, value in fields.items() if value is not None}
     for name in HARMLESS & given.keys():
         del given[name]
@@ -83,14 +87,15 @@ def parse_body(body: bytes, model: type[ModelT]) -> ModelT:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise _readable(error) from error
+        raise readable(error) from error
 
 
 def _same(value: Any, neutral: Any) -> bool:
     return type(value) is type(neutral) and value == neutral
 
 
-def _load_object(body: bytes) -> dict[str, Any]:
+def load_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body, or a RequestError that says what it is instead."""
     if not body:
         raise RequestError("the request body is empty, expected a JSON object")
     try:
@@ -117,9 +122,10 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _readable(error: ValidationError) -> RequestError:
+def readable(error: ValidationError, *, inside: tuple[int | str, ...] = ()) -> RequestError:
+    """The first thing that pydantic found, in our words; `inside` is where the model stood."""
     first = error.errors(include_url=False)[0]
-    path = field_path(first["loc"])
+    path = field_path((*inside, *first["loc"]))
     # OpenAI's `param` is the path of the field, or null for the body as a whole.
     return RequestError(_explain(path, first), param=path or None)
 
