@@ -101,6 +101,7 @@ SETTINGS = (
     Setting("TP_SIZE", _positive, 1, "devices that each layer is split over"),
     Setting("API_KEYS", _keys, (), "comma-separated keys that callers must send one of (default: any key)"),
     Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
+    Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
     Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),
@@ -274,6 +275,7 @@ def serve(settings: Mapping[str, Any]) -> None:
         api_keys=settings["API_KEYS"],
         max_body_bytes=settings["MAX_BODY_MB"] * MIB,
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
+        allow_user_template=settings["ALLOW_USER_TEMPLATE"],
     )
     sock = bind(server_config.host, server_config.port)  # before anything that takes long
     cache = settings["RTPJAX_CACHE"].expanduser()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from rtpjax.engine.request import GenerationRequest
+from rtpjax.errors import ConfigError
 from server.chat_answer import ChatAnswer
+from server.chat_template import ChatTemplate
 from server.context import ServerContext
-from server.generation import Job, check_choices, make_requests
+from server.debug_info import DebugInfo
+from server.extras import Extras, with_extras
+from server.generation import Job, check_choices, make_requests, sampling_of
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
+from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
 
 
@@ -17,8 +24,8 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
     Raises:
         RequestError: The template refuses the messages, or they do not fit the context.
     """
-    _, requests = await chat_requests(context, body)
-    return Job(
+    prompt, requests = await chat_requests(context, body)
+    job = Job(
         requests=requests,
         answer=ChatAnswer(
             context.engine.model_name, context.token_text, with_usage=body.include_usage
@@ -27,6 +34,13 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
         is_stream=body.stream,
         include_usage=body.include_usage,
     )
+    extras = Extras(
+        token_ids=body.return_token_ids,
+        prompt_logprobs=body.prompt_logprobs is not None,
+        aux_info=body.aux_info,
+        debug_info=debug_info(context, prompt, requests[0]) if body.debug_info else None,
+    )
+    return with_extras(context, job, extras)
 
 
 async def chat_requests(
@@ -34,21 +48,40 @@ async def chat_requests(
 ) -> tuple[EncodedPrompt, list[GenerationRequest]]:
     """The prompt of a chat request, and one request for the engine per choice."""
     check_choices(body, 1, context)
-    max_tokens, encoder = body.max_new_tokens, context.encoder
-    params = [
-        body.sampling_params(
-            choice,
-            max_tokens=max_tokens,
-            logprobs=body.num_logprobs,
-            vocab_size=encoder.vocab_size,
-        )
-        for choice in range(body.n)
-    ]
+    max_tokens = body.max_new_tokens
+    params = await sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
     prompt = await encode_chat(context, body)
     check_lengths(len(prompt.token_ids), max_tokens, context.engine.max_model_len, param="messages")
     return prompt, make_requests(body, [prompt], params)
 
 
 async def encode_chat(context: ServerContext, body: ChatRequest) -> EncodedPrompt:
-    """The prompt of a chat request."""
-    return await context.encoder.encode_chat(body.messages, body.template_kwargs)
+    """The prompt of a chat request, by the model's template or, if allowed, the request's own."""
+    encoder = context.encoder
+    if body.user_template is not None:
+        if not context.config.allow_user_template:
+            reason = "not allowed by this server (its setting ALLOW_USER_TEMPLATE)"
+            raise field_error("user_template", reason)
+        template = await asyncio.to_thread(_user_template, context, body.user_template)
+        encoder = encoder.with_template(template)
+    return await encoder.encode_chat(body.messages, body.template_kwargs)
+
+
+def debug_info(
+    context: ServerContext, prompt: EncodedPrompt, request: GenerationRequest
+) -> DebugInfo:
+    """What can be told about a prompt before it is answered."""
+    engine = context.engine
+    return DebugInfo(engine.tokenizer, prompt, request.sampling, engine.max_model_len)
+
+
+def _user_template(context: ServerContext, source: str) -> ChatTemplate:
+    special = context.engine.tokenizer.special_tokens_map.items()
+    try:
+        return ChatTemplate(
+            source,
+            {name: str(token) for name, token in special},
+            timeout_s=context.config.template_timeout_s,
+        )
+    except (ConfigError, RecursionError) as error:
+        raise field_error("user_template", str(error)) from error

@@ -25,7 +25,7 @@ from server.recorder import Recorder
 from server.sse import DONE, openai_failure, send_events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """An answer to make: the engine's requests, and how it is written.
 
@@ -51,6 +51,28 @@ def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext
     if body.n * num_prompts > most:
         message = f"n: {body.n} choices for {num_prompts} prompts, at most {most} are allowed"
         raise RequestError(message, param="n")
+
+
+async def sampling_of(
+    body: SamplingFields,
+    context: ServerContext,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> list[SamplingParams]:
+    """The engine's parameters for each choice of a prompt."""
+    encoder = context.encoder
+    bad_words = await encoder.encode_bad_words(body.bad_words) if body.bad_words else ()
+    return [
+        body.sampling_params(
+            choice,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            vocab_size=encoder.vocab_size,
+            bad_words=bad_words,
+        )
+        for choice in range(body.n)
+    ]
 
 
 def make_requests(
@@ -105,11 +127,11 @@ def _deltas(context: ServerContext, job: Job) -> AsyncGenerator[Delta, None]:
 async def _events(job: Job, stream: AsyncIterator[Delta]) -> AsyncGenerator[bytes, None]:
     started: set[int] = set()
     async for delta in stream:
-        event = job.answer.delta(delta)
+        first = None
         if delta.index not in started:
             started.add(delta.index)
-            event = (job.answer.first(delta.index) or b"") + event
-        yield event
+            first = job.answer.first(delta.index)
+        yield (first or b"") + job.answer.delta(delta)
     yield (job.answer.usage(job.usage) if job.include_usage else b"") + job.end
 
 

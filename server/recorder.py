@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from rtpjax.engine.request import GenerationRequest, RequestOutput
+from rtpjax.engine.request import GenerationRequest, RequestOutput, TokenLogprob
 from server.engine_protocol import Engine
 
 
@@ -20,6 +20,7 @@ class Record:
         token_ids: Its output so far.
         num_outputs: How many outputs carried tokens (the engine's steps for it).
         last: Its latest output.
+        prompt_logprobs: As in RequestOutput.
     """
 
     start_s: float = field(default_factory=time.monotonic)
@@ -28,12 +29,14 @@ class Record:
     token_ids: list[int] = field(default_factory=list)
     num_outputs: int = 0
     last: RequestOutput | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     _num_taken: int = 0
 
     def see(self, output: RequestOutput) -> None:
         """Adds one output."""
         self.last = output
         self.last_s = time.monotonic()
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         if output.token_ids:
             self.first_s = self.first_s or self.last_s
             self.token_ids += output.token_ids

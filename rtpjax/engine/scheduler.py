@@ -5,11 +5,15 @@ moves the one towards the other under two limits, tokens and rows. Sequences tha
 come first, so that a long prompt never holds up the others; then prompts in progress; then new
 requests. When pages run out the latest sequence gives all of its pages back and starts again later
 (it recomputes, and mostly finds its pages in the prefix cache).
+
+A step samples at the last token of a row. Where the log-probabilities of a prompt are wanted, each
+of its tokens is a row of its own, as many as there are rows to spare.
 """
 
 from __future__ import annotations
 
 import bisect
+import time
 from dataclasses import dataclass, field
 
 from rtpjax.engine.page_pool import PagePool
@@ -26,12 +30,29 @@ class ScheduledRow:
         count: How many.
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
+        target: A known token in place of a sampled one: its log-probability is wanted. Else -1.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    target: int = -1
+
+    def split(self) -> list[ScheduledRow]:
+        """One row for each token that a prompt's token is scored after, and one for the others."""
+        sequence, end = self.sequence, self.start + self.count
+        if not sequence.scores_prompt:
+            return [self]
+        num_scored = max(0, min(end, sequence.num_prompt_tokens - 1) - self.start)
+        rows = [
+            ScheduledRow(sequence, at, 1, False, sequence.token_ids[at + 1])
+            for at in range(self.start, self.start + num_scored)
+        ]
+        if self.count > num_scored:
+            at = self.start + num_scored
+            rows.append(ScheduledRow(sequence, at, end - at, self.samples))
+        return rows
 
 
 @dataclass(slots=True)
@@ -86,21 +107,25 @@ class Scheduler:
         """Fills one step; empty when there is nothing to do."""
         rows: dict[Sequence, ScheduledRow] = {}
         budget = self.max_num_batched_tokens
+        spare = self.max_num_seqs - len(self.running)  # rows that no running sequence needs
         num_preemptions = self.stats.num_preemptions
         for sequence in sorted(self.running, key=lambda s: (s.num_wanted > 1, s.order)):
-            count = min(sequence.num_wanted, budget)
+            count = _count(sequence, budget, spare)
             if count and sequence.slot >= 0 and self._make_room(sequence, count, rows):
                 rows[sequence] = self._advance(sequence, count)
+                spare -= len(rows[sequence].split()) - 1
             budget = self.max_num_batched_tokens - sum(r.count for r in rows.values())
         # Only now: a row that preemption took out again has filled no page.
         for sequence in rows:
             self._publish(sequence)
         if self.stats.num_preemptions == num_preemptions:
-            while budget and (sequence := self._admit()) is not None:
-                rows[sequence] = self._advance(sequence, min(sequence.num_wanted, budget))
+            while budget and spare and (sequence := self._admit()) is not None:
+                count = _count(sequence, budget, spare - 1)
+                rows[sequence] = self._advance(sequence, count)
                 self._publish(sequence)
-                budget -= rows[sequence].count
-        return list(rows.values())
+                budget -= count
+                spare -= len(rows[sequence].split())
+        return [part for row in rows.values() for part in row.split()]
 
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""
@@ -139,7 +164,7 @@ class Scheduler:
         return sequence
 
     def _shared_pages(self, sequence: Sequence) -> list[int]:
-        if not self.use_prefix_cache:
+        if not self.use_prefix_cache or sequence.scores_prompt:
             return []
         # The last token is always computed: its logits are what the step is for.
         most = (sequence.num_tokens - 1) // self.page_size
@@ -152,6 +177,7 @@ class Scheduler:
         sequence.slot = self._free_slots.pop()
         bisect.insort(self.running, sequence, key=lambda s: s.order)
         if sequence.epoch == 0:
+            sequence.wait_s = time.monotonic() - sequence.arrived_s
             sequence.num_cached_tokens = sequence.num_computed
             if self.use_prefix_cache:
                 self.stats.prefix_queried_tokens += sequence.num_tokens
@@ -221,3 +247,11 @@ class Scheduler:
         for s in self.running:
             assert s.num_computed <= s.num_tokens <= s.num_prompt_tokens + s.max_tokens
             assert len(s.pages) * self.page_size >= s.num_computed
+
+
+def _count(sequence: Sequence, budget: int, spare: int) -> int:
+    """How many of its tokens a sequence gets: those it wants, within tokens and spare rows."""
+    count = min(sequence.num_wanted, budget)
+    if sequence.scores_prompt and sequence.num_computed < sequence.num_prompt_tokens - 1:
+        return min(count, spare + 1)
+    return count

@@ -11,11 +11,12 @@ one at a time.
 from __future__ import annotations
 
 import hashlib
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtpjax.engine.request import GenerationRequest
+from rtpjax.engine.request import GenerationRequest, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +38,8 @@ class Sequence:
         epoch: Counts preemptions: a slot that was given up must be filled again.
         is_finished: Set once; what is still in flight for it is dropped.
         sampling_fields: The sampling parameters as the packed batch wants them, made once.
+        arrived_s, wait_s: When it was made, and how long it then waited for its first step.
+        prompt_logprobs: By position of the prompt token before, for requests that want them.
         biases: (token id, value, position before which it counts), added to logits.
     """
 
@@ -55,6 +58,9 @@ class Sequence:
     is_finished: bool = False
     sampling_fields: Any = None
     biases: list[tuple[int, float, int]] = field(default_factory=list)
+    arrived_s: float = field(default_factory=time.monotonic)
+    wait_s: float = 0.0
+    prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -71,6 +77,11 @@ class Sequence:
     def num_wanted(self) -> int:
         """Tokens to compute next; 0 when all that may be sampled is sampled or in flight."""
         return 0 if self.num_sampled >= self.max_tokens else self.num_tokens - self.num_computed
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of its prompt are wanted."""
+        return self.request.sampling.prompt_logprobs is not None
 
     @property
     def num_output_tokens(self) -> int:

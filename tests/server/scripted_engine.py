@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -96,6 +96,9 @@ class ScriptedEngine:
             others = [(token_id, -0.5)] + [(i, -1.0 - i) for i in range(40) if i != token_id]
             top = tuple(others[: request.sampling.logprobs])
             logprobs = (TokenLogprob(token_id, -0.5, top),)
+        prompt_logprobs = None
+        if request.sampling.prompt_logprobs is not None and position == 0:
+            prompt_logprobs = (None, *map(self._scored(request), request.prompt_token_ids[1:]))
         fails = position == self.error_at
         end = "stop" if request.sampling.max_tokens is None else "length"
         return RequestOutput(
@@ -107,8 +110,13 @@ class ScriptedEngine:
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=position + 1,
             num_cached_tokens=CACHED_TOKENS,
+            prompt_logprobs=prompt_logprobs,
             error="the device caught fire" if fails else None,
         )
+
+    def _scored(self, request: GenerationRequest) -> Callable[[int], TokenLogprob]:
+        top = tuple((i, -1.0 - i) for i in range(request.sampling.prompt_logprobs or 0))
+        return lambda token_id: TokenLogprob(token_id, -0.25, top)
 
     def stats(self) -> EngineStats:
         return EngineStats(

@@ -12,7 +12,15 @@ import pytest
 
 from rtpjax.engine import sampling
 from rtpjax.engine.batch import NO_SLOT, RowInputs
-from rtpjax.engine.sampling import EXCLUDED, MAX_BIASES, MAX_LOGPROBS, SlotState
+from rtpjax.engine.sampling import (
+    ANY_TOKEN,
+    EXCLUDED,
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    SlotState,
+)
 
 V = 300
 NUM_TOKENS = 290
@@ -34,6 +42,8 @@ class Case:
     prompt: tuple[int, ...] = (5, 6)
     output: tuple[int, ...] = ()
     biases: tuple[tuple[int, float, int], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed: tuple[int, ...] = ()
     seed: int = 0
 
     def shaped(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
@@ -51,6 +61,11 @@ class Case:
             x[token_id] -= self.frequency_penalty
         for token_id in set(self.output):
             x[token_id] -= self.presence_penalty
+        for *beginning, end in self.bad_words:
+            if list(self.output[len(self.output) - len(beginning) :]) == beginning:
+                x[end] = EXCLUDED
+        if self.allowed:
+            x[[i for i in range(len(x)) if i not in self.allowed]] = 2 * EXCLUDED
         return x
 
     def probabilities(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
@@ -92,11 +107,14 @@ def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs
         "sample_at": np.arange(B),
         "sample_slots": np.arange(B),
         "slots": np.arange(B),
+        "target_ids": [-1] * B,
         "prompt_lens": [len(c.prompt) for c in cases],
         "seeds": [c.seed for c in cases],
         "top_k": [c.top_k for c in cases],
         "has_bias": [bool(c.biases) for c in cases],
         "has_penalty": changed,
+        "has_bad_words": [bool(c.bad_words) for c in cases],
+        "num_allowed": [len(c.allowed) for c in cases],
         "wants_logprobs": [logprobs] * B,
     }
     floats = RowInputs._fields[len(ints) :]
@@ -112,11 +130,14 @@ def state_of(cases: list[Case], width: int = 16) -> SlotState:
     ids = np.full((B, MAX_BIASES), NO_SLOT, np.int32)
     values = np.zeros((B, MAX_BIASES), np.float32)
     until = np.zeros((B, MAX_BIASES), np.int32)
+    bad_words = np.full((B, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), NO_SLOT, np.int32)
     for i, c in enumerate(cases):
         tokens[i, : len(c.prompt) + len(c.output)] = (*c.prompt, *c.output)
-        for j, bias in enumerate(c.biases):
+        for j, bias in enumerate([*((t, 0.0, 0) for t in c.allowed), *c.biases]):
             ids[i, j], values[i, j], until[i, j] = bias
-    return SlotState(*map(jnp.asarray, (tokens, ids, values, until)))
+        for j, word in enumerate(c.bad_words):
+            bad_words[i, j] = (*[ANY_TOKEN] * (MAX_BAD_WORD_TOKENS - len(word)), *word)
+    return SlotState(*map(jnp.asarray, (tokens, ids, values, until, bad_words)))
 
 
 def random_logits(B: int, width: int = V, seed: int = 0, scale: float = 2.0) -> np.ndarray:
@@ -156,6 +177,11 @@ DISTRIBUTIONS = {
     "penalties": PENALIZED,
     "bias": Case(biases=((250, 8.0, NO_SLOT), (12, -100.0, NO_SLOT), (251, 50.0, 2))),
     "ban_ends_at_its_position": Case(output=(9,), biases=((1, EXCLUDED, 4), (2, 9.0, 3))),
+    "bad_words": Case(
+        output=(8, 9), bad_words=((4,), (9, 250), (8, 9, 251), (8, 252), (5, 6, 8, 9, 253))
+    ),
+    "bad_words_of_a_prompt_do_not_count": Case(bad_words=((6, 250), (5, 6, 251))),
+    "allowed": Case(allowed=(3, 250, 11), biases=((250, 2.0, NO_SLOT), (40, 50.0, NO_SLOT))),
     "all": dataclasses.replace(
         PENALIZED, top_k=30, top_p=0.9, min_p=0.01, biases=((20, 3.0, NO_SLOT), (0, EXCLUDED, 99))
     ),
