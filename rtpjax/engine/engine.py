@@ -255,6 +255,7 @@ class LLMEngine:
             num_waiting=len(scheduler.waiting),
             num_pages=scheduler.pool.capacity,
             num_free_pages=scheduler.pool.num_free,
+            page_size=scheduler.page_size,
             num_steps=self.timings.num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,

@@ -130,6 +130,7 @@ class EngineStats:
     num_waiting: int = 0
     num_pages: int = 0
     num_free_pages: int = 0
+    page_size: int = 0
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0

@@ -110,7 +110,9 @@ def with_extra_configs(given: dict[str, Any]) -> dict[str, Any]:
     return config | fields
 
 
-def config_fields(config: Any, where: str) -> dict[str, Any]:
+def config_fields(
+    config: Any, where: str, model: type[GenerateConfig] = GenerateConfig
+) -> dict[str, Any]:
     """A generate config as fields.
 
     Raises:
@@ -119,7 +121,7 @@ def config_fields(config: Any, where: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise field_error(where, f"expected an object, found {describe(config)}")
     try:
-        return check_fields(config, GenerateConfig).as_fields()
+        return check_fields(config, model).as_fields()
     except RequestError as error:
         param = f"{where}.{error.param}" if error.param else where
         raise RequestError(f"{where}.{error}", param=param, code=error.code) from error

@@ -120,7 +120,11 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            num_running=len(self.running), num_pages=10, num_free_pages=4, prefix_hit_tokens=7
+            num_running=len(self.running),
+            num_pages=10,
+            num_free_pages=4,
+            page_size=16,
+            prefix_hit_tokens=7,
         )
 
     async def start(self) -> None:
