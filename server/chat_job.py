@@ -44,14 +44,28 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
 
 
 async def chat_requests(
-    context: ServerContext, body: ChatRequest
+    context: ServerContext,
+    body: ChatRequest,
+    *,
+    param: str = "messages",
+    is_cut_to_fit: bool = False,
 ) -> tuple[EncodedPrompt, list[GenerationRequest]]:
-    """The prompt of a chat request, and one request for the engine per choice."""
+    """The prompt of a chat request, and one request for the engine per choice.
+
+    Args:
+        context: The server's.
+        body: The chat request.
+        param: The field that an error about the prompt's length names.
+        is_cut_to_fit: Fewer tokens than asked for are generated if the context has no more room.
+    """
     check_choices(body, 1, context)
-    max_tokens = body.max_new_tokens
-    params = await sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
     prompt = await encode_chat(context, body)
-    check_lengths(len(prompt.token_ids), max_tokens, context.engine.max_model_len, param="messages")
+    num_prompt, max_tokens = len(prompt.token_ids), body.max_new_tokens
+    longest = context.engine.max_model_len
+    if is_cut_to_fit and max_tokens is not None:
+        max_tokens = max(1, min(max_tokens, longest - num_prompt))
+    check_lengths(num_prompt, max_tokens, longest, param=param)
+    params = await sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
     return prompt, make_requests(body, [prompt], params)
 
 

@@ -1,0 +1,34 @@
+"""POST /v1/responses: OpenAI's newer API, without its storage."""
+
+from __future__ import annotations
+
+from sanic import HTTPResponse, Request
+
+from server.chat_job import chat_requests
+from server.generation import Job, answer
+from server.output import Usage
+from server.protocol.responses import parse_responses
+from server.responses_answer import ResponsesAnswer
+from server.routes import context_of
+
+
+async def responses(request: Request) -> HTTPResponse | None:
+    """Answers a text, or a list of items."""
+    context = context_of(request)
+    context.check_available()
+    body = parse_responses(request.body)
+    _, requests = await chat_requests(context, body.chat, param="input")
+    written = ResponsesAnswer(context.engine.model_name, context.token_text, body)
+    job = Job(
+        requests=requests,
+        answer=written,
+        usage=Usage(),
+        is_stream=body.request.stream,
+        include_usage=True,
+        end=b"",
+        failure=written.failure,
+    )
+    return await answer(request, context, job)
+
+
+ROUTES = [("POST", "/v1/responses", responses), ("POST", "/responses", responses)]
