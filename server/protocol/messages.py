@@ -29,7 +29,7 @@ class CountRequest(StrictModel):
 
     model: str | None = None
     messages: Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
-    system: str | list[Any] | None = None
+    system: Any = None
     thinking: Thinking | None = None
 
 

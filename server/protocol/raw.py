@@ -31,8 +31,8 @@ class RawConfig(GenerateConfig):
 class RawRequest(RawConfig):
     """The body as it comes."""
 
-    prompt: str | list[Any] | None = None
-    text: str | list[Any] | None = None
+    prompt: Any = None
+    text: Any = None
     messages: list[Any] | None = None
     prompt_batch: list[Any] | None = None
     generate_config: dict[str, Any] | None = None
@@ -117,7 +117,7 @@ def _prompts(request: RawRequest) -> list[RawPrompt]:
         return [_chat(value, name)]
     if isinstance(value, str):
         return [value]
-    if not 0 < len(value) <= limits.MAX_PROMPTS:
+    if not isinstance(value, list) or not 0 < len(value) <= limits.MAX_PROMPTS:
         reason = f"expected 1 to {limits.MAX_PROMPTS} prompts, found {describe(value)}"
         raise field_error(name, reason)
     return [_prompt(item, f"{name}[{index}]") for index, item in enumerate(value)]

@@ -54,7 +54,7 @@ class ResponsesRequest(StrictModel):
     """The fields of this API."""
 
     model: str | None = None
-    input: str | Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
+    input: Any
     instructions: str | None = None
     max_output_tokens: TokenCount | None = None
     max_tool_calls: Annotated[int, Field(ge=0, le=limits.MAX_INT32)] | None = None
@@ -142,6 +142,9 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*messages, {"role": "user", "content": request.input}]
+    if not isinstance(request.input, list) or len(request.input) > limits.MAX_MESSAGES:
+        expected = f"expected a string or at most {limits.MAX_MESSAGES} items"
+        raise field_error("input", f"{expected}, found {describe(request.input)}")
     for index, item in enumerate(request.input):
         if not isinstance(item, dict):
             raise field_error(f"input[{index}]", f"expected an object, found {describe(item)}")

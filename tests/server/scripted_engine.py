@@ -41,6 +41,7 @@ class ScriptedEngine:
     Attributes:
         error_at: Position of the token at which every request fails, or None.
         delay_s: Time per token.
+        stop_with: What every request is stopped by at its last token.
         running, aborted: Ids of requests.
     """
 
@@ -54,6 +55,7 @@ class ScriptedEngine:
         self.is_draining = False
         self.delay_s = 0.0
         self.error_at: int | None = None
+        self.stop_with: str | int | None = None
         self.refuse_with: Exception | None = None
         self.seen: list[GenerationRequest] = []
         self.running: set[str] = set()
@@ -100,7 +102,8 @@ class ScriptedEngine:
         if request.sampling.prompt_logprobs is not None and position == 0:
             prompt_logprobs = (None, *map(self._scored(request), request.prompt_token_ids[1:]))
         fails = position == self.error_at
-        end = "stop" if request.sampling.max_tokens is None else "length"
+        is_stopped = request.sampling.max_tokens is None or self.stop_with is not None
+        end = "stop" if is_stopped else "length"
         return RequestOutput(
             request_id=request.request_id,
             text="" if fails else character,
@@ -110,6 +113,7 @@ class ScriptedEngine:
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=position + 1,
             num_cached_tokens=CACHED_TOKENS,
+            stop_reason=self.stop_with if is_last else None,
             prompt_logprobs=prompt_logprobs,
             error="the device caught fire" if fails else None,
         )

@@ -106,6 +106,7 @@ def test_an_error_in_the_middle(engine: ScriptedEngine) -> None:
         ({}, "prompt"),
         ({"prompt": "a", "text": "b"}, "prompt"),
         ({"prompt": []}, "prompt"),
+        ({"text": 5}, "text"),
         ({"prompt_batch": [5]}, "prompt_batch[0]"),
         ({"prompt_batch": ["a"] * 129}, "prompt_batch"),
         ({"prompt": "x" * 600}, "prompt"),
