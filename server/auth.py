@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from sanic import Request, Sanic
 from sanic.exceptions import Unauthorized
 
-# Probes and Prometheus send no key, and learn nothing about what callers ask.
-_OPEN_PATHS = frozenset({"/health", "/liveness", "/status", "/metrics"})
+# Probes, Prometheus and browsers send no key, and learn nothing about what callers ask.
+_OPEN_PATHS = frozenset({"/health", "/liveness", "/status", "/metrics", "/docs", "/openapi.json"})
 
 
 def install_auth(app: Sanic, api_keys: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from rtpjax.engine.request import SamplingParams
 from server import limits
 from server.protocol.body import StrictModel, field_error
-from server.protocol.generate_config import with_extra_configs
+from server.protocol.generate_config import GenerateConfig, with_extra_configs
 from server.protocol.values import (
     BadTokens,
     BadWord,
@@ -78,6 +78,7 @@ class SamplingFields(StrictModel):
     prompt_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     return_token_ids: bool = False
     aux_info: bool = False
+    extra_configs: GenerateConfig | None = None  # taken apart before the others are checked
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARS)] = ""
     priority: Annotated[int, Field(ge=-limits.MAX_INT32, le=limits.MAX_INT32)] = 0
 

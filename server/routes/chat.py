@@ -10,12 +10,13 @@ from server.access_log import note_usage
 from server.answer import dumps
 from server.chat_job import chat_job
 from server.generation import answer, run_whole, watch_for_disconnect
-from server.protocol.batch_chat import parse_batch
+from server.protocol.batch_chat import BatchChatRequest, parse_batch
 from server.protocol.body import parse_body
 from server.protocol.chat import ChatRequest
-from server.routes import context_of
+from server.routes import context_of, takes
 
 
+@takes(ChatRequest)
 async def chat_completions(request: Request) -> HTTPResponse | None:
     """Answers a conversation."""
     context = context_of(request)
@@ -24,6 +25,7 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     return await answer(request, context, await chat_job(context, body))
 
 
+@takes(BatchChatRequest)
 async def batch_chat_completions(request: Request) -> HTTPResponse:
     """Answers several conversations at once; if one of them fails, all do."""
     context = context_of(request)

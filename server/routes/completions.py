@@ -14,9 +14,10 @@ from server.prompt import check_lengths
 from server.protocol.body import parse_body
 from server.protocol.completions import CompletionRequest
 from server.recorder import Recorder
-from server.routes import context_of
+from server.routes import context_of, takes
 
 
+@takes(CompletionRequest)
 async def completions(request: Request) -> HTTPResponse | None:
     """Continues one or several prompts, each in `n` ways."""
     context = context_of(request)

@@ -9,10 +9,11 @@ from server.chat_job import chat_requests, encode_chat
 from server.generation import Job, answer
 from server.messages_answer import MessagesAnswer, messages_failure
 from server.output import Usage
-from server.protocol.messages import parse_count, parse_messages
-from server.routes import context_of
+from server.protocol.messages import CountRequest, MessagesRequest, parse_count, parse_messages
+from server.routes import context_of, takes
 
 
+@takes(MessagesRequest)
 async def messages(request: Request) -> HTTPResponse | None:
     """Answers a conversation."""
     context = context_of(request)
@@ -36,6 +37,7 @@ async def messages(request: Request) -> HTTPResponse | None:
     return await answer(request, context, job)
 
 
+@takes(CountRequest)
 async def count_tokens(request: Request) -> HTTPResponse:
     """The length of a prompt."""
     prompt = await encode_chat(context_of(request), parse_count(request.body))

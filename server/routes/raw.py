@@ -9,17 +9,19 @@ from server.context import ServerContext
 from server.generation import Job, answer, check_choices, make_requests, sampling_of
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
-from server.protocol.raw import RawPrompt, parse_raw
+from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
 from server.recorder import Recorder
-from server.routes import context_of
+from server.routes import context_of, takes
 
 
+@takes(RawRequest)
 async def infer(request: Request) -> HTTPResponse | None:
     """Continues one or several prompts."""
     return await _infer(request, is_batch=False)
 
 
+@takes(RawRequest)
 async def batch_infer(request: Request) -> HTTPResponse | None:
     """The same, answered as a batch in one piece."""
     return await _infer(request, is_batch=True)

@@ -7,11 +7,12 @@ from sanic import HTTPResponse, Request
 from server.chat_job import chat_requests
 from server.generation import Job, answer
 from server.output import Usage
-from server.protocol.responses import parse_responses
+from server.protocol.responses import ResponsesRequest, parse_responses
 from server.responses_answer import ResponsesAnswer
-from server.routes import context_of
+from server.routes import context_of, takes
 
 
+@takes(ResponsesRequest)
 async def responses(request: Request) -> HTTPResponse | None:
     """Answers a text, or a list of items."""
     context = context_of(request)

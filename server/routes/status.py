@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from server.protocol.body import StrictModel, parse_body
-from server.routes import context_of
+from server.routes import context_of, takes
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ async def cache_status(request: Request) -> HTTPResponse:
     return json(_cache(request))
 
 
+@takes(LogLevelRequest)
 async def set_log_level(request: Request) -> HTTPResponse:
     """Changes what the process logs from now on."""
     level = parse_body(request.body, LogLevelRequest).log_level

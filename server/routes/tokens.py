@@ -21,9 +21,10 @@ from server.protocol.tokens import (
     TokenizeRequest,
     parse_tokenize,
 )
-from server.routes import context_of
+from server.routes import context_of, takes
 
 
+@takes(ChatRequest)
 async def render(request: Request) -> HTTPResponse:
     """The prompt of a chat request, as text and as token ids."""
     context = context_of(request)
@@ -37,6 +38,7 @@ async def render(request: Request) -> HTTPResponse:
     return json({"prompt": prompt.text, "prompt_token_ids": list(prompt.token_ids)} | info)
 
 
+@takes(EncodeRequest)
 async def encode(request: Request) -> HTTPResponse:
     """RTP-LLM's: ids, the text of each token, and where it stands in the prompt."""
     context = context_of(request)
@@ -53,6 +55,7 @@ async def encode(request: Request) -> HTTPResponse:
     return json(answer)
 
 
+@takes(TokenizeRequest)
 async def tokenize(request: Request) -> HTTPResponse:
     """vLLM's: the ids of a text or of a chat's prompt, and how many there are."""
     context = context_of(request)
@@ -68,6 +71,7 @@ async def tokenize(request: Request) -> HTTPResponse:
     return json(answer)
 
 
+@takes(DetokenizeRequest)
 async def detokenize(request: Request) -> HTTPResponse:
     """The text of token ids."""
     context = context_of(request)
