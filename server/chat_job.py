@@ -6,6 +6,7 @@ import asyncio
 
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.errors import ConfigError
+from server.beam_search import recorder_of
 from server.chat_answer import ChatAnswer
 from server.chat_template import ChatTemplate
 from server.context import ServerContext
@@ -34,6 +35,8 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
         is_stream=body.stream,
         include_usage=body.include_usage,
     )
+    if body.num_beams > 1:
+        job.recorder = recorder_of(context, body, requests)
     extras = Extras(
         token_ids=body.return_token_ids,
         prompt_logprobs=body.prompt_logprobs is not None,

@@ -52,8 +52,7 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "return_logits": ("logits are not given out; ask for logprobs", (False,)),
     "return_hidden_states": ("hidden states are not given out", (False,)),
     "calculate_loss": ("it is not supported; ask for logprobs", (0, False)),
-    "num_beams": ("beam search is not supported yet", (1,)),
-    "use_beam_search": ("beam search is not supported yet", (False,)),
+    "use_beam_search": ("say how many beams as num_beams", (False,)),
 }
 
 

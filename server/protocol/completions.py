@@ -31,6 +31,8 @@ class CompletionRequest(SamplingFields):
     def _check(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise field_error("best_of", "not supported unless it equals n")
+        if self.num_beams > 1 and self.scores_echo:
+            raise field_error("echo", "not supported together with logprobs and num_beams")
         self.prompt = _prompts(self.prompt)
         return self
 

@@ -16,6 +16,7 @@ from server.protocol.body import StrictModel, check_fields, describe, field_erro
 from server.protocol.values import (
     BadTokens,
     Int32,
+    NumBeams,
     Penalty,
     RepetitionPenalty,
     Seed,
@@ -53,6 +54,7 @@ class GenerateConfig(StrictModel):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     random_seed: Seed | None = None
+    num_beams: NumBeams = 1
     num_return_sequences: Int32 = 0
     stop_words_str: Stop = Field(default_factory=list)
     stop_words_list: Annotated[
@@ -93,7 +95,9 @@ class GenerateConfig(StrictModel):
         if "stop_words_list" in given:
             fields["stop_token_ids"] = [token_ids[0] for token_ids in fields.pop("stop_words_list")]
         if "num_return_sequences" in given:
-            fields["n"] = max(1, fields.pop("num_return_sequences"))
+            # 0 is one answer, too; the raw API then writes it without a list around it.
+            count = fields.pop("num_return_sequences")
+            fields |= {"n": count} if count else {}
         if not fields.pop("do_sample", True):
             fields["temperature"] = 0.0
         return fields

@@ -17,6 +17,7 @@ from server.protocol.values import (
     BadWord,
     Int32,
     LogitBias,
+    NumBeams,
     Penalty,
     RepetitionPenalty,
     Seed,
@@ -31,6 +32,12 @@ from server.protocol.values import (
 
 # RTP-LLM's default, kept for its users; OpenAI's is 1.
 DEFAULT_TEMPERATURE = 0.7
+
+
+_NOT_WITH_BEAMS = (
+    *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("bad_words", "bad_words_list", "allowed_token_ids", "prompt_logprobs"),
+)
 
 
 class StreamOptions(StrictModel):
@@ -56,6 +63,7 @@ class SamplingFields(StrictModel):
     repetition_penalty: RepetitionPenalty = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
+    num_beams: NumBeams = 1
     seed: Seed | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
     stop: Stop = Field(default_factory=list)
@@ -91,6 +99,19 @@ class SamplingFields(StrictModel):
     def _stream_options_need_stream(self) -> SamplingFields:
         if self.stream_options is not None and not self.stream:
             raise field_error("stream_options", "only allowed when stream is true")
+        return self
+
+    @model_validator(mode="after")
+    def _beams_alone(self) -> SamplingFields:
+        """Beams are searched by the model's own probabilities."""
+        if self.num_beams == 1:
+            return self
+        if self.n > self.num_beams:
+            raise field_error("n", f"{self.n} is more than num_beams, {self.num_beams}")
+        for name in _NOT_WITH_BEAMS:
+            field = type(self).model_fields[name]
+            if getattr(self, name) != field.get_default(call_default_factory=True):
+                raise field_error(name, "not supported together with num_beams")
         return self
 
     @property

@@ -17,6 +17,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1, le=limits.MAX_INT32)]  # vLLM's -1 is "all", as 0 is
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+NumBeams = Annotated[int, Field(ge=1, le=limits.MAX_BEAMS)]
 Seed = Annotated[int, Field(ge=-limits.MAX_INT64 - 1, le=limits.MAX_INT64)]
 TokenId = Annotated[int, Field(ge=0, le=limits.MAX_INT32)]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sanic import HTTPResponse, Request
 
+from server.beam_search import recorder_of
 from server.completion_answer import CompletionAnswer
 from server.extras import Extras, with_extras
 from server.generation import Job, answer, check_choices, make_requests, sampling_of
@@ -13,7 +14,6 @@ from server.output import Usage
 from server.prompt import check_lengths
 from server.protocol.body import parse_body
 from server.protocol.completions import CompletionRequest
-from server.recorder import Recorder
 from server.routes import context_of, takes
 
 
@@ -38,7 +38,8 @@ async def completions(request: Request) -> HTTPResponse | None:
         check_lengths(num_tokens, body.max_tokens, engine.max_model_len, param="prompt")
     requests = make_requests(body, prompts, params)
     echoes = [prompt.text for prompt in prompts for _ in params] if body.echo else []
-    recorder = Recorder(engine, requests) if body.scores_echo else None
+    is_followed = body.scores_echo or body.num_beams > 1
+    recorder = recorder_of(context, body, requests) if is_followed else None
     job = Job(
         requests=requests,
         answer=CompletionAnswer(
@@ -46,7 +47,7 @@ async def completions(request: Request) -> HTTPResponse | None:
             context.token_text,
             with_usage=body.include_usage,
             echoes=echoes,
-            recorder=recorder,
+            recorder=recorder if body.scores_echo else None,
             num_top=body.logprobs or 0,
         ),
         usage=Usage(choices_per_prompt=body.n),

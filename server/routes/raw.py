@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sanic import HTTPResponse, Request
 
+from server.beam_search import recorder_of
 from server.chat_job import encode_chat
 from server.context import ServerContext
 from server.generation import Job, answer, check_choices, make_requests, sampling_of
@@ -11,7 +12,6 @@ from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
-from server.recorder import Recorder
 from server.routes import context_of, takes
 
 
@@ -39,7 +39,7 @@ async def _infer(request: Request, *, is_batch: bool) -> HTTPResponse | None:
         num_tokens, longest = len(prompt.token_ids), context.engine.max_model_len
         check_lengths(num_tokens, sampling.max_tokens, longest, param="prompt")
     requests = make_requests(sampling, prompts, params)
-    recorder = Recorder(context.engine, requests)
+    recorder = recorder_of(context, sampling, requests)
     job = Job(
         requests=requests,
         answer=RawAnswer(body, recorder),

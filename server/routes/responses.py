@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sanic import HTTPResponse, Request
 
+from server.beam_search import recorder_of
 from server.chat_job import chat_requests
 from server.generation import Job, answer
 from server.output import Usage
@@ -19,6 +20,7 @@ async def responses(request: Request) -> HTTPResponse | None:
     context.check_available()
     body = parse_responses(request.body)
     _, requests = await chat_requests(context, body.chat, param="input")
+    has_beams = body.chat.num_beams > 1
     written = ResponsesAnswer(context.engine.model_name, context.token_text, body)
     job = Job(
         requests=requests,
@@ -26,6 +28,7 @@ async def responses(request: Request) -> HTTPResponse | None:
         usage=Usage(),
         is_stream=body.request.stream,
         include_usage=True,
+        recorder=recorder_of(context, body.chat, requests) if has_beams else None,
         end=b"",
         failure=written.failure,
     )

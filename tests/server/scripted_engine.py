@@ -48,6 +48,7 @@ class ScriptedEngine:
     model_name = "org/scripted"
     created = 1_700_000_000
     max_model_len = 512
+    end_token_ids = frozenset[int]()
 
     def __init__(self, *, is_ready: bool = True, template: str | None = TEMPLATE):
         self.tokenizer = make_tokenizer(template)

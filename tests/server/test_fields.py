@@ -105,7 +105,7 @@ ASSISTANT = {"role": "assistant", "content": "x"}
         ({"template_key": "x"}, "template_key"),
         ({"thinking_budget": 5}, "thinking_budget"),
         ({"extra_configs": {"top_k": "x"}}, "extra_configs.top_k"),
-        ({"extra_configs": {"num_beams": 2}}, "extra_configs.num_beams"),
+        ({"extra_configs": {"num_beams": 11}}, "extra_configs.num_beams"),
         ({"extra_configs": {"bad_words_list": [[]]}}, "extra_configs.bad_words_list[0]"),
         ({"extra_configs": {"random_seed": [1, 2]}}, "extra_configs.random_seed"),
         ({"extra_configs": []}, "extra_configs"),

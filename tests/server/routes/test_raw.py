@@ -113,7 +113,7 @@ def test_an_error_in_the_middle(engine: ScriptedEngine) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "x"}]}, "messages[0].role"),
         ({"prompt": "a", "generate_config": {"top_k": "x"}}, "generate_config.top_k"),
-        ({"prompt": "a", "generate_config": {"num_beams": 3}}, "generate_config.num_beams"),
+        ({"prompt": "a", "generate_config": {"num_beams": 11}}, "generate_config.num_beams"),
         (
             {"prompt": "a", "generate_config": {"calculate_loss": 1}},
             "generate_config.calculate_loss",
