@@ -9,7 +9,12 @@ from server.chat_job import chat_requests, encode_chat
 from server.generation import Job, answer
 from server.messages_answer import MessagesAnswer, messages_failure
 from server.output import Usage
-from server.protocol.messages import CountRequest, MessagesRequest, parse_count, parse_messages
+from server.protocol.anthropic_messages import (
+    CountRequest,
+    MessagesRequest,
+    parse_count,
+    parse_messages,
+)
 from server.routes import context_of, takes
 
 

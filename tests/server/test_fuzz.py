@@ -9,10 +9,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from server.protocol.anthropic_messages import MessagesRequest
 from server.protocol.body import HARMLESS, UNSUPPORTED
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
-from server.protocol.messages import MessagesRequest
 from server.protocol.raw import RawRequest
 from server.protocol.responses import ResponsesRequest
 from server.protocol.tokens import DetokenizeRequest, EncodeRequest, TokenizeRequest
