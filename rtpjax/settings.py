@@ -86,20 +86,6 @@ SETTINGS = (
         "MODEL_TYPE", str, None, "architecture or model type, when config.json does not say it"
     ),
     Setting(
-        "TOOL_CALL_PARSER",
-        str,
-        None,
-        "how the model writes calls, a module of server/tool_parsers "
-        "(default: by chat template and model type)",
-    ),
-    Setting(
-        "REASONING_PARSER",
-        str,
-        None,
-        "how it writes reasoning, a module of server/reasoning_parsers or none "
-        "(default: by chat template and model type)",
-    ),
-    Setting(
         "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
     ),
     Setting(
@@ -142,6 +128,7 @@ SETTINGS = (
         "comma-separated keys that callers must send one of (default: any key)",
     ),
     Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
+    Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
     Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),

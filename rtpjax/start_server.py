@@ -188,6 +188,7 @@ def serve(settings: Mapping[str, Any]) -> None:
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],
+        allow_user_template=settings["ALLOW_USER_TEMPLATE"],
     )
     # Before anything that takes long: a port in use is said at once.
     with bind(server_config.host, server_config.port) as sock:

@@ -21,9 +21,11 @@ Handler = Callable[..., Coroutine[Any, Any, HTTPResponse | None]]
 CLIENT_LEFT = 499
 
 
-def note_usage(request: Request, usage: Usage) -> None:
+def note_usage(request: Request, *usages: Usage) -> None:
     """Adds token counts to the line of this request."""
-    request.ctx.tokens = f" prompt={usage.prompt_tokens} output={usage.completion_tokens}"
+    num_prompt = sum(usage.prompt_tokens for usage in usages)
+    num_output = sum(usage.completion_tokens for usage in usages)
+    request.ctx.tokens = f" prompt={num_prompt} output={num_output}"
 
 
 def log_disconnects(handler: Handler) -> Handler:

@@ -12,6 +12,7 @@ from server.config import ServerConfig
 from server.context import ServerContext
 from server.engine_protocol import Engine
 from server.errors import install_error_handler
+from server.messages_answer import error_json
 from server.routes import all_routes
 
 # Sanic wants a name per app; tests make several in one process.
@@ -36,7 +37,7 @@ def create_app(engine: Engine, config: ServerConfig) -> Sanic:
         TOUCHUP=False,  # it rewrites Sanic's classes, which a second app in the process cannot bear
     )
     app.ctx.server = ServerContext(engine, config)
-    install_error_handler(app)
+    install_error_handler(app, {"/v1/messages": error_json})
     install_auth(app, config.api_keys)
     install_access_log(app)
     for number, (method, path, handler) in enumerate(all_routes()):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from sanic import Request, Sanic
 from sanic.exceptions import Unauthorized
 
-# Probes and Prometheus send no key, and learn nothing about what callers ask.
-_OPEN_PATHS = frozenset({"/health", "/liveness", "/status", "/metrics"})
+# Probes, Prometheus and browsers send no key, and learn nothing about what callers ask.
+_OPEN_PATHS = frozenset({"/health", "/liveness", "/status", "/metrics", "/docs", "/openapi.json"})
 
 
 def install_auth(app: Sanic, api_keys: Sequence[str]) -> None:
@@ -22,7 +22,9 @@ def install_auth(app: Sanic, api_keys: Sequence[str]) -> None:
     async def check(request: Request) -> None:
         if request.path.rstrip("/") in _OPEN_PATHS:
             return
-        given = (request.token or "").encode("utf-8", errors="surrogateescape")
+        # Anthropic's clients send the key in a header of its own.
+        key = request.token or request.headers.get("x-api-key", "")
+        given = key.encode("utf-8", errors="surrogateescape")
         # All keys are compared, each in constant time: the time tells nothing about them.
         matches = [hmac.compare_digest(given, key) for key in keys]
         if not any(matches):

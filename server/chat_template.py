@@ -109,13 +109,19 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         *,
         tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt up to where the assistant's answer begins.
 
         Args:
-            messages: With what the template knows of: role, content, calls, reasoning.
+            messages: At least one, with what the template knows of: role, content, calls,
+                reasoning.
             tools: The functions that are offered, in OpenAI's form.
+            add_generation_prompt: Whether the prompt opens the assistant's turn.
+            continue_final_message: The answer goes on where the last message ends, which is the
+                assistant's; what the template writes after it is cut off.
             variables: Others that the template may look at.
 
         Raises:
@@ -124,17 +130,29 @@ class ChatTemplate:
         values = self._special_tokens | variables
         values |= {
             "messages": [_with_thinking(message) for message in messages],
-            "add_generation_prompt": True,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
             "tools": tools,
         }
         try:
-            return self._template.render(values | {_DEADLINE: time.monotonic() + self._timeout_s})
+            text = self._template.render(values | {_DEADLINE: time.monotonic() + self._timeout_s})
         except TimeoutError as error:
             message = f"the chat template ran longer than {self._timeout_s} s and was stopped"
             raise RequestError(message, param="messages") from error
         except _TEMPLATE_FAILURES as error:
             message = f"the chat template refuses these messages: {error}"
             raise RequestError(message, param="messages") from error
+        return _up_to(text, messages[-1]["content"]) if continue_final_message else text
+
+
+def _up_to(text: str, content: str) -> str:
+    """A rendered prompt without what follows the last message's content."""
+    # Templates trim contents, or do not.
+    for wanted in (content, content.strip()):
+        at = text.rfind(wanted)
+        if wanted and at >= 0:
+            return text[: at + len(wanted)]
+    message = "the last message cannot be continued: the chat template does not write it as it is"
+    raise RequestError(message, param="messages")
 
 
 def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:

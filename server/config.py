@@ -16,6 +16,7 @@ class ServerConfig:
         max_choices: Most sequences one request may ask for (`n`, or `n` times its prompts).
         response_timeout_s: Longest time for one answer, streamed or not.
         drain_timeout_s: After SIGTERM, how long running requests may take to finish.
+        allow_user_template: Whether a request may bring its own chat template (`user_template`).
         template_timeout_s: Longest time for rendering one chat template.
         model_type: As in config.json; it tells how the model writes calls and reasoning.
         tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
@@ -29,6 +30,7 @@ class ServerConfig:
     max_choices: int = 16
     response_timeout_s: float = 24 * 3600.0
     drain_timeout_s: float = 30.0
+    allow_user_template: bool = False
     template_timeout_s: float = 5.0
     model_type: str = ""
     tool_call_parser: str | None = None

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """`rtpjax.engine.async_engine.AsyncLLMEngine`, or anything that behaves like it.
 
-    `tokenizer`, `model_name`, `created` exist before `start()`; `max_model_len` once it is ready.
+    `tokenizer`, `model_name`, `created` exist before `start()`; `max_model_len` and
+    `end_token_ids` once it is ready.
     """
 
     @property
@@ -23,6 +24,8 @@ class Engine(Protocol):
     def model_name(self) -> str: ...
     @property
     def max_model_len(self) -> int: ...
+    @property
+    def end_token_ids(self) -> frozenset[int]: ...
     @property
     def created(self) -> int: ...
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sanic import HTTPResponse, Request, Sanic
@@ -42,13 +43,17 @@ class HttpError:
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self) -> HTTPResponse:
+    def response(self, body: dict[str, object] | None = None) -> HTTPResponse:
+        """The response, with another body than OpenAI's if one is given."""
         return HTTPResponse(
-            json.dumps(self.as_json(), ensure_ascii=False),
+            json.dumps(body or self.as_json(), ensure_ascii=False),
             status=self.status,
             headers=self.headers,
             content_type="application/json",
         )
+
+
+ErrorShape = Callable[[HttpError], dict[str, object]]
 
 
 def to_http_error(error: Exception) -> HttpError:
@@ -73,9 +78,16 @@ def to_http_error(error: Exception) -> HttpError:
     return HttpError(500, "the server failed while it worked on this request; its log says why")
 
 
-def install_error_handler(app: Sanic) -> None:
-    """Sends every exception of `app`, Sanic's own ones too, through `to_http_error`."""
+def install_error_handler(app: Sanic, shapes: Mapping[str, ErrorShape]) -> None:
+    """Sends every exception of `app`, Sanic's own ones too, through `to_http_error`.
+
+    Args:
+        app: The app.
+        shapes: By the beginning of a path, how errors look there if not as OpenAI's.
+    """
 
     @app.exception(Exception)
-    async def handle(_request: Request, error: Exception) -> HTTPResponse:
-        return to_http_error(error).response()
+    async def handle(request: Request, error: Exception) -> HTTPResponse:
+        found = to_http_error(error)
+        shape = next((s for path, s in shapes.items() if request.path.startswith(path)), None)
+        return found.response(shape(found) if shape is not None else None)

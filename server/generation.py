@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 from asyncio import ReadTransport
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from sanic import HTTPResponse, Request
 
@@ -15,20 +15,27 @@ from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
 from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import AnswerFormat, dumps
-from server.answer_parser import AnswerSyntax, parsed
+from server.answer_parser import AnswerSyntax, contents, parsed
 from server.context import ServerContext
+from server.engine_protocol import Engine
+from server.errors import HttpError
 from server.output import Delta, Usage, deltas, join
 from server.prompt import EncodedPrompt
 from server.protocol.sampling import SamplingFields
-from server.sse import DONE, send_events
+from server.recorder import Recorder
+from server.sse import DONE, openai_failure, send_events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """An answer to make: the engine's requests, and how it is written.
 
     Attributes:
         syntax: How the text is to be read; None takes it as it is.
+        is_text_only: The answer's format has no place for reasoning: it is left out.
+        recorder: Stands between us and the engine when the answer tells more than its text.
+        end: What a stream ends with.
+        failure: How a stream says that it failed.
     """
 
     requests: list[GenerationRequest]
@@ -37,6 +44,10 @@ class Job:
     is_stream: bool
     include_usage: bool
     syntax: AnswerSyntax | None = None
+    is_text_only: bool = False
+    recorder: Recorder | None = None
+    end: bytes = DONE
+    failure: Callable[[HttpError], bytes] = openai_failure
 
 
 def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext) -> None:
@@ -45,6 +56,28 @@ def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext
     if body.n * num_prompts > most:
         message = f"n: {body.n} choices for {num_prompts} prompts, at most {most} are allowed"
         raise RequestError(message, param="n")
+
+
+async def sampling_of(
+    body: SamplingFields,
+    context: ServerContext,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> list[SamplingParams]:
+    """The engine's parameters for each choice of a prompt."""
+    encoder = context.encoder
+    bad_words = await encoder.encode_bad_words(body.bad_words) if body.bad_words else ()
+    return [
+        body.sampling_params(
+            choice,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            vocab_size=encoder.vocab_size,
+            bad_words=bad_words,
+        )
+        for choice in range(body.n)
+    ]
 
 
 def make_requests(
@@ -91,36 +124,56 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
 
     When the client leaves, Sanic cancels us; closing the stream then aborts the engine's work.
     """
-    _watch_for_disconnect(request)
-    async with AsyncExitStack() as stack:
-        texts = deltas(context.engine, job.requests, job.usage, context.metrics)
-        stream = await stack.enter_async_context(aclosing(texts))
-        if job.syntax is not None:
-            syntaxes = [job.syntax] * len(job.requests)
-            stream = await stack.enter_async_context(aclosing(parsed(stream, syntaxes)))
-        if job.is_stream:
-            async with aclosing(_events(job, stream)) as events:
-                await send_events(request, events)
-            note_usage(request, job.usage)
-            return None
-        choices = join([delta async for delta in stream])
+    watch_for_disconnect(request)
+    if job.is_stream:
+        async with (
+            _deltas(context, job) as stream,
+            aclosing(_events(job, stream)) as events,
+        ):
+            await send_events(request, events, failure=job.failure)
+        note_usage(request, job.usage)
+        return None
+    body = await run_whole(context, job)
     note_usage(request, job.usage)
-    body = dumps(job.answer.whole(choices, job.usage))
-    return HTTPResponse(body, content_type="application/json")
+    return HTTPResponse(dumps(body), content_type="application/json")
+
+
+async def run_whole(context: ServerContext, job: Job) -> dict[str, Any]:
+    """Runs the job and returns its answer in one piece."""
+    async with _deltas(context, job) as stream:
+        choices = join([delta async for delta in stream])
+    return job.answer.whole(choices, job.usage)
+
+
+@asynccontextmanager
+async def _deltas(context: ServerContext, job: Job) -> AsyncIterator[AsyncGenerator[Delta, None]]:
+    # A recorder generates as the engine does, which is all that deltas asks of one.
+    engine = context.engine if job.recorder is None else cast(Engine, job.recorder)
+    async with AsyncExitStack() as stack:
+        stream = deltas(engine, job.requests, job.usage, context.metrics)
+        await stack.enter_async_context(aclosing(stream))
+        if job.syntax is not None:
+            stream = parsed(stream, [job.syntax] * len(job.requests))
+            await stack.enter_async_context(aclosing(stream))
+            if job.is_text_only:
+                stream = contents(stream)
+                await stack.enter_async_context(aclosing(stream))
+        yield stream
 
 
 async def _events(job: Job, stream: AsyncIterator[Delta]) -> AsyncGenerator[bytes, None]:
     started: set[int] = set()
     async for delta in stream:
-        event = job.answer.delta(delta)
+        first = None
         if delta.index not in started:
             started.add(delta.index)
-            event = (job.answer.first(delta.index) or b"") + event
-        yield event
-    yield (job.answer.usage(job.usage) if job.include_usage else b"") + DONE
+            first = job.answer.first(delta.index)
+        yield (first or b"") + job.answer.delta(delta)
+    yield (job.answer.usage(job.usage) if job.include_usage else b"") + job.end
 
 
-def _watch_for_disconnect(request: Request) -> None:
+def watch_for_disconnect(request: Request) -> None:
+    """Lets Sanic notice a client that leaves while its request is answered."""
     # Sanic stops reading while a large body waits in its buffer, and nothing starts it again once
     # the handler runs; a socket that is not read does not tell that the client has closed it.
     # (uvloop's transports are no subclass of asyncio's, so only a cast says what it is.)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rtpjax.errors import RequestError
+from server import limits
 from server.chat_template import ChatTemplate
 from server.function_calls import CallOptions
 from server.function_calls.support import CallSupport
@@ -59,10 +62,14 @@ class PromptEncoder:
 
         return await asyncio.to_thread(work)
 
-    async def encode_completion(self, prompt: Prompt) -> EncodedPrompt:
+    async def encode_completion(
+        self, prompt: Prompt, *, add_special_tokens: bool = True
+    ) -> EncodedPrompt:
         """Encodes text with the tokenizer's own special tokens, or takes token ids as they are."""
         if isinstance(prompt, str):
-            encoding = await asyncio.to_thread(self._backend.encode, prompt)
+            encoding = await asyncio.to_thread(
+                self._backend.encode, prompt, add_special_tokens=add_special_tokens
+            )
             return EncodedPrompt(tuple(encoding.ids), prompt)
         for token_id in prompt:
             if not 0 <= token_id < self.vocab_size:
@@ -70,6 +77,33 @@ class PromptEncoder:
                 raise field_error("prompt", reason)
         text = await asyncio.to_thread(self._backend.decode, prompt, skip_special_tokens=False)
         return EncodedPrompt(tuple(prompt), text)
+
+    async def encode_bad_words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """The token sequences that spell a word, at the start of a text and after a blank."""
+
+        def work() -> list[tuple[int, ...]]:
+            found: dict[tuple[int, ...], None] = {}
+            for index, word in enumerate(words):
+                for text in (word, " " + word.lstrip()):
+                    token_ids = self._backend.encode(text, add_special_tokens=False).ids
+                    _check_bad_word(index, token_ids)
+                    if token_ids:
+                        found[tuple(token_ids)] = None
+            return list(found)
+
+        return await asyncio.to_thread(work)
+
+    def with_calls(self, calls: CallSupport) -> PromptEncoder:
+        """The same encoder with what renders for another chat template."""
+        encoder = copy.copy(self)
+        encoder._calls = calls
+        return encoder
+
+
+def _check_bad_word(index: int, token_ids: list[int]) -> None:
+    if len(token_ids) > limits.MAX_BAD_WORD_TOKENS:
+        reason = f"{len(token_ids)} tokens, at most {limits.MAX_BAD_WORD_TOKENS} are allowed"
+        raise field_error(f"bad_words[{index}]", reason)
 
 
 def check_lengths(

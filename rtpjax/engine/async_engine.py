@@ -70,6 +70,11 @@ class AsyncLLMEngine:
         """Tokens of prompt and output together; 0 until the engine is loaded."""
         return 0 if self._engine is None else self._engine.config.max_model_len
 
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The model's own end tokens; none until the engine is loaded."""
+        return frozenset() if self._engine is None else self._engine.end_token_ids
+
     async def start(self) -> None:
         """Loads the engine and starts its thread; ready when this returns."""
         self._loop = asyncio.get_running_loop()

@@ -60,10 +60,13 @@ class RowInputs(NamedTuple):
             nothing.
         slots: The row's slot in the per-request device state.
         has_mask: 1 if the slot's mask says which tokens may be sampled.
+        target_ids: Token to score in place of sampling one; -1 to sample.
         prompt_lens: Tokens of context that are prompt.
         seeds: Seed of the row's draws, as 32 bits.
         top_k: 0 keeps all.
-        has_bias, has_penalty, wants_logprobs: 0 or 1; a part of the step runs if any row needs it.
+        has_bias, has_penalty, has_bad_words, wants_logprobs: 0 or 1; a part of the step runs if
+            any row needs it.
+        num_allowed: How many of the row's biases name its allowed tokens; 0 allows all tokens.
         temperature: 0 is greedy.
         top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: As in SamplingParams.
     """
@@ -73,11 +76,14 @@ class RowInputs(NamedTuple):
     sample_slots: jax.Array
     slots: jax.Array
     has_mask: jax.Array
+    target_ids: jax.Array
     prompt_lens: jax.Array
     seeds: jax.Array
     top_k: jax.Array
     has_bias: jax.Array
     has_penalty: jax.Array
+    has_bad_words: jax.Array
+    num_allowed: jax.Array
     wants_logprobs: jax.Array
     temperature: jax.Array
     top_p: jax.Array
@@ -206,11 +212,11 @@ def _pack_row(parts: Parts[np.ndarray], b: int, at: int, row: ScheduledRow, page
     fields[:] = sequence.sampling_fields
     sample_slot = sequence.slot if row.samples else NO_SLOT
     has_mask = row.mask is not None
-    fields[:5] = row.start + row.count, end - 1, sample_slot, sequence.slot, has_mask
+    fields[:6] = row.start + row.count, end - 1, sample_slot, sequence.slot, has_mask, row.target
 
 
 def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
-    """A row's fields `[F]` as they stay from step to step; the first five change and are 0 here."""
+    """A row's fields `[F]` as they stay from step to step; the first six change and are 0 here."""
     p = sequence.request.sampling
     fields = _EMPTY_ROW.copy()
     start = RowInputs._fields.index("prompt_lens")
@@ -220,7 +226,9 @@ def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
         p.top_k,
         has_bias(p),
         has_penalty(p),
-        p.logprobs is not None,
+        bool(p.bad_words),
+        len(p.allowed_token_ids),
+        p.logprobs is not None or p.prompt_logprobs is not None,
     )
     fields[-len(_FLOATS) :] = np.array([getattr(p, f) for f in _FLOATS], np.float32).view(np.int32)
     return fields
@@ -234,6 +242,11 @@ def has_bias(p: SamplingParams) -> bool:
 def has_penalty(p: SamplingParams) -> bool:
     """Whether logits depend on the tokens before."""
     return (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def uses_slot_state(p: SamplingParams) -> bool:
+    """Whether sampling reads more of the request's slot than the tokens in flight."""
+    return has_bias(p) or has_penalty(p) or bool(p.bad_words) or bool(p.allowed_token_ids)
 
 
 def unpack(

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from concurrent import futures
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +40,13 @@ from rtpjax.engine.request import (
     TokenLogprob,
 )
 from rtpjax.engine.runner import Runner, StepHandle, biases_of
-from rtpjax.engine.sampling import MAX_BIASES, MAX_LOGPROBS, Sampled
+from rtpjax.engine.sampling import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    Sampled,
+)
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
 from rtpjax.errors import EngineError, QueueFullError, RequestError
@@ -150,21 +157,44 @@ class LLMEngine:
                 param="logit_bias",
             )
         num_biases = (
-            len(sampling.logit_bias) + len(self.end_token_ids) + len(sampling.stop_token_ids)
+            len(sampling.logit_bias)
+            + len(self.end_token_ids)
+            + len(sampling.stop_token_ids)
+            + len(sampling.allowed_token_ids)
         )
         if num_biases > MAX_BIASES:
             raise RequestError(
-                f"logit_bias and stop_token_ids have {num_biases} entries together; at most "
-                f"{MAX_BIASES} can be.",
+                f"logit_bias, stop_token_ids and allowed_token_ids have {num_biases} entries "
+                f"together; at most {MAX_BIASES} can be.",
                 param="logit_bias",
             )
-        if (sampling.logprobs or 0) > MAX_LOGPROBS:
+        self._check_token_lists(sampling)
+        if max(sampling.logprobs or 0, sampling.prompt_logprobs or 0) > MAX_LOGPROBS:
             raise RequestError(f"logprobs can be at most {MAX_LOGPROBS}.", param="top_logprobs")
         if len(self._scheduler.waiting) + num_arriving >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
             )
+
+    def _check_token_lists(self, sampling: SamplingParams) -> None:
+        words, num_tokens = sampling.bad_words, self._runner.num_tokens
+        if len(words) > MAX_BAD_WORDS or any(
+            not 0 < len(word) <= MAX_BAD_WORD_TOKENS for word in words
+        ):
+            raise RequestError(
+                f"bad_words can be {MAX_BAD_WORDS} token sequences of 1 to {MAX_BAD_WORD_TOKENS} "
+                "tokens at most.",
+                param="bad_words",
+            )
+        for name, token_ids in (
+            ("bad_words", itertools.chain.from_iterable(words)),
+            ("allowed_token_ids", sampling.allowed_token_ids),
+        ):
+            if not all(0 <= t < num_tokens for t in token_ids):
+                raise RequestError(
+                    f"{name} has token ids outside the vocabulary of {num_tokens}.", param=name
+                )
 
     def constrain(self, compiled: CompiledGrammar) -> Constraint:
         """A request's own place in a compiled grammar; thread-safe."""
@@ -276,6 +306,7 @@ class LLMEngine:
             num_waiting=len(scheduler.waiting),
             num_pages=scheduler.pool.capacity,
             num_free_pages=scheduler.pool.num_free,
+            page_size=scheduler.page_size,
             num_steps=self.timings.num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
@@ -337,6 +368,10 @@ class LLMEngine:
         self.timings.wait_s += time.perf_counter() - started
         token_ids = sampled.token_ids.tolist()
         for b, row in enumerate(handle.batch.rows):
+            if row.target >= 0:
+                count = row.sequence.request.sampling.prompt_logprobs or 0
+                row.sequence.prompt_logprobs[row.start] = _logprob(sampled, b, count)
+        for b, row in enumerate(handle.batch.rows):
             sequence = row.sequence
             if not row.samples or sequence.is_finished:
                 continue
@@ -367,30 +402,27 @@ class LLMEngine:
         detokenizer = self._live[sequence.request.request_id][1]
         self._scheduler.record(sequence, token_id)
         self._num_output_tokens += 1
-        logprobs = None if sampling.logprobs is None else (_logprob(sampled, b, sampling.logprobs),)
+        added: dict[str, Any] = {"token_ids": (token_id,)}
+        if sampling.logprobs is not None:
+            added["logprobs"] = (_logprob(sampled, b, sampling.logprobs),)
+        if sequence.scores_prompt and sequence.num_output_tokens == 1:
+            scores = (sequence.prompt_logprobs[i] for i in range(sequence.num_prompt_tokens - 1))
+            added["prompt_logprobs"] = (None, *scores)
         if is_end:
+            added["text"] = detokenizer.finish()
             stop_reason = token_id if token_id in sampling.stop_token_ids else None
-            text = detokenizer.finish()
-            return self._end(
-                sequence, "stop", text=text, token_ids=(token_id,), logprobs=logprobs,
-                stop_reason=detokenizer.stop_reason or stop_reason,
-            )  # fmt: skip
-        text = detokenizer.push((token_id,))
+            stop_reason = detokenizer.stop_reason or stop_reason
+            return self._end(sequence, "stop", stop_reason=stop_reason, **added)
+        added["text"] = detokenizer.push((token_id,))
         is_full = sequence.num_output_tokens >= sequence.max_tokens
         is_complete = constraint is not None and constraint.is_finished
         if is_full or is_complete:
-            text += detokenizer.finish()
+            added["text"] += detokenizer.finish()
         if detokenizer.stop_reason is not None:
-            return self._end(
-                sequence, "stop", text=text, token_ids=(token_id,), logprobs=logprobs,
-                stop_reason=detokenizer.stop_reason,
-            )  # fmt: skip
+            return self._end(sequence, "stop", stop_reason=detokenizer.stop_reason, **added)
         if is_full or is_complete:
-            finish_reason = "stop" if is_complete else "length"
-            return self._end(
-                sequence, finish_reason, text=text, token_ids=(token_id,), logprobs=logprobs
-            )
-        return self._output(sequence, text=text, token_ids=(token_id,), logprobs=logprobs)
+            return self._end(sequence, "stop" if is_complete else "length", **added)
+        return self._output(sequence, **added)
 
     def _end(self, sequence: Sequence, finish_reason: FinishReason, **fields) -> RequestOutput:
         """Takes the sequence out and makes its one terminal output."""
@@ -408,6 +440,7 @@ class LLMEngine:
         logprobs: tuple[TokenLogprob, ...] | None = None,
         finish_reason: FinishReason | None = None,
         stop_reason: str | int | None = None,
+        prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None,
         error: str | None = None,
     ) -> RequestOutput:
         return RequestOutput(
@@ -420,6 +453,8 @@ class LLMEngine:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=sequence.num_output_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
+            wait_s=sequence.wait_s,
+            prompt_logprobs=prompt_logprobs,
             error=error,
         )
 

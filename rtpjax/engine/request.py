@@ -32,6 +32,10 @@ class SamplingParams:
         skip_special_tokens: Leave special tokens out of the text.
         logprobs: None for none; k for the sampled token's log-probability and the k most likely
             ones. They are the model's own log-softmax, before temperature, penalties and filters.
+        prompt_logprobs: None for none; k for the log-probability of each prompt token after the
+            first, and the k most likely ones in its place.
+        bad_words: Token sequences that the output never completes.
+        allowed_token_ids: The only tokens that can be generated; empty allows all.
     """
 
     max_tokens: int | None = None
@@ -51,6 +55,9 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
 
 
 # For schemas inside a lark grammar, as their "x-guidance"; others get it by themselves. White space
@@ -125,6 +132,9 @@ class RequestOutput:
             eos).
         num_prompt_tokens, num_output_tokens: Totals so far.
         num_cached_tokens: Prompt tokens whose keys and values came from the prefix cache.
+        wait_s: Time in the queue.
+        prompt_logprobs: In the first output, when asked for: an entry per prompt token, None for
+            the first one.
         error: What went wrong, when finish_reason is "error".
     """
 
@@ -137,6 +147,8 @@ class RequestOutput:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    wait_s: float = 0.0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: str | None = None
 
 
@@ -148,6 +160,7 @@ class EngineStats:
     num_waiting: int = 0
     num_pages: int = 0
     num_free_pages: int = 0
+    page_size: int = 0
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0

@@ -28,8 +28,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache
-from rtpjax.engine.batch import NO_SLOT, Batch, Bucket, Layout, has_bias, has_penalty, unpack
-from rtpjax.engine.sampling import EXCLUDED, MAX_BIASES, Sampled, SlotState, sample
+from rtpjax.engine.batch import NO_SLOT, Batch, Bucket, Layout, unpack, uses_slot_state
+from rtpjax.engine.sampling import (
+    ANY_TOKEN,
+    EXCLUDED,
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    Sampled,
+    SlotState,
+    sample,
+)
 from rtpjax.engine.sequence import Sequence
 from rtpjax.models import LayerCache, ModelConfig, build
 
@@ -37,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _COMPILE_STACK_BYTES = 64 << 20  # XLA recurses deeply on unrolled models
 _COMPILE_THREADS = 4
+_BAD_WORDS = MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS
 
 Caches = tuple[LayerCache, ...]
 
@@ -119,6 +129,7 @@ class Runner:
             bias_ids=jnp.full(biases, NO_SLOT, jnp.int32),
             bias_values=jnp.zeros(biases, jnp.float32),
             bias_until=jnp.zeros(biases, jnp.int32),
+            bad_words=jnp.full((c.max_num_seqs, *_BAD_WORDS), NO_SLOT, jnp.int32),
             masks=jnp.zeros((c.max_num_seqs, self._mask_words), jnp.int32),
         )
         self._state = jax.device_put(state, self._replicated)
@@ -212,7 +223,7 @@ class Runner:
             return
         self._slot_owners[sequence.slot] = owner
         sampling = sequence.request.sampling
-        if has_bias(sampling) or has_penalty(sampling):
+        if uses_slot_state(sampling):
             rows = self._slot_rows(sequence)
             self._state = self._fill_slot(self._state, np.int32(sequence.slot), *rows)
 
@@ -232,15 +243,19 @@ class Runner:
         ids = np.full(MAX_BIASES, NO_SLOT, np.int32)
         values = np.zeros(MAX_BIASES, np.float32)
         until = np.zeros(MAX_BIASES, np.int32)
+        bad_words = np.full(_BAD_WORDS, NO_SLOT, np.int32)
         if sequence is not None:
             tokens[: len(sequence.token_ids)] = sequence.token_ids
             for i, (token_id, value, end) in enumerate(sequence.biases):
                 ids[i], values[i], until[i] = token_id, value, end
-        return tokens, ids, values, until
+            for i, word in enumerate(sequence.request.sampling.bad_words):
+                bad_words[i, : -len(word)] = ANY_TOKEN
+                bad_words[i, -len(word) :] = word
+        return tokens, ids, values, until, bad_words
 
 
 def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[int, float, int]]:
-    """The logit bias, and what may not end the request yet.
+    """The allowed tokens, the logit bias, and what may not end the request yet.
 
     Returns:
         (token id, value, position before which it counts).
@@ -248,8 +263,10 @@ def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[i
     sampling = sequence.request.sampling
     first_end = min(sequence.num_prompt_tokens + sampling.min_tokens, NO_SLOT)
     ends = end_token_ids if sampling.min_tokens else frozenset()
-    return [(token_id, value, NO_SLOT) for token_id, value in sampling.logit_bias] + [
-        (token_id, EXCLUDED, first_end) for token_id in sorted(ends)
+    return [
+        *((token_id, 0.0, 0) for token_id in sampling.allowed_token_ids),
+        *((token_id, value, NO_SLOT) for token_id, value in sampling.logit_bias),
+        *((token_id, EXCLUDED, first_end) for token_id in sorted(ends)),
     ]
 
 

@@ -6,8 +6,8 @@ slowly on a GPU). Tokens that tie with the last kept one are kept. A draw takes 
 made from the row's seed and the token's position alone, so that a row's tokens do not depend on its
 neighbours. Parts that no row asks for are skipped by lax.cond.
 
-Order: logit bias, penalties, the grammar's mask, temperature, min-p, top-k, top-p, draw.
-Log-probabilities are the model's own: of the logits before all this.
+Order: logit bias, penalties, bad words, allowed tokens, the grammar's mask, temperature, min-p,
+top-k, top-p, draw. Log-probabilities are the model's own: of the logits before all this.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rtpjax.engine.batch import RowInputs
+from rtpjax.engine.batch import NO_SLOT, RowInputs
 
 MAX_LOGPROBS = 20
-MAX_BIASES = 512  # logit biases and end tokens of one request
+MAX_BIASES = 512  # logit biases, end tokens and allowed tokens of one request
+MAX_BAD_WORDS = 96
+MAX_BAD_WORD_TOKENS = 8
 EXCLUDED = -1e30
+ANY_TOKEN = -1  # in a bad word: fills it up on the left
 _LANES = 128  # width of the blocks that reductions over the vocabulary work in
 
 
@@ -34,6 +37,9 @@ class SlotState(NamedTuple):
         bias_ids: int32 `[slots, MAX_BIASES]`, token ids; NO_SLOT for unused entries.
         bias_values: float32 `[slots, MAX_BIASES]`, added to the token's logit ...
         bias_until: int32 `[slots, MAX_BIASES]`, ... while the sampled position is less than this.
+            The first num_allowed entries also name the allowed tokens of a row that has some.
+        bad_words: int32 `[slots, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS]`, each filled up with
+            ANY_TOKEN on the left; NO_SLOT for unused ones.
         masks: int32 `[slots, ceil(V / 32)]`, a bit for each token that the slot's grammar allows.
     """
 
@@ -41,6 +47,7 @@ class SlotState(NamedTuple):
     bias_ids: jax.Array
     bias_values: jax.Array
     bias_until: jax.Array
+    bad_words: jax.Array
     masks: jax.Array
 
 
@@ -61,7 +68,7 @@ class Sampled(NamedTuple):
 
 
 def sample(logits: jax.Array, rows: RowInputs, state: SlotState, num_tokens: int) -> Sampled:
-    """Samples one token a row.
+    """Samples one token a row; rows with a target score that one in its place.
 
     Args:
         logits: float32 `[B, V]`.
@@ -72,11 +79,12 @@ def sample(logits: jax.Array, rows: RowInputs, state: SlotState, num_tokens: int
     V = logits.shape[1]
     if num_tokens < V:
         logits = jnp.where(jnp.arange(V)[None, :] < num_tokens, logits, EXCLUDED)
-    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_mask) > 0
-    is_plain = ~is_shaped & (rows.temperature == 0)
+    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_bad_words | rows.has_mask) > 0
+    is_plain = ~is_shaped & (rows.num_allowed == 0) & (rows.temperature == 0)
     token_ids = lax.cond(
         is_plain.all(), lambda x: _argmax(x), lambda x: _shaped_choice(x, rows, state), logits
     )
+    token_ids = jnp.where(rows.target_ids >= 0, rows.target_ids, token_ids)
     return Sampled(token_ids, *_logprobs(logits, token_ids, rows.wants_logprobs))
 
 
@@ -84,6 +92,8 @@ def _shaped_choice(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.
     """The token of each row `[B]` when some row wants more than the most likely one."""
     logits = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
     logits = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), logits)
+    logits = _when(rows.has_bad_words, lambda x: _exclude_bad_words(x, rows, state), logits)
+    logits = _when(rows.num_allowed, lambda x: _only_allowed(x, rows, state), logits)
     logits = _when(rows.has_mask, lambda x: _apply_mask(x, rows, state), logits)
     greedy = _argmax(logits)
     is_greedy = rows.temperature == 0
@@ -127,6 +137,29 @@ def _penalize(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array
     logits = jnp.where(count(is_context) > 0, scaled, logits)
     presence = jnp.where(outputs > 0, rows.presence_penalty[:, None], 0.0)
     return logits - presence - rows.frequency_penalty[:, None] * outputs
+
+
+def _exclude_bad_words(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+    """Takes out the last tokens of bad words whose other tokens the output ends with."""
+    words = state.bad_words[rows.slots]
+    beginnings, ends = words[..., :-1], words[..., -1]
+    at = rows.context_lens[:, None] + jnp.arange(1 - MAX_BAD_WORD_TOKENS, 0)[None, :]
+    output = state.tokens.at[rows.slots[:, None], at].get(mode="clip")
+    output = jnp.where(at >= rows.prompt_lens[:, None], output, NO_SLOT)
+    matches = (beginnings == ANY_TOKEN) | (beginnings == output[:, None, :])
+    applies = matches.all(-1) & (rows.has_bad_words > 0)[:, None]
+    row = jnp.arange(logits.shape[0])[:, None]
+    return logits.at[row, jnp.where(applies, ends, NO_SLOT)].set(EXCLUDED, mode="drop")
+
+
+def _only_allowed(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+    """Takes out all but the allowed tokens, further than anything else does."""
+    ids = state.bias_ids[rows.slots]
+    is_listed = jnp.arange(MAX_BIASES)[None, :] < rows.num_allowed[:, None]
+    row = jnp.arange(logits.shape[0])[:, None]
+    allowed = jnp.zeros(logits.shape, jnp.bool_)
+    allowed = allowed.at[row, jnp.where(is_listed, ids, NO_SLOT)].set(True, mode="drop")
+    return jnp.where(allowed | (rows.num_allowed == 0)[:, None], logits, 2 * EXCLUDED)
 
 
 def _apply_mask(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:

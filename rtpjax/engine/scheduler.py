@@ -5,11 +5,15 @@ moves the one towards the other under two limits, tokens and rows. Sequences tha
 come first, so that a long prompt never holds up the others; then prompts in progress; then new
 requests. When pages run out the latest sequence gives all of its pages back and starts again later
 (it recomputes, and mostly finds its pages in the prefix cache).
+
+A step samples at the last token of a row. Where the log-probabilities of a prompt are wanted, each
+of its tokens is a row of its own, as many as there are rows to spare.
 """
 
 from __future__ import annotations
 
 import bisect
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +31,7 @@ class ScheduledRow:
         count: How many.
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
+        target: A known token in place of a sampled one: its log-probability is wanted. Else -1.
         mask: Tokens that may be sampled, packed int32 `[ceil(V / 32)]`; None allows all.
     """
 
@@ -34,7 +39,23 @@ class ScheduledRow:
     start: int
     count: int
     samples: bool
+    target: int = -1
     mask: Any = None
+
+    def split(self) -> list[ScheduledRow]:
+        """One row for each token that a prompt's token is scored after, and one for the others."""
+        sequence, end = self.sequence, self.start + self.count
+        if not sequence.scores_prompt:
+            return [self]
+        num_scored = max(0, min(end, sequence.num_prompt_tokens - 1) - self.start)
+        rows = [
+            ScheduledRow(sequence, at, 1, False, sequence.token_ids[at + 1])
+            for at in range(self.start, self.start + num_scored)
+        ]
+        if self.count > num_scored:
+            at = self.start + num_scored
+            rows.append(ScheduledRow(sequence, at, end - at, self.samples, mask=self.mask))
+        return rows
 
 
 @dataclass(slots=True)
@@ -89,20 +110,23 @@ class Scheduler:
         """Fills one step; empty when there is nothing to do."""
         rows: dict[Sequence, ScheduledRow] = {}
         budget = self.max_num_batched_tokens
+        spare = self.max_num_seqs - len(self.running)  # rows that no running sequence needs
         num_preemptions = self.stats.num_preemptions
         for sequence in sorted(self.running, key=lambda s: (s.num_wanted > 1, s.order)):
-            count = min(sequence.num_wanted, budget)
+            count = _count(sequence, budget, spare)
             if count and sequence.slot >= 0 and self._make_room(sequence, count):
                 rows[sequence] = self._advance(sequence, count)
                 budget -= count
+                spare -= len(rows[sequence].split()) - 1
         assert all(s.slot >= 0 for s in rows), "a scheduled sequence was preempted"
         if self.stats.num_preemptions == num_preemptions:
-            while budget and (sequence := self._admit()) is not None:
-                count = min(sequence.num_wanted, budget)
+            while budget and spare and (sequence := self._admit()) is not None:
+                count = _count(sequence, budget, spare - 1)
                 if count:
                     rows[sequence] = self._advance(sequence, count)
                     budget -= count
-        return list(rows.values())
+                    spare -= len(rows[sequence].split())
+        return [part for row in rows.values() for part in row.split()]
 
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""
@@ -149,7 +173,7 @@ class Scheduler:
         return sequence
 
     def _shared_pages(self, sequence: Sequence) -> list[int]:
-        if not self.use_prefix_cache:
+        if not self.use_prefix_cache or sequence.scores_prompt:
             return []
         # The last token is always computed: its logits are what the step is for.
         most = (sequence.num_tokens - 1) // self.page_size
@@ -162,6 +186,7 @@ class Scheduler:
         sequence.slot = self._free_slots.pop()
         bisect.insort(self.running, sequence, key=lambda s: s.order)
         if sequence.epoch == 0:
+            sequence.wait_s = time.monotonic() - sequence.arrived_s
             sequence.num_cached_tokens = sequence.num_computed
             if self.use_prefix_cache:
                 self.stats.prefix_queried_tokens += sequence.num_tokens
@@ -192,7 +217,7 @@ class Scheduler:
         sequence.num_computed += count
         sequence.num_sampled += samples
         self._publish(sequence)
-        return ScheduledRow(sequence, start, count, samples, mask)
+        return ScheduledRow(sequence, start, count, samples, mask=mask)
 
     def _publish(self, sequence: Sequence) -> None:
         """Names the pages that are full of known tokens.
@@ -233,3 +258,11 @@ class Scheduler:
         for s in self.running:
             assert s.num_computed <= s.num_tokens <= s.num_prompt_tokens + s.max_tokens
             assert len(s.pages) * self.page_size >= s.num_computed
+
+
+def _count(sequence: Sequence, budget: int, spare: int) -> int:
+    """How many of its tokens a sequence gets: those it wants, within tokens and spare rows."""
+    count = min(sequence.num_wanted, budget)
+    if sequence.scores_prompt and sequence.num_computed < sequence.num_prompt_tokens - 1:
+        return min(count, spare + 1)
+    return count

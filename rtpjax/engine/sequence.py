@@ -11,11 +11,12 @@ one at a time.
 from __future__ import annotations
 
 import hashlib
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rtpjax.engine.request import GenerationRequest
+from rtpjax.engine.request import GenerationRequest, TokenLogprob
 
 if TYPE_CHECKING:
     from rtpjax.engine.constraint import Constraint
@@ -40,6 +41,8 @@ class Sequence:
         epoch: Counts preemptions: a slot that was given up must be filled again.
         is_finished: Set once; what is still in flight for it is dropped.
         sampling_fields: The sampling parameters as the packed batch wants them, made once.
+        arrived_s, wait_s: When it was made, and how long it then waited for its first step.
+        prompt_logprobs: By position of the prompt token before, for requests that want them.
         biases: (token id, value, position before which it counts), added to logits.
         constraint: Its place in the grammar that its output must follow; None for no grammar.
         num_dropped: Samples in flight that do not count: one before them did not fit the grammar.
@@ -62,6 +65,9 @@ class Sequence:
     biases: list[tuple[int, float, int]] = field(default_factory=list)
     constraint: Constraint | None = None
     num_dropped: int = 0
+    arrived_s: float = field(default_factory=time.monotonic)
+    wait_s: float = 0.0
+    prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -84,6 +90,11 @@ class Sequence:
             return 0
         waits = self.constraint is not None and not self.constraint.can_sample(self.num_sampled)
         return self.num_tokens - self.num_computed - waits
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of its prompt are wanted."""
+        return self.request.sampling.prompt_logprobs is not None
 
     @property
     def num_output_tokens(self) -> int:

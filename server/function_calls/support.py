@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from rtpjax.errors import RequestError
@@ -50,6 +50,13 @@ class CallSupport:
         reasoning_parser: str | None = None,
     ):
         """Raises: ConfigError: There is no parser of that name."""
+        self._make = partial(
+            CallSupport,
+            special_tokens=special_tokens,
+            model_type=model_type,
+            tool_call_parser=tool_call_parser,
+            reasoning_parser=reasoning_parser,
+        )
         source = template.source
         self._template = template
         self._special_tokens = special_tokens
@@ -60,6 +67,10 @@ class CallSupport:
         self.reasoning_format = check_reasoning_format(
             reasoning_parser or find_reasoning_format(source, model_type)
         )
+
+    def with_template(self, template: ChatTemplate) -> CallSupport:
+        """The same model with another template."""
+        return self._make(template)
 
     def _format_of(self, calls: CallOptions) -> str:
         is_react = self._is_react_model and calls.dialect == "functions" and not self._is_chosen

@@ -37,15 +37,15 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "web_search_options": ("web search is not supported", ()),
     "reasoning_effort": ("it is not supported yet", ()),
     "verbosity": ("it is not supported yet", ()),
-    "enable_thinking": ("pass it inside chat_template_kwargs", ()),
-    "thinking_budget": ("it is not supported yet", ()),
-    "extra_configs": ("pass its settings as fields of the request", ({},)),
-    "prompt_logprobs": ("it is not supported yet", (False, 0)),
-    "bad_words": ("it is not supported yet", ([],)),
-    "allowed_token_ids": ("it is not supported yet", ()),
-    "continue_final_message": ("it is not supported yet", (False,)),
-    "num_beams": ("beam search is not supported yet", (1,)),
-    "use_beam_search": ("beam search is not supported yet", (False,)),
+    "thinking_budget": ("a limit on the reasoning's length is not supported yet", (0,)),
+    "template_key": ("this server has one template", ("",)),
+    "no_repeat_ngram_size": ("it is not supported yet", (0,)),
+    "timeout_ms": ("close the connection to end a request early", (0, -1)),
+    "adapter_name": ("LoRA adapters are not supported yet", ("", [])),
+    "return_logits": ("logits are not given out; ask for logprobs", (False,)),
+    "return_hidden_states": ("hidden states are not given out", (False,)),
+    "calculate_loss": ("it is not supported; ask for logprobs", (0, False)),
+    "use_beam_search": ("say how many beams as num_beams", (False,)),
 }
 
 
@@ -64,7 +64,11 @@ def parse_body(body: bytes, model: type[ModelT]) -> ModelT:
     Raises:
         RequestError: The body is no JSON object, or a field is unknown, unsupported or wrong.
     """
-    fields = _load_object(body)
+    return check_fields(load_object(body), model)
+
+
+def check_fields(fields: dict[str, Any], model: type[ModelT]) -> ModelT:
+    """`parse_body` for fields that are no bytes any more."""
     given = {name: value for name, value in fields.items() if value is not None}
     for name in HARMLESS & given.keys():
         del given[name]
@@ -76,14 +80,15 @@ def parse_body(body: bytes, model: type[ModelT]) -> ModelT:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise _readable(error) from error
+        raise readable(error) from error
 
 
 def _same(value: Any, neutral: Any) -> bool:
     return type(value) is type(neutral) and value == neutral
 
 
-def _load_object(body: bytes) -> dict[str, Any]:
+def load_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body, or a RequestError that says what it is instead."""
     if not body:
         raise RequestError("the request body is empty, expected a JSON object")
     try:
@@ -110,9 +115,10 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _readable(error: ValidationError) -> RequestError:
+def readable(error: ValidationError, *, inside: tuple[int | str, ...] = ()) -> RequestError:
+    """The first thing that pydantic found, in our words; `inside` is where the model stood."""
     first = error.errors(include_url=False)[0]
-    path = field_path(first["loc"])
+    path = field_path((*inside, *first["loc"]))
     # OpenAI's `param` is the path of the field, or null for the body as a whole.
     return RequestError(_explain(path, first), param=path or None)
 

@@ -8,10 +8,11 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from server import limits
 from server.function_calls import CallOptions
-from server.protocol.body import StrictModel, field_error
+from server.protocol.body import StrictModel, describe, field_error, field_path
 from server.protocol.chat_messages import checked_messages
-from server.protocol.sampling import SamplingFields, TokenCount
+from server.protocol.sampling import SamplingFields
 from server.protocol.tools import call_options
+from server.protocol.values import TokenCount
 
 
 class TemplateKwargs(StrictModel):
@@ -35,6 +36,11 @@ class ChatRequest(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     response_format: Any = None
     chat_template_kwargs: TemplateKwargs = Field(default_factory=TemplateKwargs)
+    enable_thinking: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    user_template: Annotated[str, Field(max_length=limits.MAX_TEMPLATE_CHARS)] | None = None
+    debug_info: bool = False
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool = True
@@ -46,7 +52,14 @@ class ChatRequest(SamplingFields):
     def _check(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise field_error("top_logprobs", "only allowed when logprobs is true")
+        is_partial = partial_of(self.messages)
         self.messages = checked_messages(self.messages)
+        if is_partial and self.continue_final_message is False:
+            raise field_error("continue_final_message", "false, but the last message is partial")
+        if is_partial:
+            self.continue_final_message = True
+        if self.continue_final_message:
+            self._check_continued()
         self._calls = call_options(
             tools=self.tools,
             tool_choice=self.tool_choice,
@@ -55,6 +68,14 @@ class ChatRequest(SamplingFields):
             is_parallel=self.parallel_tool_calls,
         )
         return self
+
+    def _check_continued(self) -> None:
+        if self.messages[-1]["role"] != "assistant":
+            reason = "only a last message of role assistant can be continued"
+            raise field_error("continue_final_message", reason)
+        if self.add_generation_prompt:
+            reason = "not allowed together with continuing the last message"
+            raise field_error("add_generation_prompt", reason)
 
     @property
     def calls(self) -> CallOptions:
@@ -72,4 +93,32 @@ class ChatRequest(SamplingFields):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        return self.chat_template_kwargs.model_dump(exclude_none=True)
+        """Variables of the template, and how the prompt ends."""
+        variables = self.chat_template_kwargs.model_dump(exclude_none=True)
+        if self.enable_thinking is not None:
+            variables["enable_thinking"] = self.enable_thinking
+        if self.continue_final_message:
+            variables["continue_final_message"] = True
+        if self.add_generation_prompt is not None:
+            variables["add_generation_prompt"] = self.add_generation_prompt
+        return variables
+
+
+def partial_of(messages: list[Any]) -> bool:
+    """Takes `partial` off the messages; whether the last one is to be continued.
+
+    Raises:
+        RequestError: It is no boolean, or not on a last message of the assistant.
+    """
+    is_partial = False
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("partial") is None:
+            continue
+        where = field_path(("messages", index, "partial"))
+        is_partial = message["partial"]
+        messages[index] = {key: value for key, value in message.items() if key != "partial"}
+        if not isinstance(is_partial, bool):
+            raise field_error(where, f"expected true or false, found {describe(is_partial)}")
+        if is_partial and (index < len(messages) - 1 or message.get("role") != "assistant"):
+            raise field_error(where, "only a last message of role assistant can be continued")
+    return is_partial

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from server import limits
 from server.protocol.body import describe, field_error
-from server.protocol.sampling import SamplingFields, TokenCount
+from server.protocol.sampling import SamplingFields
+from server.protocol.values import TokenCount
 
 # OpenAI's default; without one, a caller who forgets it would fill the whole context.
 DEFAULT_MAX_TOKENS = 16
@@ -21,6 +22,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: Any
     max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
+    add_special_tokens: bool = True
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=limits.MAX_LEGACY_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=limits.MAX_INT32)] | None = None
@@ -29,10 +31,15 @@ class CompletionRequest(SamplingFields):
     def _check(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
             raise field_error("best_of", "not supported unless it equals n")
-        if self.echo and self.logprobs is not None:
-            raise field_error("echo", "not supported together with logprobs yet")
+        if self.num_beams > 1 and self.scores_echo:
+            raise field_error("echo", "not supported together with logprobs and num_beams")
         self.prompt = _prompts(self.prompt)
         return self
+
+    @property
+    def scores_echo(self) -> bool:
+        """Whether the echoed prompt has log-probabilities, too."""
+        return self.echo and self.logprobs is not None
 
     @property
     def prompts(self) -> list[Prompt]:

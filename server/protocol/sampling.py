@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from rtpjax.engine.request import SamplingParams
 from server import limits
-from server.protocol.body import StrictModel, describe, field_error
+from server.protocol.body import StrictModel, field_error
+from server.protocol.generate_config import GenerateConfig, with_extra_configs
+from server.protocol.values import (
+    BadTokens,
+    BadWord,
+    Int32,
+    LogitBias,
+    NumBeams,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TokenCount,
+    TokenId,
+    TopK,
+    TopP,
+    Unit,
+)
 
 # RTP-LLM's default, kept for its users; OpenAI's is 1.
 DEFAULT_TEMPERATURE = 0.7
 
-Unit = Annotated[float, Field(ge=0, le=1)]
-Int32 = Annotated[int, Field(ge=0, le=limits.MAX_INT32)]
-TokenCount = Annotated[int, Field(ge=1, le=limits.MAX_INT32)]
-TokenId = Annotated[int, Field(ge=0, le=limits.MAX_INT32)]
 
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _int_keys(value: Any) -> Any:
-    """JSON has string keys only, so `logit_bias` spells token ids as strings."""
-    if not isinstance(value, dict):
-        return value
-    for key in value:
-        if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10):
-            raise ValueError(f"expected token ids as keys, found {describe(key)}")
-    return {int(key): bias for key, bias in value.items()}
-
-
-StopString = Annotated[str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
-Stop = Annotated[
-    list[StopString], BeforeValidator(_as_list), Field(max_length=limits.MAX_STOP_STRINGS)
-]
-LogitBias = Annotated[
-    dict[int, Annotated[float, Field(ge=-100, le=100)]],
-    BeforeValidator(_int_keys),
-    Field(max_length=limits.MAX_LOGIT_BIAS),
-]
+_NOT_WITH_BEAMS = (
+    *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("bad_words", "bad_words_list", "allowed_token_ids", "prompt_logprobs"),
+)
 
 
 class StreamOptions(StrictModel):
@@ -60,14 +56,15 @@ class SamplingFields(StrictModel):
     stream_options: StreamOptions | None = None
     max_tokens: TokenCount | None = None
     min_tokens: Int32 = 0
-    temperature: Annotated[float, Field(ge=0, le=2)] = DEFAULT_TEMPERATURE
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=limits.MAX_INT32)] = 0
+    temperature: Temperature = DEFAULT_TEMPERATURE
+    top_p: TopP = 1.0
+    top_k: TopK = 0
     min_p: Unit = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    seed: Annotated[int, Field(ge=-limits.MAX_INT64 - 1, le=limits.MAX_INT64)] | None = None
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    num_beams: NumBeams = 1
+    seed: Seed | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
     stop: Stop = Field(default_factory=list)
     stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)] = Field(
@@ -76,8 +73,27 @@ class SamplingFields(StrictModel):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    bad_words: Annotated[list[BadWord], Field(max_length=limits.MAX_BAD_WORDS)] = Field(
+        default_factory=list
+    )
+    bad_words_list: Annotated[list[BadTokens], Field(max_length=limits.MAX_BAD_WORDS)] = Field(
+        default_factory=list
+    )
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1, max_length=limits.MAX_ALLOWED_TOKEN_IDS)]
+        | None
+    ) = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
+    return_token_ids: bool = False
+    aux_info: bool = False
+    extra_configs: GenerateConfig | None = None  # taken apart before the others are checked
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARS)] = ""
     priority: Annotated[int, Field(ge=-limits.MAX_INT32, le=limits.MAX_INT32)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_extra_configs(cls, given: Any) -> Any:
+        return with_extra_configs(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> SamplingFields:
@@ -85,12 +101,31 @@ class SamplingFields(StrictModel):
             raise field_error("stream_options", "only allowed when stream is true")
         return self
 
+    @model_validator(mode="after")
+    def _beams_alone(self) -> SamplingFields:
+        """Beams are searched by the model's own probabilities."""
+        if self.num_beams == 1:
+            return self
+        if self.n > self.num_beams:
+            raise field_error("n", f"{self.n} is more than num_beams, {self.num_beams}")
+        for name in _NOT_WITH_BEAMS:
+            field = type(self).model_fields[name]
+            if getattr(self, name) != field.get_default(call_default_factory=True):
+                raise field_error(name, "not supported together with num_beams")
+        return self
+
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling_params(
-        self, choice: int, *, max_tokens: int | None, logprobs: int | None, vocab_size: int
+        self,
+        choice: int,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        vocab_size: int,
+        bad_words: Sequence[tuple[int, ...]] = (),
     ) -> SamplingParams:
         """The engine's parameters for one of the `n` choices.
 
@@ -99,9 +134,12 @@ class SamplingFields(StrictModel):
             max_tokens: Most tokens to generate; None means what the context allows.
             logprobs: As in SamplingParams.
             vocab_size: Token ids must be below it.
+            bad_words: Token sequences of the field of that name.
         """
         _check_ids(self.logit_bias, "logit_bias", vocab_size)
         _check_ids(self.stop_token_ids, "stop_token_ids", vocab_size)
+        _check_ids(self.allowed_token_ids or (), "allowed_token_ids", vocab_size)
+        _check_ids(chain.from_iterable(self.bad_words_list), "bad_words_list", vocab_size)
         if max_tokens is not None and self.min_tokens > max_tokens:
             reason = f"{self.min_tokens} is more than max_tokens, {max_tokens}"
             raise field_error("min_tokens", reason)
@@ -123,6 +161,9 @@ class SamplingFields(StrictModel):
             include_stop_str_in_output=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
             logprobs=logprobs,
+            bad_words=(*bad_words, *map(tuple, self.bad_words_list)),
+            prompt_logprobs=self.prompt_logprobs,
+            allowed_token_ids=tuple(dict.fromkeys(self.allowed_token_ids or ())),
         )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sanic import HTTPResponse, Request
 
+from server.beam_search import recorder_of
 from server.completion_answer import CompletionAnswer
-from server.generation import Job, answer, check_choices, make_requests
+from server.extras import Extras, with_extras
+from server.generation import Job, answer, check_choices, make_requests, sampling_of
 from server.output import Usage
 from server.prompt import check_lengths
 from server.protocol.body import parse_body
 from server.protocol.completions import CompletionRequest
-from server.routes import context_of
+from server.routes import context_of, takes
 
 
+@takes(CompletionRequest)
 async def completions(request: Request) -> HTTPResponse | None:
     """Continues one or several prompts, each in `n` ways."""
     context = context_of(request)
@@ -20,30 +25,43 @@ async def completions(request: Request) -> HTTPResponse | None:
     body = parse_body(request.body, CompletionRequest)
     check_choices(body, len(body.prompts), context)
     encoder, engine = context.encoder, context.engine
-    params = [
-        body.sampling_params(
-            choice,
-            max_tokens=body.max_tokens,
-            logprobs=body.logprobs,
-            vocab_size=encoder.vocab_size,
-        )
-        for choice in range(body.n)
+    params = await sampling_of(body, context, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    if body.scores_echo:
+        num_top = max(body.logprobs or 0, body.prompt_logprobs or 0)
+        params = [replace(choice, prompt_logprobs=num_top) for choice in params]
+    prompts = [
+        await encoder.encode_completion(prompt, add_special_tokens=body.add_special_tokens)
+        for prompt in body.prompts
     ]
-    prompts = [await encoder.encode_completion(prompt) for prompt in body.prompts]
     for prompt in prompts:
         num_tokens = len(prompt.token_ids)
         check_lengths(num_tokens, body.max_tokens, engine.max_model_len, param="prompt")
+    requests = make_requests(body, prompts, params)
     echoes = [prompt.text for prompt in prompts for _ in params] if body.echo else []
+    is_followed = body.scores_echo or body.num_beams > 1
+    recorder = recorder_of(context, body, requests) if is_followed else None
     job = Job(
-        requests=make_requests(body, prompts, params),
+        requests=requests,
         answer=CompletionAnswer(
-            engine.model_name, context.token_text, with_usage=body.include_usage, echoes=echoes
+            engine.model_name,
+            context.token_text,
+            with_usage=body.include_usage,
+            echoes=echoes,
+            recorder=recorder if body.scores_echo else None,
+            num_top=body.logprobs or 0,
         ),
         usage=Usage(choices_per_prompt=body.n),
         is_stream=body.stream,
         include_usage=body.include_usage,
+        recorder=recorder,
     )
-    return await answer(request, context, job)
+    extras = Extras(
+        token_ids=body.return_token_ids,
+        prompt_logprobs=body.prompt_logprobs is not None,
+        aux_info=body.aux_info,
+        per_choice=True,
+    )
+    return await answer(request, context, with_extras(context, job, extras))
 
 
 ROUTES = [("POST", "/v1/completions", completions), ("POST", "/completions", completions)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -41,12 +41,14 @@ class ScriptedEngine:
     Attributes:
         error_at: Position of the token at which every request fails, or None.
         delay_s: Time per token.
+        stop_with: What every request is stopped by at its last token.
         running, aborted: Ids of requests.
     """
 
     model_name = "org/scripted"
     created = 1_700_000_000
     max_model_len = 512
+    end_token_ids = frozenset[int]()
 
     def __init__(self, *, is_ready: bool = True, template: str | None = TEMPLATE):
         self.tokenizer = make_tokenizer(template)
@@ -54,6 +56,7 @@ class ScriptedEngine:
         self.is_draining = False
         self.delay_s = 0.0
         self.error_at: int | None = None
+        self.stop_with: str | int | None = None
         self.refuse_with: Exception | None = None
         self.seen: list[GenerationRequest] = []
         self.running: set[str] = set()
@@ -96,8 +99,12 @@ class ScriptedEngine:
             others = [(token_id, -0.5)] + [(i, -1.0 - i) for i in range(40) if i != token_id]
             top = tuple(others[: request.sampling.logprobs])
             logprobs = (TokenLogprob(token_id, -0.5, top),)
+        prompt_logprobs = None
+        if request.sampling.prompt_logprobs is not None and position == 0:
+            prompt_logprobs = (None, *map(self._scored(request), request.prompt_token_ids[1:]))
         fails = position == self.error_at
-        end = "stop" if request.sampling.max_tokens is None else "length"
+        is_stopped = request.sampling.max_tokens is None or self.stop_with is not None
+        end = "stop" if is_stopped else "length"
         return RequestOutput(
             request_id=request.request_id,
             text="" if fails else character,
@@ -107,12 +114,22 @@ class ScriptedEngine:
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=position + 1,
             num_cached_tokens=CACHED_TOKENS,
+            stop_reason=self.stop_with if is_last else None,
+            prompt_logprobs=prompt_logprobs,
             error="the device caught fire" if fails else None,
         )
 
+    def _scored(self, request: GenerationRequest) -> Callable[[int], TokenLogprob]:
+        top = tuple((i, -1.0 - i) for i in range(request.sampling.prompt_logprobs or 0))
+        return lambda token_id: TokenLogprob(token_id, -0.25, top)
+
     def stats(self) -> EngineStats:
         return EngineStats(
-            num_running=len(self.running), num_pages=10, num_free_pages=4, prefix_hit_tokens=7
+            num_running=len(self.running),
+            num_pages=10,
+            num_free_pages=4,
+            page_size=16,
+            prefix_hit_tokens=7,
         )
 
     async def start(self) -> None:

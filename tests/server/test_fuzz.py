@@ -6,11 +6,16 @@ import json
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, given, settings
 
+from server.protocol.anthropic_messages import MessagesRequest
 from server.protocol.body import HARMLESS, UNSUPPORTED
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.raw import RawRequest
+from server.protocol.responses import ResponsesRequest
+from server.protocol.tokens import DetokenizeRequest, EncodeRequest, TokenizeRequest
 from tests.server.live_server import LiveServer
 
 FIELDS = sorted(
@@ -52,6 +57,7 @@ CALLING = st.fixed_dictionaries(
         "tool_call_id": JSON,
     },
 )
+OPENAI_KEYS = {"message", "type", "param", "code"}
 SETTINGS = settings(
     max_examples=150,
     deadline=None,
@@ -65,7 +71,8 @@ def check(server: LiveServer, path: str, content: bytes) -> None:
     assert response.status_code in (200, 400), response.text
     if response.status_code == 400:
         error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        is_anthropic = path.startswith("/v1/messages")
+        assert set(error) == ({"message", "type"} if is_anthropic else OPENAI_KEYS)
         assert error["message"]
         assert len(error["message"]) < 500
     assert server.client.get("/health").status_code == 200
@@ -110,6 +117,51 @@ def test_calls(
 def test_completions(server: LiveServer, prompt: Any, fields: dict[str, Any]) -> None:
     body = {"prompt": prompt, "max_tokens": 2, **fields}
     check(server, "/v1/completions", json.dumps(body).encode())
+
+
+PART = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "input_text", "tool_result", "tool_use", "image"])},
+    optional={"text": st.one_of(st.text(max_size=9), JSON), "content": JSON, "input": JSON},
+)
+ITEM = st.one_of(
+    MESSAGE,
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant"]), "content": st.lists(PART, max_size=3)}
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                ["message", "function_call", "function_call_output", "reasoning"]
+            )
+        },
+        optional={"role": JSON, "content": JSON, "output": JSON, "name": JSON, "call_id": JSON},
+    ),
+    JSON,
+)
+INPUT = st.one_of(st.text(max_size=20), st.lists(ITEM, max_size=3), JSON)
+OTHERS = {
+    "/v1/responses": (ResponsesRequest, "input", {"max_output_tokens": 2}),
+    "/v1/messages": (MessagesRequest, "messages", {"max_tokens": 2}),
+    "/v1/messages/count_tokens": (MessagesRequest, "messages", {}),
+    "/v1/batch/chat/completions": (ChatRequest, "requests", {}),
+    "/": (RawRequest, "prompt", {"generate_config": {"max_new_tokens": 2}}),
+    "/batch_infer": (RawRequest, "prompt_batch", {"max_new_tokens": 2}),
+    "/v1/chat/render": (ChatRequest, "messages", {}),
+    "/tokenizer/encode": (EncodeRequest, "prompt", {}),
+    "/tokenize": (TokenizeRequest, "prompt", {}),
+    "/detokenize": (DetokenizeRequest, "tokens", {}),
+}
+
+
+@pytest.mark.parametrize("path", OTHERS)
+@settings(SETTINGS, max_examples=60)
+@given(data=st.data())
+def test_other_routes(server: LiveServer, path: str, data: st.DataObject) -> None:
+    model, main, always = OTHERS[path]
+    names = sorted({*model.model_fields, *HARMLESS, *UNSUPPORTED, "extra_configs", "tools"})
+    fields = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=3))
+    body = {main: data.draw(INPUT), **always, **fields}
+    check(server, path, json.dumps(body).encode())
 
 
 @SETTINGS

@@ -84,6 +84,67 @@ def test_logprobs_are_those_of_transformers(engine, reference):
         np.testing.assert_allclose(found.logprob, row[token_id], atol=1e-3)
 
 
+@pytest.mark.reference
+def test_prompt_logprobs_are_those_of_transformers(engine, reference):
+    import torch
+
+    results = engine.generate(PROMPTS, params(prompt_logprobs=3, max_tokens=2))
+    for prompt_token_ids, outputs in zip(PROMPTS, results, strict=True):
+        with torch.no_grad():
+            logits = reference(torch.tensor([prompt_token_ids])).logits[0, :, : tiny.NUM_TOKENS]
+        expected = torch.log_softmax(logits.double(), -1).numpy()
+        first, *entries = outputs[0].prompt_logprobs
+        assert first is None
+        for token_id, entry, row in zip(prompt_token_ids[1:], entries, expected, strict=False):
+            assert entry.token_id == token_id
+            np.testing.assert_allclose(entry.logprob, row[token_id], atol=1e-3)
+            assert [i for i, _ in entry.top] == np.argsort(-row)[:3].tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_pages": 1 + 16}, {"max_num_batched_tokens": 16}])
+def test_prompt_logprobs_are_those_of_the_same_tokens_as_output(runner, alone, settings):
+    prompts = [prompt(n, n) for n in (1, 2, 9, 30, 40)]
+    plain = tiny.make_engine(runner)
+    known = plain.generate(prompts, params(logprobs=2))
+    longer = [(*p, *tiny.tokens_of(o)) for p, o in zip(prompts, known, strict=True)]
+    engine = tiny.make_engine(runner, **settings)
+    each = [params(prompt_logprobs=2, max_tokens=3 + i) for i in range(5)]
+    # Among others that want none, of which two share the prompt.
+    others = [params(max_tokens=9)] * 3
+    results = engine.generate([*longer, *prompts[2:]], [*each, *others])
+    for i, outputs in enumerate(results[:5]):
+        entries = outputs[0].prompt_logprobs
+        assert len(entries) == len(longer[i])
+        assert [e.token_id for e in entries[1:]] == list(longer[i][1:])
+        assert all(o.prompt_logprobs is None for o in outputs[1:])
+        assert tiny.tokens_of(outputs) == alone(longer[i], params(max_tokens=3 + i))
+        for entry, output in zip(entries[-12:], known[i], strict=True):
+            np.testing.assert_allclose(entry.logprob, output.logprobs[0].logprob, atol=1e-4)
+            assert [t for t, _ in entry.top] == [t for t, _ in output.logprobs[0].top]
+    assert [tiny.tokens_of(o) for o in results[5:]] == [
+        alone(p, params(max_tokens=9)) for p in prompts[2:]
+    ]
+
+
+def test_bad_words_end_where_they_would_be_completed(engine, alone):
+    tokens = alone(PROMPTS[3])
+    at = next(i for i in range(2, 12) if tokens[i] not in tokens[:i])
+    word = tuple(tokens[at - 2 : at + 1])
+    [found] = generate(engine, [PROMPTS[3]], params(bad_words=(word, (299, tokens[0]))))
+    assert found[:at] == tokens[:at]
+    assert found[at] != tokens[at]
+    [found] = generate(engine, [PROMPTS[3]], params(bad_words=((tokens[0],),)))
+    assert tokens[0] not in found
+
+
+def test_only_allowed_tokens_come(engine):
+    allowed = (7, 99, 205)
+    each = [params(allowed_token_ids=allowed, temperature=2.0, seed=i) for i in range(4)]
+    results = generate(engine, [PROMPTS[3]] * 5, [*each, tiny.GREEDY])
+    assert {t for tokens in results[:4] for t in tokens} == set(allowed)
+    assert not set(results[4]) <= set(allowed)
+
+
 def test_tokens_of_a_batch_are_those_of_each_request_alone(engine, alone):
     assert generate(engine, PROMPTS) == [alone(p) for p in PROMPTS]
 
@@ -313,6 +374,10 @@ def test_logprobs_come_for_each_token_and_only_on_request(engine):
         (prompt(3), {"max_tokens": 0}, "at least 1"),
         ((5, 300), {}, "vocabulary of 300"),
         ((5, -1), {}, "vocabulary of 300"),
+        (prompt(3), {"bad_words": ((5, 300),)}, "bad_words.*vocabulary of 300"),
+        (prompt(3), {"bad_words": ((5,) * 9,)}, "bad_words can be 96"),
+        (prompt(3), {"allowed_token_ids": (300,)}, "allowed_token_ids.*vocabulary of 300"),
+        (prompt(3), {"prompt_logprobs": 21}, "at most 20"),
         (prompt(3), {"logit_bias": ((300, 1.0),)}, "logit_bias.*vocabulary of 300"),
         (prompt(3), {"logit_bias": ((5, 1.0),) * 512}, "513 entries together; at most 512"),
         (prompt(3), {"logprobs": 21}, "at most 20"),

@@ -12,7 +12,15 @@ import pytest
 
 from rtpjax.engine import sampling
 from rtpjax.engine.batch import NO_SLOT, RowInputs
-from rtpjax.engine.sampling import EXCLUDED, MAX_BIASES, MAX_LOGPROBS, SlotState
+from rtpjax.engine.sampling import (
+    ANY_TOKEN,
+    EXCLUDED,
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    SlotState,
+)
 
 V = 300
 NUM_TOKENS = 290
@@ -35,8 +43,10 @@ class Case:
     prompt: tuple[int, ...] = (5, 6)
     output: tuple[int, ...] = ()
     biases: tuple[tuple[int, float, int], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed: tuple[int, ...] = ()
     seed: int = 0
-    allowed: tuple[int, ...] | None = None
+    mask: tuple[int, ...] | None = None
 
     def shaped(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
         """Logits after mask, bias and penalties."""
@@ -53,8 +63,13 @@ class Case:
             x[token_id] -= self.frequency_penalty
         for token_id in set(self.output):
             x[token_id] -= self.presence_penalty
-        if self.allowed is not None:
-            x[np.setdiff1d(np.arange(len(x)), self.allowed)] = -np.inf
+        for *beginning, end in self.bad_words:
+            if list(self.output[len(self.output) - len(beginning) :]) == beginning:
+                x[end] = EXCLUDED
+        if self.allowed:
+            x[[i for i in range(len(x)) if i not in self.allowed]] = 2 * EXCLUDED
+        if self.mask is not None:
+            x[np.setdiff1d(np.arange(len(x)), self.mask)] = -np.inf
         return x
 
     def probabilities(self, logits: np.ndarray, num_tokens: int = NUM_TOKENS) -> np.ndarray:
@@ -96,12 +111,15 @@ def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs
         "sample_at": np.arange(B),
         "sample_slots": np.arange(B),
         "slots": np.arange(B),
-        "has_mask": [c.allowed is not None for c in cases],
+        "has_mask": [c.mask is not None for c in cases],
+        "target_ids": [-1] * B,
         "prompt_lens": [len(c.prompt) for c in cases],
         "seeds": [c.seed for c in cases],
         "top_k": [c.top_k for c in cases],
         "has_bias": [bool(c.biases) for c in cases],
         "has_penalty": changed,
+        "has_bad_words": [bool(c.bad_words) for c in cases],
+        "num_allowed": [len(c.allowed) for c in cases],
         "wants_logprobs": [logprobs] * B,
     }
     floats = RowInputs._fields[len(ints) :]
@@ -117,15 +135,18 @@ def state_of(cases: list[Case], width: int = 16) -> SlotState:
     ids = np.full((B, MAX_BIASES), NO_SLOT, np.int32)
     values = np.zeros((B, MAX_BIASES), np.float32)
     until = np.zeros((B, MAX_BIASES), np.int32)
+    bad_words = np.full((B, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), NO_SLOT, np.int32)
     for i, c in enumerate(cases):
         tokens[i, : len(c.prompt) + len(c.output)] = (*c.prompt, *c.output)
-        for j, bias in enumerate(c.biases):
+        for j, bias in enumerate([*((t, 0.0, 0) for t in c.allowed), *c.biases]):
             ids[i, j], values[i, j], until[i, j] = bias
+        for j, word in enumerate(c.bad_words):
+            bad_words[i, j] = (*[ANY_TOKEN] * (MAX_BAD_WORD_TOKENS - len(word)), *word)
     masks = np.zeros((B, 2048), np.uint8)  # more than any V
     for i, c in enumerate(cases):
-        masks[i, list(c.allowed or ())] = 1
+        masks[i, list(c.mask or ())] = 1
     packed = np.packbits(masks, axis=1, bitorder="little").view(np.int32)
-    return SlotState(*map(jnp.asarray, (tokens, ids, values, until, packed)))
+    return SlotState(*map(jnp.asarray, (tokens, ids, values, until, bad_words, packed)))
 
 
 def random_logits(B: int, width: int = V, seed: int = 0, scale: float = 2.0) -> np.ndarray:
@@ -157,9 +178,9 @@ DISTRIBUTIONS = {
     "top_k_1": Case(top_k=1),
     "top_k_beyond_the_vocabulary": Case(top_k=100_000),
     "top_p": Case(top_p=0.6),
-    "masked": Case(allowed=(0, 31, 32, 63, 150, 287, 289)),
-    "masked_top_p": Case(allowed=tuple(range(40, 260, 3)), top_p=0.7, top_k=30, temperature=0.7),
-    "masked_and_biased": Case(allowed=(3, 4, 5, 60), biases=((60, 3.0, 9), (200, 100.0, 9))),
+    "masked": Case(mask=(0, 31, 32, 63, 150, 287, 289)),
+    "masked_top_p": Case(mask=tuple(range(40, 260, 3)), top_p=0.7, top_k=30, temperature=0.7),
+    "masked_and_biased": Case(mask=(3, 4, 5, 60), biases=((60, 3.0, 9), (200, 100.0, 9))),
     "top_p_tiny": Case(top_p=1e-6),
     "min_p": Case(min_p=0.2),
     "min_p_1": Case(min_p=1.0),
@@ -168,6 +189,11 @@ DISTRIBUTIONS = {
     "penalties": PENALIZED,
     "bias": Case(biases=((250, 8.0, NO_SLOT), (12, -100.0, NO_SLOT), (251, 50.0, 2))),
     "ban_ends_at_its_position": Case(output=(9,), biases=((1, EXCLUDED, 4), (2, 9.0, 3))),
+    "bad_words": Case(
+        output=(8, 9), bad_words=((4,), (9, 250), (8, 9, 251), (8, 252), (5, 6, 8, 9, 253))
+    ),
+    "bad_words_of_a_prompt_do_not_count": Case(bad_words=((6, 250), (5, 6, 251))),
+    "allowed": Case(allowed=(3, 250, 11), biases=((250, 2.0, NO_SLOT), (40, 50.0, NO_SLOT))),
     "all": dataclasses.replace(
         PENALIZED, top_k=30, top_p=0.9, min_p=0.01, biases=((20, 3.0, NO_SLOT), (0, EXCLUDED, 99))
     ),
@@ -352,9 +378,9 @@ def test_a_large_vocabulary_reaches_its_last_tokens():
 def test_a_mask_holds_against_everything_else_a_row_may_ask_for():
     logits = random_logits(4)
     cases = [
-        Case(allowed=(17,), biases=((17, EXCLUDED, 99),)),  # the end, before min_tokens
-        Case(allowed=(17, 18), repetition_penalty=1e-9, prompt=(1, 2, 3), temperature=2.0),
-        Case(allowed=(299, 17), temperature=0.0),  # 299 is beyond the tokenizer
+        Case(mask=(17,), biases=((17, EXCLUDED, 99),)),  # the end, before min_tokens
+        Case(mask=(17, 18), repetition_penalty=1e-9, prompt=(1, 2, 3), temperature=2.0),
+        Case(mask=(299, 17), temperature=0.0),  # 299 is beyond the tokenizer
         Case(biases=((200, 100.0, 99),)),
     ]
     found = sample(jnp.asarray(logits), rows_of(cases), state_of(cases), NUM_TOKENS).token_ids

@@ -219,7 +219,6 @@ def test_prompts_that_are_none(prompt: object) -> None:
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 6}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
     ],

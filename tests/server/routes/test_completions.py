@@ -36,7 +36,16 @@ def test_prompts_times_n_in_order(server: LiveServer) -> None:
     assert answer["usage"]["prompt_tokens"] == 6
 
 
-@pytest.mark.parametrize("fields", [{}, {"echo": True}, {"n": 2}, {"logprobs": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"echo": True},
+        {"n": 2},
+        {"logprobs": 2},
+        {"echo": True, "logprobs": 2, "n": 2},
+    ],
+)
 def test_joined_stream_is_the_whole_answer(server: LiveServer, fields: dict[str, Any]) -> None:
     body = {"prompt": "abc", "seed": 3, "max_tokens": 6, **fields}
     whole = complete(server, **body)["choices"]

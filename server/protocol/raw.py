@@ -1,0 +1,141 @@
+"""Body of RTP-LLM's own API, POST / and /batch_infer: prompts and a generate config.
+
+The settings of `generate_config` may also stand beside it, and win there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from server import limits
+from server.protocol.body import check_fields, describe, field_error, parse_body
+from server.protocol.chat import ChatRequest
+from server.protocol.generate_config import GenerateConfig, config_fields
+from server.protocol.sampling import SamplingFields
+
+# Its defaults differ from the chat API's.
+_DEFAULTS = {"temperature": 1.0, "aux_info": True}
+
+
+class RawConfig(GenerateConfig):
+    """What only this API can be told."""
+
+    yield_generator: bool = False
+    return_incremental: bool = False
+    return_input_ids: bool = False
+
+
+class RawRequest(RawConfig):
+    """The body as it comes."""
+
+    prompt: Any = None
+    text: Any = None
+    messages: list[Any] | None = None
+    prompt_batch: list[Any] | None = None
+    generate_config: dict[str, Any] | None = None
+    generation_config: dict[str, Any] | None = None
+    stream: bool = False
+    source: Annotated[str, Field(max_length=256)] | None = None  # who asks; nothing depends on it
+
+    def as_fields(self) -> dict[str, Any]:
+        fields = super().as_fields()
+        return {k: v for k, v in fields.items() if k not in _NO_SETTINGS}
+
+
+_NO_SETTINGS = RawRequest.model_fields.keys() - RawConfig.model_fields.keys()
+
+# A text, or checked messages of a chat.
+RawPrompt = str | ChatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RawBody:
+    """The checked body.
+
+    Attributes:
+        prompts: At least one.
+        sampling: For all of them.
+        is_batch: The answer is a `response_batch`.
+        is_multi: Each prompt's `response` is a list.
+        is_stream: It is sent as it grows ...
+        is_incremental: ... each time what is new, else all so far.
+        wants_input_ids: The prompts' token ids are part of it.
+    """
+
+    prompts: list[RawPrompt]
+    sampling: SamplingFields
+    is_batch: bool
+    is_multi: bool
+    is_stream: bool
+    is_incremental: bool
+    wants_input_ids: bool
+
+
+def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
+    """Checks a body; `is_batch` for the route that always answers a batch.
+
+    Raises:
+        RequestError: A field is unknown, unsupported or wrong.
+    """
+    request = parse_body(body, RawRequest)
+    settings: dict[str, Any] = {}
+    for where in ("generation_config", "generate_config"):
+        config = getattr(request, where)
+        if config is not None:
+            settings |= config_fields(config, where, RawConfig)
+    settings |= request.as_fields()
+    is_multi = "n" in settings
+    is_stream = settings.pop("yield_generator", False) or request.stream
+    is_incremental = settings.pop("return_incremental", False)
+    wants_input_ids = settings.pop("return_input_ids", False)
+    if is_batch and is_stream:
+        raise field_error("yield_generator", "/batch_infer answers in one piece")
+    if is_incremental and not is_stream:
+        raise field_error("return_incremental", "only allowed when yield_generator is true")
+    return RawBody(
+        prompts=_prompts(request),
+        sampling=check_fields(_DEFAULTS | settings, SamplingFields),
+        is_batch=is_batch or request.prompt_batch is not None,
+        is_multi=is_multi,
+        is_stream=is_stream,
+        is_incremental=is_incremental,
+        wants_input_ids=wants_input_ids,
+    )
+
+
+def _prompts(request: RawRequest) -> list[RawPrompt]:
+    names = ("prompt", "text", "messages", "prompt_batch")
+    given = [name for name in names if getattr(request, name) is not None]
+    if len(given) != 1:
+        raise field_error("prompt", f"expected one of {', '.join(names)}")
+    [name] = given
+    value = getattr(request, name)
+    if name == "messages" or (name != "prompt_batch" and _is_messages(value)):
+        return [_chat(value, name)]
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not 0 < len(value) <= limits.MAX_PROMPTS:
+        reason = f"expected 1 to {limits.MAX_PROMPTS} prompts, found {describe(value)}"
+        raise field_error(name, reason)
+    return [_prompt(item, f"{name}[{index}]") for index, item in enumerate(value)]
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _prompt(value: Any, where: str) -> RawPrompt:
+    if isinstance(value, str):
+        return value
+    if _is_messages(value):
+        return _chat(value, where)
+    raise field_error(where, f"expected a string or messages, found {describe(value)}")
+
+
+def _chat(messages: list[Any], where: str) -> ChatRequest:
+    if not messages:
+        raise field_error(where, "expected at least one message")
+    return check_fields({"messages": messages}, ChatRequest)

@@ -1,0 +1,21 @@
+"""The OpenAPI document, for tools and for readers."""
+
+from __future__ import annotations
+
+from sanic import HTTPResponse, Request
+from sanic.response import html, json
+
+from server.openapi import document, page
+
+
+async def openapi(_request: Request) -> HTTPResponse:
+    """This API as an OpenAPI document."""
+    return json(document())
+
+
+async def docs(_request: Request) -> HTTPResponse:
+    """This API as a page."""
+    return html(page())
+
+
+ROUTES = [("GET", "/openapi.json", openapi), ("GET", "/docs", docs)]

@@ -1,0 +1,57 @@
+"""Anthropic's POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+from sanic import HTTPResponse, Request
+from sanic.response import json
+
+from server.chat_job import chat_requests, encode_chat
+from server.generation import Job, answer
+from server.messages_answer import MessagesAnswer, messages_failure
+from server.output import Usage
+from server.protocol.anthropic_messages import (
+    CountRequest,
+    MessagesRequest,
+    parse_count,
+    parse_messages,
+)
+from server.routes import context_of, takes
+
+
+@takes(MessagesRequest)
+async def messages(request: Request) -> HTTPResponse | None:
+    """Answers a conversation."""
+    context = context_of(request)
+    context.check_available()
+    body = parse_messages(request.body)
+    # Its clients ask for more tokens than a small model's context has; the answer says when it
+    # ends there.
+    prompt, requests, syntax = await chat_requests(context, body, is_cut_to_fit=True)
+    wanted = body.max_tokens or 0
+    is_cut = wanted > context.engine.max_model_len - len(prompt.token_ids)
+    usage = Usage()
+    job = Job(
+        requests=requests,
+        answer=MessagesAnswer(context.engine.model_name, usage, is_cut=is_cut),
+        usage=usage,
+        is_stream=body.stream,
+        include_usage=True,
+        syntax=syntax,
+        is_text_only=True,
+        end=b"",
+        failure=messages_failure,
+    )
+    return await answer(request, context, job)
+
+
+@takes(CountRequest)
+async def count_tokens(request: Request) -> HTTPResponse:
+    """The length of a prompt."""
+    prompt = await encode_chat(context_of(request), parse_count(request.body))
+    return json({"input_tokens": len(prompt.token_ids)})
+
+
+ROUTES = [
+    ("POST", "/v1/messages", messages),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
+]

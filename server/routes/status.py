@@ -1,0 +1,69 @@
+"""What RTP-LLM's schedulers and operators ask of a worker."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from sanic import HTTPResponse, Request
+from sanic.response import json
+
+from server.protocol.body import StrictModel, parse_body
+from server.routes import context_of, takes
+
+logger = logging.getLogger(__name__)
+
+
+class LogLevelRequest(StrictModel):
+    """Body of POST /set_log_level."""
+
+    log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+async def worker_status(request: Request) -> HTTPResponse:
+    """Load and memory in one answer."""
+    context = context_of(request)
+    stats = context.engine.stats()
+    return json(
+        {
+            "role": "PDFUSION",  # prompts and answers are computed by the same worker
+            "alive": context.unavailable_reason() is None,
+            "model_name": context.engine.model_name,
+            "max_seq_len": context.engine.max_model_len if context.engine.is_ready else 0,
+            "running_query_len": stats.num_running,
+            "waiting_query_len": stats.num_waiting,
+            "cache_status": _cache(request),
+        }
+    )
+
+
+async def cache_status(request: Request) -> HTTPResponse:
+    """Tokens that the paged cache holds and could still take."""
+    return json(_cache(request))
+
+
+@takes(LogLevelRequest)
+async def set_log_level(request: Request) -> HTTPResponse:
+    """Changes what the process logs from now on."""
+    level = parse_body(request.body, LogLevelRequest).log_level
+    logging.getLogger().setLevel("DEBUG" if level == "TRACE" else level)
+    logger.warning("the log level is %s now", level)
+    return json({"status": "ok"})
+
+
+def _cache(request: Request) -> dict[str, int]:
+    stats = context_of(request).engine.stats()
+    return {
+        "available_kv_cache": stats.num_free_pages * stats.page_size,
+        "total_kv_cache": stats.num_pages * stats.page_size,
+        "block_size": stats.page_size,
+    }
+
+
+ROUTES = [
+    ("GET", "/worker_status", worker_status),
+    ("POST", "/worker_status", worker_status),
+    ("GET", "/cache_status", cache_status),
+    ("POST", "/cache_status", cache_status),
+    ("POST", "/set_log_level", set_log_level),
+]
