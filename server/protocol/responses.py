@@ -26,6 +26,7 @@ _PASSED = SamplingFields.model_fields.keys() - {
 NAME_OF = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
 }
 
