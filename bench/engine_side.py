@@ -16,7 +16,6 @@ from rtpjax.engine.request import Grammar, RequestOutput, SamplingParams
 from rtpjax.errors import EngineError
 from rtpjax.tokenizer import load_tokenizer
 
-
 # JSON that does not end before its length does.
 _ITEM = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}}
 ENDLESS = Grammar("json_schema", json.dumps({"type": "array", "items": _ITEM, "minItems": 100_000}))
