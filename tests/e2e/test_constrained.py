@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.request import GenerationRequest, Grammar, RequestOutput, SamplingParams
 from rtpjax.errors import RequestError
 from tests.e2e import byte_model
@@ -244,3 +246,15 @@ def test_a_mask_that_fails_ends_its_request_and_no_other(engine, monkeypatch):
     assert (ended["fails"].finish_reason, ended["fails"].error) == ("error", "too complex")
     assert ended["goes on"].finish_reason == "stop"
     assert engine.stats().num_free_pages == engine.stats().num_pages
+
+
+def test_a_mask_may_become_ready_while_the_engine_looks_at_it(engine, monkeypatch):
+    engine.add(GenerationRequest("r", PROMPT, HOT, grammar=JSON))
+    ready: Future[np.ndarray] = Future()
+    ready.set_result(np.zeros(1, np.int32))
+    answers = iter([ready] + [None] * 9)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Constraint, "pending", property(lambda self: next(answers)))
+        engine._await_masks(0.01)
+    assert tiny.run(engine)["r"][-1].finish_reason == "stop"
