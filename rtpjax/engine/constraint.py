@@ -87,6 +87,8 @@ class Constraint:
                 raise EngineError(f"The grammar failed: {reason}")
             self._start_mask(needed=True)
             return False
+        if self._matcher.is_error():  # it also counts as stopped
+            raise EngineError(f"The grammar failed: {self._matcher.get_error()}")
         self._num_accepted += 1
         self._see(token_id)
         self.is_finished = self._matcher.is_stopped()

@@ -315,7 +315,9 @@ class LLMEngine:
         if not self._constrained:
             return
         running = [s.constraint for s in self._constrained.values() if s.slot >= 0]
-        futures.wait([c.pending for c in running if c is not None and c.pending], timeout_s)
+        # Each is read once: it may become ready meanwhile.
+        pending = [c.pending for c in running if c is not None]
+        futures.wait([mask for mask in pending if mask is not None], timeout_s)
 
     def _end_failed(self, outputs: list[RequestOutput]) -> None:
         """Ends requests whose mask could not be made; the others go on."""
