@@ -102,20 +102,6 @@ SETTINGS = (
     Setting(
         "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
     ),
-    Setting(
-        "TOOL_CALL_PARSER",
-        str,
-        None,
-        "how the model writes calls, a module of server/tool_parsers "
-        "(default: by chat template and model type)",
-    ),
-    Setting(
-        "REASONING_PARSER",
-        str,
-        None,
-        "how it writes reasoning, a module of server/reasoning_parsers or none "
-        "(default: by chat template and model type)",
-    ),
     Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
     Setting("START_PORT", _port, 8088, "port to listen on"),
     Setting("ACT_TYPE", _act_type, None, "compute format: FP32, BF16 or FP16 (default: BF16)"),
