@@ -47,7 +47,7 @@ from rtpjax.errors import EngineError, QueueFullError, RequestError
 logger = logging.getLogger(__name__)
 
 # Collecting first may always cost this share of throughput: constrained rows run twice as fast.
-_COLLECT_FIRST_SHARE = 0.05
+_COLLECT_FIRST_SHARE = 0.08
 _MASK_THREADS = 4
 _MASK_WAIT_S = 0.005  # then the step goes without the rows whose mask is late
 
