@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import cast
 
@@ -11,15 +12,25 @@ from bench.side import Prompts, serve_side
 from checkpoints_conv.readers import open_checkpoint
 from rtpjax.config import EngineSettings
 from rtpjax.engine.load import load_engine
-from rtpjax.engine.request import RequestOutput, SamplingParams
+from rtpjax.engine.request import Grammar, RequestOutput, SamplingParams
 from rtpjax.errors import EngineError
 from rtpjax.tokenizer import load_tokenizer
 
+# JSON that does not end before its length does.
+_ITEM = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}}
+ENDLESS = Grammar("json_schema", json.dumps({"type": "array", "items": _ITEM, "minItems": 100_000}))
+
 
 class EngineSide:
-    """Generates through the synchronous interface, as a server with default settings would."""
+    """Generates through the synchronous interface, as a server with default settings would.
 
-    def __init__(self, model_path: str):
+    Args:
+        model_path: The checkpoint's folder.
+        num_constrained: Rows of each batch that follow a grammar.
+    """
+
+    def __init__(self, model_path: str, num_constrained: int = 0):
+        self._num_constrained = num_constrained
         # No end tokens: the lengths are fixed.
         self._llm = load_engine(
             open_checkpoint(model_path),
@@ -33,7 +44,9 @@ class EngineSide:
         timings = self._llm.timings
         host_s, wait_s = timings.host_s, timings.wait_s
         sampling = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
-        outputs = self._llm.generate(prompts, sampling)
+        num_free = len(prompts) - self._num_constrained
+        grammars = [ENDLESS] * self._num_constrained + [None] * num_free
+        outputs = self._llm.generate(prompts, sampling, grammars[: len(prompts)])
         host_s, wait_s = timings.host_s - host_s, timings.wait_s - wait_s
         self._host_share = host_s / (host_s + wait_s)
         return [_token_ids(parts) for parts in outputs]
@@ -49,4 +62,4 @@ def _token_ids(parts: list[RequestOutput]) -> list[int]:
 
 
 if __name__ == "__main__":
-    serve_side(lambda: EngineSide(sys.argv[1]))
+    serve_side(lambda: EngineSide(sys.argv[1], *map(int, sys.argv[2:])))

@@ -1,5 +1,8 @@
 """`bench offline`: the engine without HTTP, greedy, fixed lengths, beside transformers' `generate`.
 
+With `--constrained N`, N rows of each batch follow a grammar, and the engine stands beside itself
+without any: the ratio says what they cost all rows together.
+
 Rounds alternate between the sides, so that a machine that slows down slows both; the ratio is taken
 round by round, and its median reported.
 """
@@ -20,6 +23,7 @@ from bench.stats import ratio
 from bench.workload import random_token_ids
 
 ENGINE = "rtpjax"
+UNCONSTRAINED = "unconstrained"
 MAX_BUSY_SHARE = 0.1
 
 
@@ -47,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compare", choices=("transformers",), help="measure it side by side")
+    parser.add_argument(
+        "--constrained", type=int, default=0, help="rows that follow a grammar, beside none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="write results here")
 
@@ -56,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     busy = busy_share()
     if busy is not None and busy > MAX_BUSY_SHARE:
         print(f"warning: others use {busy:.0%} of this machine's cores; do not publish this run")
-    sides = [_start(ENGINE, "bench.engine_side", args.model)]
+    sides = [_start(ENGINE, "bench.engine_side", args.model, str(args.constrained))]
+    if args.constrained:
+        sides.append(_start(UNCONSTRAINED, "bench.engine_side", args.model))
     if args.compare:
         sides.append(_start(args.compare, f"bench.{args.compare}_side", args.model))
     comparisons: list[Comparison] = []
@@ -131,12 +140,12 @@ def _host_share(comparison: Comparison) -> float | None:
     return median(shares) if shares else None
 
 
-def _start(name: str, module: str, model_path: str) -> SideProcess:
+def _start(name: str, module: str, *args: str) -> SideProcess:
     # OpenMP's threads, which torch uses, spin while they wait. If anything else runs on the machine
     # they take the cores from their own workers: 1.3 tokens/s instead of 12 was seen. Whoever sets
     # the variable decides.
     env = {"OMP_WAIT_POLICY": "passive"} | os.environ
-    return SideProcess(name, [sys.executable, "-m", module, model_path], env)
+    return SideProcess(name, [sys.executable, "-m", module, *args], env)
 
 
 def _int_list(text: str) -> list[int]:

@@ -86,9 +86,6 @@ SETTINGS = (
         "MODEL_TYPE", str, None, "architecture or model type, when config.json does not say it"
     ),
     Setting(
-        "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
-    ),
-    Setting(
         "TOOL_CALL_PARSER",
         str,
         None,
@@ -101,6 +98,9 @@ SETTINGS = (
         None,
         "how it writes reasoning, a module of server/reasoning_parsers or none "
         "(default: by chat template and model type)",
+    ),
+    Setting(
+        "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
     ),
     Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
     Setting("START_PORT", _port, 8088, "port to listen on"),

@@ -30,8 +30,8 @@ def chat_grammar(
     Args:
         response_format: As the caller sent it.
         calls: What the request says about function calls.
-        syntax: How the answer is read. A constraint starts where open reasoning ends, and calls
-            that the model may but need not make are constrained in the hermes format only.
+        syntax: How the answer is read. A constraint starts where open reasoning ends; calls that
+            the model may but need not make are constrained in the hermes format only.
 
     Raises:
         RequestError: A schema cannot be used, or a response_format stands beside functions.

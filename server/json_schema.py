@@ -3,9 +3,9 @@
 Whatever the new schema allows, the old one allows too:
 
 - `properties` as a list of `{"name", "schema", "required"}` (RTP-LLM's users write them so) becomes
-  a dict, `required: true` inside a property moves up, `nullable` becomes a union with null;
-- formats that nothing checks, and `uniqueItems: false`, are dropped: they demand nothing; dates
-  become patterns;
+  a dict, and `required: true` inside a property moves up;
+- formats that nothing checks, `uniqueItems: false` and `nullable` (OpenAPI's, no JSON schema) are
+  dropped: they demand nothing; dates become patterns;
 - an object that lists its properties and does not speak of others gets no others. Weak models would
   go on inventing them.
 """
@@ -103,8 +103,7 @@ class _Normaliser:
             new["pattern"] = _PATTERNS[new.pop("format")]
         if new.get("uniqueItems") is False:
             del new["uniqueItems"]
-        if new.pop("nullable", False) is True:
-            return {"anyOf": [new, {"type": "null"}]}
+        new.pop("nullable", None)
         return new
 
     def _descend(self, schema: dict[str, Any], path: str, depth: int) -> None:

@@ -7,7 +7,8 @@ without a mask and run ahead like those of any other request; each is checked wh
 that does not fit is dropped, with what was computed after it, and sampled again under the mask.
 Whether a token is sampled under a mask depends on the tokens before it alone, never on timing, so
 that a seed repeats its tokens. (Where the token after a trigger fits, nothing was lost; taking it
-or else drawing again under the mask gives the masked distribution.)
+or else drawing again under the mask gives the masked distribution.) Free text is valid UTF-8: in
+the middle of a character the grammar is not free.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Constraint:
                 raise EngineError(f"The grammar failed: {reason}")
             self._start_mask(needed=True)
             return False
+        if self._matcher.is_error():  # it also counts as stopped
+            raise EngineError(f"The grammar failed: {self._matcher.get_error()}")
         self._num_accepted += 1
         self._see(token_id)
         self.is_finished = self._matcher.is_stopped()

@@ -54,7 +54,7 @@ from rtpjax.errors import EngineError, QueueFullError, RequestError
 logger = logging.getLogger(__name__)
 
 # Collecting first may always cost this share of throughput: constrained rows run twice as fast.
-_COLLECT_FIRST_SHARE = 0.05
+_COLLECT_FIRST_SHARE = 0.08
 _MASK_THREADS = 4
 _MASK_WAIT_S = 0.005  # then the step goes without the rows whose mask is late
 
@@ -346,7 +346,9 @@ class LLMEngine:
         if not self._constrained:
             return
         running = [s.constraint for s in self._constrained.values() if s.slot >= 0]
-        futures.wait([c.pending for c in running if c is not None and c.pending], timeout_s)
+        # Each is read once: it may become ready meanwhile.
+        pending = [c.pending for c in running if c is not None]
+        futures.wait([mask for mask in pending if mask is not None], timeout_s)
 
     def _end_failed(self, outputs: list[RequestOutput]) -> None:
         """Ends requests whose mask could not be made; the others go on."""

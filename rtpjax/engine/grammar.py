@@ -206,6 +206,8 @@ def _spaced(schema: Any) -> dict[str, Any]:
     """The schema with our white space."""
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
+    if not isinstance(schema, dict):
+        raise TypeError("a JSON schema is an object")
     return schema | {"x-guidance": JSON_OPTIONS | schema.get("x-guidance", {})}
 
 

@@ -30,10 +30,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "string", "format": "uuid"}, {"type": "string", "format": "uuid"}),
         ({"type": "array", "uniqueItems": False}, {"type": "array"}),
         ({"x-guidance": {"lenient": True}, "type": "null"}, {"type": "null"}),
-        (
-            {"type": "integer", "nullable": True},
-            {"anyOf": [{"type": "integer"}, {"type": "null"}]},
-        ),
+        ({"type": "integer", "nullable": True}, {"type": "integer"}),
         (
             {"properties": {"a": {"type": "string", "required": True}, "b": True}},
             {"properties": {"a": {"type": "string"}, "b": True}, "required": ["a"], **CLOSED},
