@@ -128,7 +128,7 @@ class GrammarCompiler:
         ends = self._end_token_ids or None
         try:
             return LLTokenizer(backend.to_str(), eos_token=ends)
-        except Exception as error:
+        except ValueError as error:
             raise RequestError(
                 f"This model's tokenizer cannot be used with a grammar: {error}"
             ) from error
