@@ -59,7 +59,6 @@ class RowInputs(NamedTuple):
         sample_slots: Slot that the sampled token is written to; NO_SLOT when the row samples
             nothing.
         slots: The row's slot in the per-request device state.
-        has_mask: 1 if the slot's mask says which tokens may be sampled.
         target_ids: Token to score in place of sampling one; -1 to sample.
         prompt_lens: Tokens of context that are prompt.
         seeds: Seed of the row's draws, as 32 bits.
@@ -75,7 +74,6 @@ class RowInputs(NamedTuple):
     sample_at: jax.Array
     sample_slots: jax.Array
     slots: jax.Array
-    has_mask: jax.Array
     target_ids: jax.Array
     prompt_lens: jax.Array
     seeds: jax.Array
@@ -211,12 +209,11 @@ def _pack_row(parts: Parts[np.ndarray], b: int, at: int, row: ScheduledRow, page
     fields = parts.rows[b]
     fields[:] = sequence.sampling_fields
     sample_slot = sequence.slot if row.samples else NO_SLOT
-    has_mask = row.mask is not None
-    fields[:6] = row.start + row.count, end - 1, sample_slot, sequence.slot, has_mask, row.target
+    fields[:5] = row.start + row.count, end - 1, sample_slot, sequence.slot, row.target
 
 
 def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
-    """A row's fields `[F]` as they stay from step to step; the first six change and are 0 here."""
+    """A row's fields `[F]` as they stay from step to step; the first five change and are 0 here."""
     p = sequence.request.sampling
     fields = _EMPTY_ROW.copy()
     start = RowInputs._fields.index("prompt_lens")
@@ -251,8 +248,8 @@ def uses_slot_state(p: SamplingParams) -> bool:
 
 def unpack(
     vector: jax.Array, layout: Layout, tokens: jax.Array
-) -> tuple[jax.Array, jax.Array, StepInputs, RowInputs]:
-    """Inside the step: the packed vector as what the model and the sampler take.
+) -> tuple[jax.Array, jax.Array, StepInputs, jax.Array]:
+    """Inside the step: the packed vector as what the model takes.
 
     Args:
         vector: int32 `[layout.size]`.
@@ -260,25 +257,30 @@ def unpack(
         tokens: int32 `[slots, max_model_len]`, tokens by slot and position, for the pending ones.
 
     Returns:
-        Token ids `[T]`, per-request slots of the tokens `[T]`, and the inputs of model and sampler.
+        Token ids `[T]`, per-request slots of the tokens `[T]`, the model's inputs, and the fields
+        of the rows `[B, F]` (see row_inputs).
     """
     parts = layout.split(vector)
     token_ids, positions, cache_slots, token_slots = parts.tokens
     pending = tokens.at[token_slots, positions].get(mode="clip")
     token_ids = jnp.where(token_ids == PENDING, pending, token_ids)
-    columns = [parts.rows[:, i] for i in range(NUM_ROW_FIELDS)]
-    rows = RowInputs(
-        *(
-            lax.bitcast_convert_type(c, jnp.float32) if name in _FLOATS else c
-            for name, c in zip(RowInputs._fields, columns, strict=True)
-        )
-    )
     step = StepInputs(
         positions=positions,
         slots=cache_slots,
         page_table=parts.page_table,
         query_start=parts.query_start,
-        context_lens=rows.context_lens,
+        context_lens=row_inputs(parts.rows).context_lens,
         kind=layout.bucket.kind,
     )
-    return token_ids, token_slots, step, rows
+    return token_ids, token_slots, step, parts.rows
+
+
+def row_inputs(packed_rows: jax.Array) -> RowInputs:
+    """The fields of the rows by name, from int32 `[B, F]`."""
+    columns = [packed_rows[:, i] for i in range(NUM_ROW_FIELDS)]
+    return RowInputs(
+        *(
+            lax.bitcast_convert_type(c, jnp.float32) if name in _FLOATS else c
+            for name, c in zip(RowInputs._fields, columns, strict=True)
+        )
+    )

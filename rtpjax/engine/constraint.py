@@ -1,14 +1,12 @@
 """A grammar while one request is under way: which tokens may come next, and whether one fits.
 
-    accept(token) ──► matcher ──► needs a mask? ──► a worker thread fills it ──► mask_for(...)
+    accept(token) ──► matcher ──► needs a mask? ──► a worker thread fills it ──► mask
 
 While the grammar is free (text before a call opens, reasoning before it ends) tokens are sampled
-without a mask and run ahead like those of any other request; each is checked when it is known. One
-that does not fit is dropped, with what was computed after it, and sampled again under the mask.
-Whether a token is sampled under a mask depends on the tokens before it alone, never on timing, so
-that a seed repeats its tokens. (Where the token after a trigger fits, nothing was lost; taking it
-or else drawing again under the mask gives the masked distribution.) Free text is valid UTF-8: in
-the middle of a character the grammar is not free.
+without a mask; each is checked when it is known. One that does not fit, since it goes from free
+text into a part that is not, is dropped and sampled again under the mask. Whether a token is
+sampled under a mask depends on the tokens before it alone, never on timing, so that a seed repeats
+its tokens. Free text is valid UTF-8: in the middle of a character the grammar is not free.
 """
 
 from __future__ import annotations
@@ -44,7 +42,6 @@ class Constraint:
         self._mask: Future[np.ndarray] | None = None
         self.is_finished = False
         self.is_free = self._find_free()
-        self._was_free = self.is_free
         self._start_mask()
 
     @property
@@ -57,18 +54,23 @@ class Constraint:
         """Why there is no mask, if making it failed."""
         return self._mask.exception() if self._mask is not None and self._mask.done() else None
 
-    def can_sample(self, num_sampled: int) -> bool:
-        """Whether the token after num_sampled ones, known or in flight, can be sampled now."""
-        num_ahead = num_sampled - self._num_accepted
-        if num_ahead == 0:
-            return self._mask is None or (self._mask.done() and self._mask.exception() is None)
-        return num_ahead == 1 and self.is_free
+    def can_run(self, num_sampled: int) -> bool:
+        """Whether the token after num_sampled ones can be computed now.
 
-    def mask_for(self, num_sampled: int) -> np.ndarray | None:
-        """The mask of that token: int32 `[ceil(V / 32)]`, bit set for allowed; None for no mask."""
-        assert self.can_sample(num_sampled)
-        is_known = num_sampled == self._num_accepted
-        return self._mask.result() if is_known and self._mask is not None else None
+        One token in flight is fine: it will be known before the next one is chosen.
+        """
+        return num_sampled == self._num_accepted + 1 or self.is_ready
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the token after the known ones can be chosen: the mask it needs is there."""
+        return self._mask is None or (self._mask.done() and self._mask.exception() is None)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """What that token may be: int32 `[ceil(V / 32)]`, bit set for allowed; None for any."""
+        assert self.is_ready
+        return None if self._mask is None else self._mask.result()
 
     def accept(self, token_id: int, *, is_end: bool) -> bool:
         """Takes the next token in; False if it does not fit and must be sampled again.
@@ -93,7 +95,7 @@ class Constraint:
         self._num_accepted += 1
         self._see(token_id)
         self.is_finished = self._matcher.is_stopped()
-        self._was_free, self.is_free = self.is_free, self._find_free()
+        self.is_free = self._find_free()
         self._start_mask()
         return True
 
@@ -115,8 +117,7 @@ class Constraint:
         self._tail = text[-len(after) :]
 
     def _start_mask(self, *, needed: bool = False) -> None:
-        needed = needed or not self._was_free
-        is_wanted = needed and not self.is_finished
+        is_wanted = (needed or not self.is_free) and not self.is_finished
         self._mask = self._pool.submit(self._fill) if is_wanted else None
 
     def _fill(self) -> np.ndarray:

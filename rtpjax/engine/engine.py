@@ -1,13 +1,11 @@
 """The engine: requests in, text out, one step at a time. async_engine gives it a thread.
 
-    step():  schedule N+1 -> dispatch N+1 -> collect N -> record tokens, detokenize, notice stops
+    step():  schedule N+1 -> forward N+1 -> collect N -> record tokens, detokenize, notice stops
+             -> choose the tokens of N+1, under the masks of those with a grammar
 
-The device works on N+1 while the host reads N. That a request ended with N is noticed when N+1 is
-under way already; what N+1 computed for it is dropped.
-
-A row under a grammar's mask needs its token of N before N+1 can be scheduled. Either it sits out
-every other step, or the step before is collected first and the device waits for the host a little:
-whichever costs less throughput (_collects_first). Requests without a grammar never wait for a mask.
+The device works on N+1 while the host reads N and makes masks. That a request ended with N is
+noticed when N+1 is under way already; what N+1 computes for it is dropped. A mask that is late does
+not hold up the others: its row's token is dropped, and computed again when the mask is there.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from collections.abc import Sequence as Many
 from concurrent import futures
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from rtpjax.config import EngineConfig
@@ -39,7 +38,7 @@ from rtpjax.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
-from rtpjax.engine.runner import Runner, StepHandle, biases_of
+from rtpjax.engine.runner import Forwarded, Runner, StepHandle, biases_of
 from rtpjax.engine.sampling import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
@@ -53,10 +52,8 @@ from rtpjax.errors import EngineError, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
 
-# Collecting first may always cost this share of throughput: constrained rows run twice as fast.
-_COLLECT_FIRST_SHARE = 0.08
 _MASK_THREADS = 4
-_MASK_WAIT_S = 0.005  # then the step goes without the rows whose mask is late
+_MASK_WAIT_S = 0.005  # then the tokens whose mask is late are dropped
 
 
 @dataclasses.dataclass(slots=True)
@@ -109,7 +106,6 @@ class LLMEngine:
         self._arrivals = itertools.count()
         self._constrained: dict[str, Sequence] = {}
         self._mask_pool = futures.ThreadPoolExecutor(_MASK_THREADS, "masks")
-        self._host_share = 0.0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
 
@@ -248,26 +244,22 @@ class LLMEngine:
         started, waited = time.perf_counter(), self.timings.wait_s
         rows: list[ScheduledRow] = []
         outputs: list[RequestOutput] = []
-        collected = self._in_flight
+        collected, self._in_flight = self._in_flight, None
         try:
-            if collected is not None and self._collects_first(collected):
-                self._collect(collected, outputs)
-                collected = None
-                self._await_masks(_MASK_WAIT_S)
             rows = self._scheduler.schedule()
-            self._in_flight = self._dispatch(rows) if rows else None
+            forwarded = self._forward(rows) if rows else None
             if collected is not None:
                 self._collect(collected, outputs)
-            elif not rows:
-                self._await_masks(1.0)  # there is nothing else to do
+            elif forwarded is None:
+                self._await_masks(self._running_constraints(), 1.0)  # nothing else to do
+            if forwarded is not None:
+                self._in_flight = self._choose(forwarded)
             self._end_failed(outputs)
         except Exception as error:  # the one place where any failure of a step ends up
             logger.exception("A step failed; its requests end with an error")
             outputs += self._recover([*(collected.batch.rows if collected else ()), *rows], error)
         waited = self.timings.wait_s - waited
-        elapsed = time.perf_counter() - started
-        self.timings.host_s += elapsed - waited
-        self._host_share += 0.1 * ((elapsed - waited) / elapsed - self._host_share)
+        self.timings.host_s += time.perf_counter() - started - waited
         return outputs
 
     def generate(
@@ -328,26 +320,14 @@ class LLMEngine:
         own = frozenset() if sampling.ignore_eos else self.end_token_ids
         return own | frozenset(sampling.stop_token_ids)
 
-    def _collects_first(self, handle: StepHandle) -> bool:
-        """Whether the next step waits for this one's tokens, for the sake of constrained rows.
+    def _running_constraints(self) -> list[Constraint]:
+        running = (s.constraint for s in self._constrained.values() if s.slot >= 0)
+        return [c for c in running if c is not None]
 
-        It costs the host's share of a step; without it each such row loses every other token.
-        """
-        if not self._constrained:
-            return False
-        rows = handle.batch.rows
-        constraints = [r.sequence.constraint for r in rows if r.samples]
-        num_bound = sum(c is not None and not c.is_free for c in constraints)
-        loss = num_bound / (2 * len(rows))
-        return num_bound > 0 and self._host_share < max(loss, _COLLECT_FIRST_SHARE)
-
-    def _await_masks(self, timeout_s: float) -> None:
-        """Waits for the masks of running rows, or until the time is over."""
-        if not self._constrained:
-            return
-        running = [s.constraint for s in self._constrained.values() if s.slot >= 0]
+    def _await_masks(self, constraints: Iterable[Constraint], timeout_s: float) -> None:
+        """Waits for masks, or until the time is over."""
         # Each is read once: it may become ready meanwhile.
-        pending = [c.pending for c in running if c is not None]
+        pending = [c.pending for c in constraints]
         futures.wait([mask for mask in pending if mask is not None], timeout_s)
 
     def _end_failed(self, outputs: list[RequestOutput]) -> None:
@@ -357,11 +337,30 @@ class LLMEngine:
             if error is not None:
                 outputs.append(self._end(sequence, "error", error=str(error)))
 
-    def _dispatch(self, rows: list[ScheduledRow]) -> StepHandle:
+    def _forward(self, rows: list[ScheduledRow]) -> Forwarded:
         config = self.config
         self.timings.num_steps += 1
         batch = pack(rows, self._runner.buckets, config.table_width, config.page_size)
-        return self._runner.dispatch(batch)
+        return self._runner.forward(batch)
+
+    def _choose(self, forwarded: Forwarded) -> StepHandle:
+        """Has a step's tokens chosen; those whose mask is late do not count."""
+        constrained = {
+            b: (row.sequence, row.sequence.constraint)
+            for b, row in enumerate(forwarded.batch.rows if self._constrained else ())
+            if row.samples
+            and row.sequence.constraint is not None
+            and not row.sequence.is_finished
+            and not row.sequence.num_dropped
+        }
+        self._await_masks((c for _, c in constrained.values()), _MASK_WAIT_S)
+        masks: dict[int, np.ndarray] = {}
+        for b, (sequence, constraint) in constrained.items():
+            if not constraint.is_ready:
+                self._scheduler.retract(sequence)
+            elif constraint.mask is not None:
+                masks[b] = constraint.mask
+        return self._runner.choose(forwarded, masks)
 
     def _collect(self, handle: StepHandle, outputs: list[RequestOutput]) -> None:
         """Adds a step's outputs to a list, which keeps what was done if one of them fails."""
@@ -400,6 +399,7 @@ class LLMEngine:
                 return self._end(sequence, "error", error=str(error))
             if not fits:
                 self._scheduler.retract(sequence)
+                sequence.num_dropped -= 1  # this one is not in flight any more
                 return None
         detokenizer = self._live[sequence.request.request_id][1]
         self._scheduler.record(sequence, token_id)

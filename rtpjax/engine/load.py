@@ -56,7 +56,7 @@ def load_engine(
     resolved = resolved or settle(_free_gpu_bytes())
     num_tokens = min(len(tokenizer), model_config.vocab_size)
     runner = Runner(resolved, model_config, params, mesh, num_tokens)
-    with _bar("Compiling", len(runner.buckets), "program", show_progress) as bar:
+    with _bar("Compiling", runner.num_programs, "program", show_progress) as bar:
         runner.compile(bar.update)
     return LLMEngine(runner, resolved, tokenizer, end_token_ids)
 

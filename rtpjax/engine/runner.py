@@ -1,14 +1,9 @@
 """Holds everything on the device, and runs steps.
 
-A step is one jitted program per bucket:
-
-    packed vector -> unpack (pending tokens are read where the step before wrote them)
-                  -> model (writes the cache, attends over it) -> logits to sample -> sample
-                  -> each sampled token is written to its slot, for the next step to read
-
-Caches and per-request state are donated: the program updates them in place. Programs are compiled
-ahead of the first request, and only called afterwards: a shape that is not among the buckets is an
-error, never a compilation.
+A step is two jitted programs (rtpjax.engine.step): `forward`, one for each bucket, and `choose`,
+one for each number of rows that a bucket can have. Caches and per-request state are donated: the
+programs update them in place. They are compiled ahead of the first request, and only called
+afterwards: a shape that is not among the buckets is an error, never a compilation.
 """
 
 from __future__ import annotations
@@ -17,18 +12,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache
-from rtpjax.engine.batch import NO_SLOT, Batch, Bucket, Layout, unpack, uses_slot_state
+from rtpjax.engine.batch import (
+    NO_SLOT,
+    NUM_ROW_FIELDS,
+    Batch,
+    Bucket,
+    Layout,
+    uses_slot_state,
+)
 from rtpjax.engine.sampling import (
     ANY_TOKEN,
     EXCLUDED,
@@ -37,18 +41,33 @@ from rtpjax.engine.sampling import (
     MAX_BIASES,
     Sampled,
     SlotState,
-    sample,
 )
 from rtpjax.engine.sequence import Sequence
-from rtpjax.models import LayerCache, ModelConfig, build
+from rtpjax.engine.step import Caches, Model, choose, forward
+from rtpjax.models import ModelConfig
 
 logger = logging.getLogger(__name__)
+
+KeyT = TypeVar("KeyT")
 
 _COMPILE_STACK_BYTES = 64 << 20  # XLA recurses deeply on unrolled models
 _COMPILE_THREADS = 4
 _BAD_WORDS = MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS
 
-Caches = tuple[LayerCache, ...]
+
+@dataclass(frozen=True)
+class Forwarded:
+    """A step whose tokens are still to be chosen.
+
+    Attributes:
+        batch: What was asked.
+        logits: float32 `[B, V]`, under way.
+        packed_rows: int32 `[B, F]`.
+    """
+
+    batch: Batch
+    logits: jax.Array
+    packed_rows: jax.Array
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,6 @@ class StepHandle:
 
     batch: Batch
     sampled: Sampled
-    dispatched_at: float
 
 
 def buckets_of(config: EngineConfig, platform: str) -> list[Bucket]:
@@ -103,15 +121,15 @@ class Runner:
         self.mesh = mesh
         self.num_tokens = num_tokens
         self._mask_words = -(-model_config.vocab_size // 32)
-        model = build(model_config, config.precision, abstract=True)
-        self._graph, state = nnx.split(model)
-        self._tree = jax.tree.structure(state)
-        self._specs = model.cache_specs()
+        self._vocab_size = model_config.vocab_size
+        self._model = Model.of(model_config, config.precision)
         self._params = tuple(params.values())
         self.buckets = buckets_of(config, mesh.devices.flat[0].platform)
         self.num_traces = 0
         self._num_expected_traces = 0
-        self._programs: dict[Bucket, Callable[..., tuple[Sampled, Caches, SlotState]]] = {}
+        self._row_counts = sorted({b.num_rows for b in self.buckets})
+        self._forward: dict[Bucket, Any] = {}
+        self._choose: dict[int, Any] = {}
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._slot_owners: dict[int, tuple[Sequence, int]] = {}
         self.reset()
@@ -121,7 +139,7 @@ class Runner:
         c = self.config
         self._caches: Caches = ()  # memory may not hold the old ones beside the fresh ones
         self._caches = kv_cache.allocate(
-            self._specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
+            self._model.cache_specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
         )
         biases = (c.max_num_seqs, MAX_BIASES)
         state = SlotState(
@@ -141,15 +159,18 @@ class Runner:
         previous = threading.stack_size(_COMPILE_STACK_BYTES)
         with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
             # The threads start here, with the larger stack.
-            compiled = [(b, pool.submit(self._compile, b)) for b in self.buckets]
+            forwards = {b: pool.submit(self._compile_forward, b) for b in self.buckets}
+            chooses = {n: pool.submit(self._compile_choose, n) for n in self._row_counts}
             threading.stack_size(previous)
-            for bucket, program in compiled:
-                self._programs[bucket] = program.result()
-                if progress is not None:
-                    progress(1)
+            report = progress or (lambda count: None)
+            self._forward = _results(forwards, report)
+            self._choose = _results(chooses, report)
+        self._no_masks = {
+            n: jax.device_put(np.zeros(n, np.bool_), self._replicated) for n in self._row_counts
+        }
         for bucket in self.buckets:
             layout = Layout(bucket, self.config.table_width)
-            self.collect(self.dispatch(_padding(layout)))
+            self.collect(self.choose(self.forward(_padding(layout))))
         self._fill_slot = jax.jit(_fill_slot, donate_argnums=0)
         self._state = self._fill_slot(self._state, jnp.int32(0), *self._slot_rows(None))
         self._fill_masks = jax.jit(_fill_masks, donate_argnums=0)
@@ -157,64 +178,89 @@ class Runner:
             self._upload_masks(size, {})
         self._num_expected_traces = self.num_traces
         logger.info(
-            "Compiled %d programs in %.1f s", len(self.buckets), time.perf_counter() - started
+            "Compiled %d programs in %.1f s", self.num_programs, time.perf_counter() - started
         )
+
+    @property
+    def num_programs(self) -> int:
+        """How many compile() makes."""
+        return len(self.buckets) + len(self._row_counts)
 
     @property
     def num_recompiles(self) -> int:
         """Traces since compile(); anything but 0 is a bug."""
         return self.num_traces - self._num_expected_traces if self._num_expected_traces else 0
 
-    def dispatch(self, batch: Batch) -> StepHandle:
-        """Starts a step; the device works on it when this returns."""
+    def forward(self, batch: Batch) -> Forwarded:
+        """Starts a step up to its logits; the device works on it when this returns."""
         for row in batch.rows:
             self._claim_slot(row.sequence)
-        masks = {row.sequence.slot: row.mask for row in batch.rows if row.mask is not None}
-        if masks:
-            self._upload_masks(len(masks), masks)
         vector = jax.device_put(batch.vector, self._replicated)
-        program = self._programs[batch.layout.bucket]
-        sampled, self._caches, self._state = program(
-            self._params, vector, self._caches, self._state
+        program = self._forward[batch.layout.bucket]
+        logits, packed_rows, self._caches, tokens = program(
+            self._params, vector, self._caches, self._state.tokens
+        )
+        self._state = self._state._replace(tokens=tokens)
+        return Forwarded(batch, logits, packed_rows)
+
+    def choose(
+        self, forwarded: Forwarded, masks: Mapping[int, np.ndarray] | None = None
+    ) -> StepHandle:
+        """Has the step's tokens chosen.
+
+        Args:
+            forwarded: The step.
+            masks: Tokens that may be chosen, int32 `[ceil(V / 32)]`, by the row's index in the
+                batch; rows that are not there may choose any.
+        """
+        num_rows = forwarded.batch.layout.bucket.num_rows
+        has_mask = self._no_masks[num_rows]
+        if masks:
+            rows = forwarded.batch.rows
+            self._upload_masks(len(masks), {rows[b].sequence.slot: m for b, m in masks.items()})
+            flags = np.zeros(num_rows, np.bool_)
+            flags[list(masks)] = True
+            has_mask = jax.device_put(flags, self._replicated)
+        sampled, self._state = self._choose[num_rows](
+            forwarded.logits, forwarded.packed_rows, has_mask, self._state
         )
         for array in sampled:
             array.copy_to_host_async()
-        return StepHandle(batch, sampled, time.perf_counter())
+        return StepHandle(forwarded.batch, sampled)
 
     def collect(self, handle: StepHandle) -> Sampled:
         """Waits for a step's result; numpy arrays, by row of its batch."""
         return Sampled(*(np.asarray(x) for x in handle.sampled))  # type: ignore[arg-type]
 
-    def _compile(self, bucket: Bucket) -> Callable[..., tuple[Sampled, Caches, SlotState]]:
+    def _compile_forward(self, bucket: Bucket) -> Callable[..., Any]:
         layout = Layout(bucket, self.config.table_width)
-        vector = jax.ShapeDtypeStruct((layout.size,), jnp.int32, sharding=self._replicated)
+        step = self._counted(partial(forward, self._model, layout))
+        everywhere = self._replicated  # sampling sees whole rows of logits
+        jitted = jax.jit(
+            step, donate_argnums=(2, 3), out_shardings=(everywhere, everywhere, None, everywhere)
+        )
+        vector = self._abstract((layout.size,), jnp.int32)
+        return jitted.lower(self._params, vector, self._caches, self._state.tokens).compile()
 
-        def step(
-            params: tuple[jax.Array, ...], vector: jax.Array, caches: Caches, state: SlotState
-        ) -> tuple[Sampled, Caches, SlotState]:
+    def _compile_choose(self, num_rows: int) -> Callable[..., Any]:
+        step = self._counted(partial(choose, self.num_tokens))
+        logits = self._abstract((num_rows, self._vocab_size), jnp.float32)
+        packed_rows = self._abstract((num_rows, NUM_ROW_FIELDS), jnp.int32)
+        has_mask = self._abstract((num_rows,), jnp.bool_)
+        jitted = jax.jit(step, donate_argnums=3, out_shardings=self._replicated)
+        return jitted.lower(logits, packed_rows, has_mask, self._state).compile()
+
+    def _abstract(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which counts its traces."""
+
+        def step(*args: Any) -> Any:
             self.num_traces += 1
-            return self._step(layout, params, vector, caches, state)
+            return function(*args)
 
-        jitted = jax.jit(step, donate_argnums=(2, 3))
-        return jitted.lower(self._params, vector, self._caches, self._state).compile()
-
-    def _step(
-        self,
-        layout: Layout,
-        params: tuple[jax.Array, ...],
-        vector: jax.Array,
-        caches: Caches,
-        state: SlotState,
-    ) -> tuple[Sampled, Caches, SlotState]:
-        model = nnx.merge(self._graph, jax.tree.unflatten(self._tree, params))
-        token_ids, token_slots, inputs, rows = unpack(vector, layout, state.tokens)
-        tokens = state.tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
-        state = state._replace(tokens=tokens)
-        hidden, caches = model(token_ids, inputs, caches)
-        logits = model.logits(hidden[rows.sample_at])
-        sampled = sample(logits, rows, state, self.num_tokens)
-        tokens = tokens.at[rows.sample_slots, rows.context_lens].set(sampled.token_ids, mode="drop")
-        return sampled, caches, state._replace(tokens=tokens)
+        return step
 
     def _claim_slot(self, sequence: Sequence) -> None:
         """Fills the sequence's slot if it is new there and its sampling reads the slot."""
@@ -268,6 +314,16 @@ def biases_of(sequence: Sequence, end_token_ids: frozenset[int]) -> list[tuple[i
         *((token_id, value, NO_SLOT) for token_id, value in sampling.logit_bias),
         *((token_id, EXCLUDED, first_end) for token_id in sorted(ends)),
     ]
+
+
+def _results(
+    futures: Mapping[KeyT, Future[Any]], report: Callable[[int], object]
+) -> dict[KeyT, Any]:
+    results = {}
+    for key, future in futures.items():
+        results[key] = future.result()
+        report(1)
+    return results
 
 
 def _fill_slot(state: SlotState, slot: jax.Array, *rows: jax.Array) -> SlotState:

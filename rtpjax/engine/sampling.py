@@ -67,34 +67,42 @@ class Sampled(NamedTuple):
     top_logprobs: jax.Array
 
 
-def sample(logits: jax.Array, rows: RowInputs, state: SlotState, num_tokens: int) -> Sampled:
+def sample(
+    logits: jax.Array, rows: RowInputs, has_mask: jax.Array, state: SlotState, num_tokens: int
+) -> Sampled:
     """Samples one token a row; rows with a target score that one in its place.
 
     Args:
         logits: float32 `[B, V]`.
         rows: Parameters, each `[B]`.
+        has_mask: bool `[B]`; True if the slot's mask says which tokens may be sampled.
         state: Per-request state; holds all tokens before the sampled one for rows with penalties.
         num_tokens: Tokens that the tokenizer knows; ids from there on are never sampled.
     """
     V = logits.shape[1]
     if num_tokens < V:
         logits = jnp.where(jnp.arange(V)[None, :] < num_tokens, logits, EXCLUDED)
-    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_bad_words | rows.has_mask) > 0
-    is_plain = ~is_shaped & (rows.num_allowed == 0) & (rows.temperature == 0)
+    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_bad_words) > 0
+    is_plain = ~is_shaped & ~has_mask & (rows.num_allowed == 0) & (rows.temperature == 0)
     token_ids = lax.cond(
-        is_plain.all(), lambda x: _argmax(x), lambda x: _shaped_choice(x, rows, state), logits
+        is_plain.all(),
+        lambda x: _argmax(x),
+        lambda x: _shaped_choice(x, rows, has_mask, state),
+        logits,
     )
     token_ids = jnp.where(rows.target_ids >= 0, rows.target_ids, token_ids)
     return Sampled(token_ids, *_logprobs(logits, token_ids, rows.wants_logprobs))
 
 
-def _shaped_choice(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _shaped_choice(
+    logits: jax.Array, rows: RowInputs, has_mask: jax.Array, state: SlotState
+) -> jax.Array:
     """The token of each row `[B]` when some row wants more than the most likely one."""
     logits = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
     logits = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), logits)
     logits = _when(rows.has_bad_words, lambda x: _exclude_bad_words(x, rows, state), logits)
     logits = _when(rows.num_allowed, lambda x: _only_allowed(x, rows, state), logits)
-    logits = _when(rows.has_mask, lambda x: _apply_mask(x, rows, state), logits)
+    logits = _when(has_mask, lambda x: _apply_mask(x, rows, has_mask, state), logits)
     greedy = _argmax(logits)
     is_greedy = rows.temperature == 0
     return lax.cond(
@@ -162,12 +170,14 @@ def _only_allowed(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.A
     return jnp.where(allowed | (rows.num_allowed == 0)[:, None], logits, 2 * EXCLUDED)
 
 
-def _apply_mask(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _apply_mask(
+    logits: jax.Array, rows: RowInputs, has_mask: jax.Array, state: SlotState
+) -> jax.Array:
     """-inf for what the grammar forbids: below EXCLUDED, since it may allow nothing but an end."""
     B, V = logits.shape
     bits = state.masks[rows.slots][:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None, :]
     allowed = (bits & 1).reshape(B, -1)[:, :V] > 0
-    return jnp.where(allowed | (rows.has_mask == 0)[:, None], logits, -jnp.inf)
+    return jnp.where(allowed | ~has_mask[:, None], logits, -jnp.inf)
 
 
 def _draw(logits: jax.Array, rows: RowInputs) -> jax.Array:

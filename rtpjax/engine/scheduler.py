@@ -15,7 +15,6 @@ from __future__ import annotations
 import bisect
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.sequence import Sequence
@@ -32,7 +31,6 @@ class ScheduledRow:
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
         target: A known token in place of a sampled one: its log-probability is wanted. Else -1.
-        mask: Tokens that may be sampled, packed int32 `[ceil(V / 32)]`; None allows all.
     """
 
     sequence: Sequence
@@ -40,7 +38,6 @@ class ScheduledRow:
     count: int
     samples: bool
     target: int = -1
-    mask: Any = None
 
     def split(self) -> list[ScheduledRow]:
         """One row for each token that a prompt's token is scored after, and one for the others."""
@@ -54,7 +51,7 @@ class ScheduledRow:
         ]
         if self.count > num_scored:
             at = self.start + num_scored
-            rows.append(ScheduledRow(sequence, at, end - at, self.samples, mask=self.mask))
+            rows.append(ScheduledRow(sequence, at, end - at, self.samples))
         return rows
 
 
@@ -134,9 +131,9 @@ class Scheduler:
         self._publish(sequence)
 
     def retract(self, sequence: Sequence) -> None:
-        """The next token did not fit: it is sampled again; what is in flight is dropped."""
+        """Samples that are not known yet do not count: the token after the known ones is new."""
         known = sequence.num_output_tokens
-        sequence.num_dropped += sequence.num_sampled - known - 1
+        sequence.num_dropped += sequence.num_sampled - known
         sequence.num_sampled = known
         sequence.num_computed = min(sequence.num_computed, sequence.num_tokens - 1)
 
@@ -212,12 +209,10 @@ class Scheduler:
     def _advance(self, sequence: Sequence, count: int) -> ScheduledRow:
         start = sequence.num_computed
         samples = start + count == sequence.num_tokens
-        constraint = sequence.constraint
-        mask = constraint.mask_for(sequence.num_sampled) if samples and constraint else None
         sequence.num_computed += count
         sequence.num_sampled += samples
         self._publish(sequence)
-        return ScheduledRow(sequence, start, count, samples, mask=mask)
+        return ScheduledRow(sequence, start, count, samples)
 
     def _publish(self, sequence: Sequence) -> None:
         """Names the pages that are full of known tokens.

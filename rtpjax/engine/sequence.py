@@ -45,7 +45,8 @@ class Sequence:
         prompt_logprobs: By position of the prompt token before, for requests that want them.
         biases: (token id, value, position before which it counts), added to logits.
         constraint: Its place in the grammar that its output must follow; None for no grammar.
-        num_dropped: Samples in flight that do not count: one before them did not fit the grammar.
+        num_dropped: Samples in flight that do not count: one before them did not fit the grammar,
+            or their mask was late.
     """
 
     request: GenerationRequest
@@ -84,11 +85,11 @@ class Sequence:
     def num_wanted(self) -> int:
         """Tokens to compute next; 0 when all that may be sampled is sampled or in flight.
 
-        The last known token, whose step samples, waits while the grammar's mask is not there.
+        The last token, whose step samples, waits while the grammar's mask is late.
         """
         if self.num_sampled >= self.max_tokens:
             return 0
-        waits = self.constraint is not None and not self.constraint.can_sample(self.num_sampled)
+        waits = self.constraint is not None and not self.constraint.can_run(self.num_sampled)
         return self.num_tokens - self.num_computed - waits
 
     @property

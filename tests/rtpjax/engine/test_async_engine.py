@@ -249,15 +249,15 @@ def test_when_the_thread_dies_all_requests_end_with_an_error(engine, monkeypatch
 
 
 def test_a_failed_step_is_told_and_the_next_request_works(engine, runner, monkeypatch):
-    dispatch = runner.dispatch
+    forward = runner.forward
 
     def fail(batch):
-        monkeypatch.setattr(runner, "dispatch", dispatch)
+        monkeypatch.setattr(runner, "forward", forward)
         raise RuntimeError("injected")
 
     async def main():
         async with running(engine) as served:
-            monkeypatch.setattr(runner, "dispatch", fail)
+            monkeypatch.setattr(runner, "forward", fail)
             [output] = await collect(served.generate(request("a")))
             assert (output.finish_reason, output.error) == ("error", "RuntimeError: injected")
             assert (await collect(served.generate(request("b"))))[-1].finish_reason == "length"

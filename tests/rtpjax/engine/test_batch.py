@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from rtpjax.engine import batch as packing
-from rtpjax.engine.batch import NO_SLOT, PENDING, Bucket, Layout, RowInputs, pack, unpack
+from rtpjax.engine.batch import (
+    NO_SLOT,
+    PENDING,
+    Bucket,
+    Layout,
+    RowInputs,
+    pack,
+    row_inputs,
+    unpack,
+)
 from rtpjax.engine.request import GenerationRequest, SamplingParams
 from rtpjax.engine.scheduler import ScheduledRow
 from rtpjax.engine.sequence import Sequence
@@ -101,7 +110,9 @@ def test_the_step_reads_what_was_packed():
     batch = pack([one, two], BUCKETS, WIDTH, PAGE_SIZE)
     on_device = 1000 + jnp.arange(4 * 32, dtype=jnp.int32).reshape(4, 32)
     read = jax.jit(unpack, static_argnums=1)
-    token_ids, token_slots, step, rows = read(jnp.asarray(batch.vector), batch.layout, on_device)
+    vector = jnp.asarray(batch.vector)
+    token_ids, token_slots, step, packed = read(vector, batch.layout, on_device)
+    rows = row_inputs(packed)
     # Position 4 of slot 2 is in flight.
     assert token_ids[:4].tolist() == [0, 202, 203, 1000 + 2 * 32 + 4]
     assert token_slots.tolist() == [0, 2, 2, 2, *[NO_SLOT] * 4]

@@ -428,7 +428,7 @@ def fail_once(monkeypatch, owner, name, *, after=0):
     monkeypatch.setattr(owner, name, failing)
 
 
-@pytest.mark.parametrize("method", ["dispatch", "collect"])
+@pytest.mark.parametrize("method", ["forward", "choose", "collect"])
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_a_failed_step_ends_its_requests_and_no_others(runner, alone, monkeypatch, method, after):
     engine = tiny.make_engine(runner, max_num_seqs=2)
@@ -453,7 +453,7 @@ def test_running_requests_that_were_not_in_the_failed_step_start_again(runner, a
     engine = tiny.make_engine(runner, max_num_batched_tokens=2, max_num_seqs=3)
     for i in range(3):
         tiny.add(engine, f"{i}", PROMPTS[i + 1], temperature=0.9, seed=i)
-    fail_once(monkeypatch, runner, "dispatch", after=7)
+    fail_once(monkeypatch, runner, "forward", after=7)
     outputs = tiny.run(engine)
     errors = {k for k, parts in outputs.items() if parts[-1].finish_reason == "error"}
     assert errors

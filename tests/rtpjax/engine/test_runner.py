@@ -34,8 +34,8 @@ def test_buckets_are_families_of_one_dimension(rows, tokens, platform, decode, e
 
 def test_programs_update_cache_and_state_in_place(runner):
     cache_bytes = sum(x.nbytes for x in jax.tree.leaves(runner._caches))
-    assert len(runner._programs) == 3
-    for bucket, program in runner._programs.items():
+    assert len(runner._forward) == 3
+    for bucket, program in runner._forward.items():
         memory = program.memory_analysis()
         assert memory.alias_size_in_bytes >= cache_bytes, bucket
         assert memory.temp_size_in_bytes < cache_bytes, bucket
