@@ -71,7 +71,7 @@ def react_turns(
         raise field_error("messages", "expected at least one message of role 'user'")
     turns: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
-        role, content = message["role"], message["content"]
+        role, content = message["role"], _trimmed(message["content"])
         follows = turns[-1]["role"] if turns else ""
         if role == "tool":
             turns[-1]["content"] += f"\nObservation: {content}"
@@ -93,8 +93,13 @@ def react_turns(
     return turns[:-1], turns[-1]["content"] + "\nThought:"
 
 
+def _trimmed(content: str) -> str:
+    """As Qwen's own code and RTP-LLM's trim every content."""
+    return content.lstrip("\n").rstrip()
+
+
 def _assistant(message: dict[str, Any]) -> str:
-    content = message["content"].lstrip("\n").rstrip()
+    content = _trimmed(message["content"])
     calls = message.get("tool_calls")
     has_thought = content.startswith("Thought:")
     if not calls:

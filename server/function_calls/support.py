@@ -92,6 +92,8 @@ class CallSupport:
             return self._template.render(turns, **variables) + open_turn
         if self._template.knows_tools:
             tools = [function.as_tool for function in functions] or None
+            if "tool_calls" not in self._template.source:
+                messages = [hermes.with_calls_as_text(message) for message in messages]
             converted = template_messages(messages, self._template.source)
             return self._template.render(converted, tools=tools, **variables)
         plain = hermes.plain_messages(messages)
@@ -99,6 +101,14 @@ class CallSupport:
             text = hermes.system_text(functions, teaches_format=self.tool_format == DEFAULT)
             plain = hermes.with_text(plain, text, has_system=self._has_system)
         return self._template.render(plain, **variables)
+
+    @property
+    def is_format_unknown(self) -> bool:
+        """Whether the template has calls in a form that no parser was recognised for."""
+        if self._is_chosen or self.tool_format != DEFAULT or not self._template.knows_tools:
+            return False
+        marks = tool_formats()[DEFAULT].in_template
+        return not all(mark in self._template.source for mark in marks)
 
     @cached_property
     def _has_system(self) -> bool:
