@@ -86,9 +86,13 @@ class CallSupport:
         """
         functions = calls.offered
         if functions and self._format_of(calls) == _REACT:
-            turns, open_turn = react_turns(messages, functions)
+            is_open = bool(variables.get("continue_final_message"))
+            turns, open_turn = react_turns(messages, functions, is_last_open=is_open)
             if self._template.is_fallback and turns[0]["role"] != "system":
                 turns.insert(0, _DEFAULT_SYSTEM)
+            if open_turn:
+                opens = {"continue_final_message": False, "add_generation_prompt": True}
+                variables = variables | opens
             return self._template.render(turns, **variables) + open_turn
         if self._template.knows_tools:
             tools = [function.as_tool for function in functions] or None
