@@ -1,6 +1,6 @@
 # make serve    serve a model on START_PORT (8088); the embedded SmolLM2-135M unless CHECKPOINT_PATH is set
 # make test     run the tests (about 5 minutes; needs no GPU)
-# make test-all also the long tests, and those against transformers on torch
+# make test-all also the long tests, those against transformers on torch, and other clients
 # make check    format, lint, types, import directions
 
 PYTHON ?= python3
