@@ -1,6 +1,6 @@
 # make serve    serve a model on START_PORT (8088); the embedded SmolLM2-135M unless CHECKPOINT_PATH is set
 # make test     run the tests (about 5 minutes; needs no GPU)
-# make test-all also the long tests, and those against transformers on torch
+# make test-all also the long tests, those against transformers on torch, and other clients
 # make check    format, lint, types, import directions
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A machine with an NVIDIA GPU gets JAX's CUDA build.
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda12)
+CLIENTS := $(basename $(notdir $(wildcard tests/e2e/clients/*.txt)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: serve test test-all check clean
@@ -18,9 +19,8 @@ serve: $(VENV)/serve
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/reference $(VENV)/old-openai
-	RTPJAX_OLD_OPENAI_PYTHON=$(CURDIR)/$(VENV)/old-openai/bin/python \
-	  $(BIN)/python -m pytest $(PYTEST_ARGS)
+test-all: $(VENV)/reference $(CLIENTS:%=$(VENV)/clients/%/installed)
+	RTPJAX_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/test
 	$(BIN)/ruff format --check .
@@ -51,7 +51,9 @@ $(VENV)/reference: $(VENV)/test
 	$(PIP) install -e ".[reference]"
 	@touch $@
 
-# The client that RTP-LLM's guide names; it needs an older httpx than the newest one does.
-$(VENV)/old-openai: $(VENV)/python
-	$(PYTHON) -m venv $@
-	$@/bin/python -m pip --disable-pip-version-check --quiet install openai==1.3.9 'httpx<0.28'
+# Clients whose requirements exclude ours or each other's; tests/e2e/clients says what each needs.
+$(VENV)/clients/%/installed: tests/e2e/clients/%.txt $(VENV)/python
+	@echo "Installing the client $* ..."
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@

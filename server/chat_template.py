@@ -8,6 +8,7 @@ blow up memory look at sizes.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -129,9 +130,10 @@ class ChatTemplate:
         """
         values = self._special_tokens | variables
         values |= {
-            "messages": [_with_thinking(message) for message in messages],
+            # Copies: a template may change lists (see `is_safe_attribute`).
+            "messages": [_with_thinking(message) for message in copy.deepcopy(messages)],
             "add_generation_prompt": add_generation_prompt and not continue_final_message,
-            "tools": tools,
+            "tools": copy.deepcopy(tools),
         }
         try:
             text = self._template.render(values | {_DEADLINE: time.monotonic() + self._timeout_s})
@@ -188,6 +190,11 @@ def _check_deadline(context: Context) -> None:
 
 class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "%"})
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # Kimi K2's template keeps ids in a list of its own.
+        is_queue = attr in ("append", "pop") and type(obj) is list
+        return is_queue or super().is_safe_attribute(obj, attr, value)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         # Positional as in Jinja's own signature (context, object, *args): macros take any keyword.

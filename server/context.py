@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from server.token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+logger = logging.getLogger(__name__)
 
 
 class ServerContext:
@@ -36,6 +40,12 @@ class ServerContext:
             tool_call_parser=config.tool_call_parser,
             reasoning_parser=config.reasoning_parser,
         )
+        if self.calls.is_format_unknown:
+            logger.warning(
+                "the chat template writes function calls in a form that is not known: calls are "
+                "looked for in the hermes format, and others come back as text; "
+                "TOOL_CALL_PARSER names another parser"
+            )
         self.encoder = PromptEncoder(engine.tokenizer, template, self.calls)
 
     @cached_property

@@ -52,10 +52,7 @@ def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if role == "tool":
             content = f"<tool_response>\n{message['content']}\n</tool_response>"
             message = {"role": "user", "content": content}
-        elif message.get("tool_calls"):
-            texts = [message["content"], *map(_call_text, message["tool_calls"])]
-            rest = {k: v for k, v in message.items() if k != "tool_calls"}
-            message = {**rest, "content": "\n".join(filter(None, texts))}
+        message = with_calls_as_text(message)
         if previous == "tool" and message["role"] == "user":
             content = f"{plain[-1]['content']}\n{message['content']}"
             plain[-1] = {**plain[-1], "content": content}
@@ -63,6 +60,15 @@ def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             plain.append(message)
         previous = role
     return plain
+
+
+def with_calls_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls stand in its content."""
+    if not message.get("tool_calls"):
+        return message
+    texts = [message["content"], *map(_call_text, message["tool_calls"])]
+    rest = {k: v for k, v in message.items() if k != "tool_calls"}
+    return {**rest, "content": "\n".join(filter(None, texts))}
 
 
 def _call_text(call: dict[str, Any]) -> str:

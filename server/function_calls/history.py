@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# Such a template looks for a call only in messages whose content is None.
+# Such a template looks for a call only in messages whose content is None ...
 _WANTS_NONE = re.compile(r"(?<!reasoning_)content(['\"]\s*\])?\s+is\s+(not\s+)?none", re.IGNORECASE)
+# ... unless it looks for "", too: Ministral's asks for the length of what is neither.
+_TAKES_EMPTY = re.compile(r"content(['\"]\s*\])?\s*[!=]=\s*(''|\"\")")
 _OBSERVATION = re.compile(r"==\s*['\"]observation['\"]")
 _TOOL = re.compile(r"['\"]tool['\"]")
 
@@ -44,7 +46,8 @@ def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list
     result_role = "tool"
     if _OBSERVATION.search(template) and not _TOOL.search(template):
         result_role = "observation"
-    empty = None if _WANTS_NONE.search(template) else ""
+    wants_none = _WANTS_NONE.search(template) and not _TAKES_EMPTY.search(template)
+    empty = None if wants_none else ""
     fit = _short if _SHORT_IDS.search(template) else str
     converted = []
     for message in messages:

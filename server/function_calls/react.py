@@ -52,13 +52,17 @@ def instruction(functions: Sequence[Function]) -> str:
 
 
 def react_turns(
-    messages: Sequence[dict[str, Any]], functions: Sequence[Function]
+    messages: Sequence[dict[str, Any]],
+    functions: Sequence[Function],
+    *,
+    is_last_open: bool = False,
 ) -> tuple[list[dict[str, Any]], str]:
     """The conversation in plain turns.
 
     Args:
         messages: In the form of `server.protocol.chat_messages`.
         functions: Those offered.
+        is_last_open: The last message is the assistant's, who goes on where it ends.
 
     Returns:
         The finished turns, and the beginning of the assistant's open one ("" for a new one).
@@ -71,30 +75,45 @@ def react_turns(
         raise field_error("messages", "expected at least one message of role 'user'")
     turns: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
-        role, content = message["role"], message["content"]
+        role, content = message["role"], _trimmed(message["content"])
         follows = turns[-1]["role"] if turns else ""
         if role == "tool":
             turns[-1]["content"] += f"\nObservation: {content}"
-        elif role == "assistant" and follows == "assistant":
-            turns[-1]["content"] += "\n" + _assistant(message)
         elif role == "assistant":
+            is_open = is_last_open and index == len(messages) - 1
+            text = _open_text(message) if is_open else _assistant(message)
+            if follows == "assistant":
+                turns[-1]["content"] += "\n" + text
+                continue
             if follows != "user":
                 reason = "an assistant message must follow a message of role 'user'"
                 raise field_error(f"messages[{index}].role", reason)
-            turns.append({"role": role, "content": _assistant(message)})
+            turns.append({"role": role, "content": text})
         else:
             before = instruction(functions) if index == last_user else ""
             turns.append({"role": role, "content": before + content})
     if messages[-1]["role"] in ("user", "system"):
         return turns, ""
+    if is_last_open:
+        return turns[:-1], turns[-1]["content"]
     if messages[-1]["role"] == "assistant":
         reason = "the last message must be of role 'user' or a function's result"
         raise field_error(f"messages[{len(messages) - 1}].role", reason)
     return turns[:-1], turns[-1]["content"] + "\nThought:"
 
 
+def _trimmed(content: str) -> str:
+    """As Qwen's own code and RTP-LLM's trim every content."""
+    return content.lstrip("\n").rstrip()
+
+
+def _open_text(message: dict[str, Any]) -> str:
+    """What the assistant has said so far, which is no final answer yet."""
+    return _assistant(message) if message.get("tool_calls") else message["content"]
+
+
 def _assistant(message: dict[str, Any]) -> str:
-    content = message["content"].lstrip("\n").rstrip()
+    content = _trimmed(message["content"])
     calls = message.get("tool_calls")
     has_thought = content.startswith("Thought:")
     if not calls:

@@ -86,12 +86,18 @@ class CallSupport:
         """
         functions = calls.offered
         if functions and self._format_of(calls) == _REACT:
-            turns, open_turn = react_turns(messages, functions)
+            is_open = bool(variables.get("continue_final_message"))
+            turns, open_turn = react_turns(messages, functions, is_last_open=is_open)
             if self._template.is_fallback and turns[0]["role"] != "system":
                 turns.insert(0, _DEFAULT_SYSTEM)
+            if open_turn:
+                opens = {"continue_final_message": False, "add_generation_prompt": True}
+                variables = variables | opens
             return self._template.render(turns, **variables) + open_turn
         if self._template.knows_tools:
             tools = [function.as_tool for function in functions] or None
+            if "tool_calls" not in self._template.source:
+                messages = [hermes.with_calls_as_text(message) for message in messages]
             converted = template_messages(messages, self._template.source)
             return self._template.render(converted, tools=tools, **variables)
         plain = hermes.plain_messages(messages)
@@ -99,6 +105,14 @@ class CallSupport:
             text = hermes.system_text(functions, teaches_format=self.tool_format == DEFAULT)
             plain = hermes.with_text(plain, text, has_system=self._has_system)
         return self._template.render(plain, **variables)
+
+    @property
+    def is_format_unknown(self) -> bool:
+        """Whether the template has calls in a form that no parser was recognised for."""
+        if self._is_chosen or self.tool_format != DEFAULT or not self._template.knows_tools:
+            return False
+        marks = tool_formats()[DEFAULT].in_template
+        return not all(mark in self._template.source for mark in marks)
 
     @cached_property
     def _has_system(self) -> bool:

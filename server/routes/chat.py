@@ -6,10 +6,12 @@ import asyncio
 
 from sanic import HTTPResponse, Request
 
+from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import dumps
 from server.chat_job import chat_job
-from server.generation import answer, run_whole, watch_for_disconnect
+from server.context import ServerContext
+from server.generation import Job, answer, run_whole, watch_for_disconnect
 from server.protocol.batch_chat import BatchChatRequest, parse_batch
 from server.protocol.body import parse_body
 from server.protocol.chat import ChatRequest
@@ -31,7 +33,7 @@ async def batch_chat_completions(request: Request) -> HTTPResponse:
     context = context_of(request)
     context.check_available()
     bodies = parse_batch(request.body, context.config.max_choices)
-    jobs = [await chat_job(context, body) for body in bodies]
+    jobs = [await _job(context, f"requests[{i}]", body) for i, body in enumerate(bodies)]
     watch_for_disconnect(request)
     tasks = [asyncio.create_task(run_whole(context, job)) for job in jobs]
     try:
@@ -42,6 +44,15 @@ async def batch_chat_completions(request: Request) -> HTTPResponse:
         await asyncio.gather(*tasks, return_exceptions=True)
     note_usage(request, *(job.usage for job in jobs))
     return HTTPResponse(dumps({"responses": responses}), content_type="application/json")
+
+
+async def _job(context: ServerContext, where: str, body: ChatRequest) -> Job:
+    """The job of one request; its errors say which one is wrong."""
+    try:
+        return await chat_job(context, body)
+    except RequestError as error:
+        param = f"{where}.{error.param}" if error.param else where
+        raise RequestError(f"{where}: {error}", param=param, code=error.code) from error
 
 
 ROUTES = [

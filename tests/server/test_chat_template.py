@@ -83,7 +83,8 @@ def test_refuses_what_would_fill_the_memory(name: str) -> None:
     "source",
     [
         "{{ ''.__class__.__mro__ }}{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
+        "{{ messages.clear() }}",
+        "{{ messages[0].update(role='x') }}",
         "{{ messages.x.y }}",
         "{{ 'a' + none }}",
         "{{ 1 / 0 }}",
@@ -94,6 +95,21 @@ def test_refuses_what_would_fill_the_memory(name: str) -> None:
 def test_a_template_that_raises_is_a_request_error(source: str) -> None:
     with pytest.raises(RequestError, match=r"the chat template refuses these messages: .+"):
         template(source).render(MESSAGES)
+
+
+def test_lists_are_queues_and_what_a_request_brought_stays_as_it_is() -> None:
+    """Kimi K2's template appends to a list and pops from it."""
+    source = (
+        "{% set ns = namespace(ids=[]) %}{% for m in messages %}{% set _ = ns.ids.append(m.role) %}"
+        "{% endfor %}{{ ns.ids.pop(0) }} {{ ns.ids | join(' ') }}"
+        "{% set _ = tools[0].required.append('b') %}{% set _ = messages.pop() %}{{ tools }}"
+    )
+    tools = [{"required": ["a"]}]
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": ""}]
+    rendered = template(source).render(messages, tools=tools)
+    assert rendered == "system user[{'required': ['a', 'b']}]"
+    assert tools == [{"required": ["a"]}]
+    assert len(messages) == 2
 
 
 def test_the_message_of_raise_exception_is_passed_on() -> None:

@@ -1,6 +1,6 @@
 """The OpenAI client: the usage guide's examples, and the newest client's features.
 
-RTPJAX_OLD_OPENAI_PYTHON names a Python with openai==1.3.9, the version that the guide asks for.
+RTPJAX_CLIENTS has a Python with openai==1.3.9, the version that the guide asks for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from tests.client_python import client_python
 from tests.server.live_server import LiveServer
 
 GUIDE = Path(__file__).parent / "guide_client.py"
@@ -44,10 +45,7 @@ def test_guide_with_the_installed_client(server: LiveServer) -> None:
 
 
 def test_guide_with_the_old_client(server: LiveServer) -> None:
-    python = os.environ.get("RTPJAX_OLD_OPENAI_PYTHON")
-    if not python:
-        pytest.skip("RTPJAX_OLD_OPENAI_PYTHON is not set")
-    result = run_guide(python, server.port)
+    result = run_guide(client_python("old-openai"), server.port)
     assert result["version"] == "1.3.9"
     check_guide(result)
 

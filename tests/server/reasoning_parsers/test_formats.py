@@ -37,6 +37,8 @@ CASES = {
     "think": tagged("<think>", "</think>"),
     "kimi": tagged("◁think▷", "◁/think▷"),
     "magistral": tagged("[THINK]", "[/THINK]"),
+    "seed_oss": tagged("<seed:think>", "</seed:think>"),
+    "minimax_m3": tagged("<mm:think>", "</mm:think>"),
     "harmony": [
         ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi",
          False, "Hm.", "Hi", 0),
@@ -102,3 +104,5 @@ def test_open_prompts_and_templates() -> None:
     assert find_reasoning_format("{{ content.split('</think>')[-1] }}") == "think"
     assert find_reasoning_format("{{ content }}") == "none"
     assert find_reasoning_format("", "gpt_oss") == "harmony"
+    for tag, name in (("seed:think", "seed_oss"), ("mm:think", "minimax_m3")):
+        assert find_reasoning_format(f"{{% set end = '</{tag}>' %}}") == name

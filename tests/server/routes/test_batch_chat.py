@@ -47,6 +47,30 @@ def test_refuses(server: LiveServer, requests: Any, param: str) -> None:
     assert response.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "x" * 9999}]},
+            "messages",
+            "context_length_exceeded",
+        ),
+        ({"user_template": "x"}, "user_template", None),
+        ({"response_format": {"type": "regex", "pattern": "a"}, "num_beams": 2}, "", None),
+    ],
+)
+def test_what_the_job_refuses_names_its_request(
+    server: LiveServer, fields: dict[str, Any], param: str, code: str | None
+) -> None:
+    """What is found out after the bodies were checked: lengths, templates, combinations."""
+    alone = server.client.post("/v1/chat/completions", json=HI | fields).json()["error"]
+    error = batch(server, [HI, HI | fields]).json()["error"]
+    assert error["param"] == f"requests[1].{alone['param']}"
+    assert error["message"] == f"requests[1]: {alone['message']}"
+    assert error["code"] == alone["code"] == code
+    assert alone["param"].startswith(param)
+
+
 def test_one_failure_ends_all(engine: ScriptedEngine) -> None:
     engine.refuse_with = RequestError("too odd", param="seed")
     with LiveServer(engine) as server:
