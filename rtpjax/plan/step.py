@@ -1,0 +1,124 @@
+"""Compiles a model's step for GPUs that are not there, from shapes alone.
+
+`forward` is the runner's step without sampling: unpack, write pending tokens, model, logits. It is
+the one place to change when the runner offers its own function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rtpjax import sharding
+from rtpjax.engine.batch import Bucket, Layout, unpack
+from rtpjax.engine.kv_cache import pages_for
+from rtpjax.models import LayerCache, ModelConfig, Precision, abstract_state, build
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShape:
+    """What decides the shapes of a compiled step.
+
+    Attributes:
+        bucket: Kind, tokens and rows.
+        max_model_len: Sets the width of page tables.
+        page_size: Tokens a page holds.
+        num_pages: Pages of the cache.
+        max_num_seqs: Slots of per-request state.
+    """
+
+    bucket: Bucket
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    max_num_seqs: int
+
+    @property
+    def layout(self) -> Layout:
+        """Of the packed vector."""
+        return Layout(self.bucket, pages_for(self.max_model_len, self.page_size))
+
+
+def with_layers(model: ModelConfig, num_layers: int) -> ModelConfig:
+    """The model cut to its first layers."""
+    return dataclasses.replace(
+        model, num_hidden_layers=num_layers, layer_windows=model.layer_windows[:num_layers]
+    )
+
+
+def forward(model: ModelConfig, precision: Precision, layout: Layout) -> Callable[..., Any]:
+    """The jitted step: (params, vector, caches, tokens) -> (logits, caches, tokens).
+
+    Caches and tokens are donated, as the runner does.
+    """
+    graph, state = nnx.split(build(model, precision, abstract=True))
+    tree = jax.tree.structure(state)
+
+    def step(
+        params: tuple[jax.Array, ...],
+        vector: jax.Array,
+        caches: tuple[LayerCache, ...],
+        tokens: jax.Array,
+    ) -> tuple[jax.Array, tuple[LayerCache, ...], jax.Array]:
+        module = nnx.merge(graph, jax.tree.unflatten(tree, params))
+        token_ids, token_slots, inputs, rows = unpack(vector, layout, tokens)
+        tokens = tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
+        hidden, caches = module(token_ids, inputs, caches)
+        return module.logits(hidden[rows.sample_at]), caches, tokens
+
+    return jax.jit(step, donate_argnums=(2, 3))
+
+
+def abstract_arguments(
+    model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
+) -> tuple[Any, ...]:
+    """The arguments of `forward` as shapes with shardings."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def whole(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, jnp.int32, sharding=replicated)
+
+    def pages(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        where = sharding.named_sharding(mesh, sharding.CACHE_AXES, size)
+        return jax.ShapeDtypeStruct(size, precision.cache, sharding=where)
+
+    params = tuple(
+        jax.ShapeDtypeStruct(
+            spec.shape, spec.dtype, sharding=sharding.named_sharding(mesh, spec.axes, spec.shape)
+        )
+        for spec in abstract_state(model, precision).values()
+    )
+    specs = build(model, precision, abstract=True).cache_specs()
+    sizes = [(shape.num_pages, shape.page_size, s.num_kv_heads, s.head_dim) for s in specs]
+    caches = tuple(LayerCache(pages(size), pages(size)) for size in sizes)
+    tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
+    return params, whole((shape.layout.size,)), caches, tokens
+
+
+def compile_step(
+    model: ModelConfig,
+    precision: Precision,
+    shape: StepShape,
+    mesh: Mesh,
+    options: dict[str, Any] | None = None,
+) -> jax.stages.Compiled:
+    """The step, compiled for the mesh; options go to XLA."""
+    function = forward(model, precision, shape.layout)
+    arguments = abstract_arguments(model, precision, shape, mesh)
+    with as_on_gpu():
+        return function.lower(*arguments).compile(options or {})
+
+
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Ops choose their implementation for a GPU while a step is traced, on a machine without one."""
+    with mock.patch("jax.default_backend", return_value="gpu"):
+        yield
