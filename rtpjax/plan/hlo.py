@@ -307,18 +307,8 @@ def collectives(found: Sequence[Kernel]) -> Counter[str]:
     return counts
 
 
-def parameter_names(module: Module) -> dict[int, str]:
-    """Names of the entry computation's parameters, as the traced function has them."""
-    found = {}
-    for i in module.entry.values():
-        if i.number is not None:
-            label = re.search(r'op_name="([^"]*)"', i.attributes)
-            found[i.number] = label.group(1) if label else i.name
-    return found
-
-
-def copied_parameters(module: Module) -> list[str]:
-    """Large parameters that a kernel only moves: copied, transposed or cast before they are used.
+def copied_parameters(module: Module) -> list[int]:
+    """Numbers of large parameters that are copied, transposed or cast before they are used.
 
     Looks at the entry computation and, for what loops and calls are handed, no further.
     """
@@ -330,6 +320,49 @@ def copied_parameters(module: Module) -> list[str]:
         else:
             is_move = i.opcode in ("copy", "transpose", "convert", "copy-start")
         if is_move:
-            sources = [_source(module.entry[name], module.entry) for name in i.operands]
-            found += [s.name for s in sources if s.opcode == "parameter" and s.size >= _LARGE_BYTES]
+            found += _large_parameters(i, module.entry)
     return found
+
+
+def gathered_parameters(module: Module) -> list[int]:
+    """Numbers of large parameters that an all-gather of the entry computation sends as they are."""
+    found = []
+    for i in module.entry.values():
+        if i.opcode in ("all-gather", "all-gather-start"):
+            found += _large_parameters(i, module.entry)
+    return found
+
+
+def library_calls(module: Module) -> list[str]:
+    """Targets of the vendor's libraries (`__cublas$gemm`), once for each call in the text."""
+    targets = (_target(i) for body in module.computations.values() for i in body.values())
+    return [t for t in targets if t.startswith(("__cublas", "__cudnn"))]
+
+
+def products(module: Module) -> list[str]:
+    """Names of the kernels that multiply matrices: fusions of a dot, and kernels of our own."""
+    found = []
+    for body in module.computations.values():
+        for i in body.values():
+            called = module.computations.get(i.called("calls") or "", {})
+            if i.opcode == "fusion" and any(x.opcode == "dot" for x in called.values()):
+                found.append(i.name)
+            elif "triton" in _target(i) or "mosaic_gpu" in _target(i):
+                found.append(_kernel_name(i))
+    return found
+
+
+def _target(i: Instruction) -> str:
+    match = re.search(r'custom_call_target="([^"]*)"', i.attributes)
+    return match.group(1) if match and i.opcode == "custom-call" else ""
+
+
+def _kernel_name(i: Instruction) -> str:
+    """A kernel of our own has the name that pallas_call was given."""
+    match = re.search(r'\bname ?= ?\\?"([^"\\]+)', i.attributes)
+    return match.group(1) if match else i.name
+
+
+def _large_parameters(i: Instruction, entry: Computation) -> list[int]:
+    sources = [_source(entry[name], entry) for name in i.operands]
+    return [s.number for s in sources if s.number is not None and s.size >= _LARGE_BYTES]

@@ -74,7 +74,7 @@ def forward(model: ModelConfig, precision: Precision, layout: Layout) -> Callabl
         hidden, caches = module(token_ids, inputs, caches)
         return module.logits(hidden[rows.sample_at]), caches, tokens
 
-    return jax.jit(step, donate_argnums=(2, 3))
+    return jax.jit(step, donate_argnums=(2, 3), keep_unused=True)
 
 
 def abstract_arguments(
@@ -101,6 +101,13 @@ def abstract_arguments(
     caches = tuple(LayerCache(pages(size), pages(size)) for size in sizes)
     tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
     return params, whole((shape.layout.size,)), caches, tokens
+
+
+def argument_names(model: ModelConfig, precision: Precision) -> list[str]:
+    """Names of the compiled program's parameters, in order."""
+    layers = range(model.num_hidden_layers)
+    caches = [f"caches[{i}].{part}" for i in layers for part in LayerCache._fields]
+    return [*abstract_state(model, precision), "vector", *caches, "tokens"]
 
 
 def compile_step(
