@@ -196,9 +196,7 @@ def _report(
         temp_bytes=round(second.temp_bytes + rest * max(layer.temp_bytes, 0)),
         argument_bytes=round(second.argument_bytes + rest * layer.argument_bytes),
         moved_bytes=round(second.moved_bytes + rest * layer.moved_bytes) if is_decode else None,
-        least_bytes=(
-            whole.decode_bytes(shape.bucket.num_rows, context_len) if is_decode else None
-        ),
+        least_bytes=(whole.decode_bytes(shape.bucket.num_rows, context_len) if is_decode else None),
         kernels_per_layer=layer.launches if is_decode else None,
         collectives_per_layer={k: n for k, n in layer.collectives.items() if n},
         unaliased=[

@@ -50,7 +50,9 @@ def cases(op_name: str) -> list[Case]:
         ValueError: It has none.
     """
     if op_name not in _MAKERS:
-        raise ValueError(f"op {op_name} has no shapes in {__name__}: add what real models call it with")
+        raise ValueError(
+            f"op {op_name} has no shapes in {__name__}: add what real models call it with"
+        )
     return _MAKERS[op_name]()
 
 

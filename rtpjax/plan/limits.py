@@ -148,9 +148,7 @@ def least_ttft_s(needs: Needs, gpu: Gpu, prompt_len: int, max_num_batched_tokens
     """No prompt of this length alone on the GPU can be faster: a limit, not a measurement."""
     steps = math.ceil(prompt_len / max_num_batched_tokens)
     moved = steps * needs.read_bytes + prompt_len * (needs.row_bytes + needs.token_bytes)
-    return max(
-        moved / gpu.memory_bandwidth, needs.prefill_flops(prompt_len) / _peak(needs, gpu)
-    )
+    return max(moved / gpu.memory_bandwidth, needs.prefill_flops(prompt_len) / _peak(needs, gpu))
 
 
 def _peak(needs: Needs, gpu: Gpu) -> float:

@@ -33,8 +33,7 @@ _COMMON = {
 def compiler_is_installed() -> bool:
     """Whether the CUDA plugin is there."""
     return all(
-        importlib.util.find_spec(name) is not None
-        for name in ("jax_cuda12_plugin", "jax_plugins")
+        importlib.util.find_spec(name) is not None for name in ("jax_cuda12_plugin", "jax_plugins")
     )
 
 
