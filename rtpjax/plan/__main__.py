@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +77,6 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None, read_config: ReadConfig) -> int:
     """Prints a plan; 0 if it fits, 1 if not, 2 for a question that has no answer."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the plugin misses a driver, and says so
     logging.getLogger("rtpjax.config").setLevel(logging.ERROR)
     import jax
 

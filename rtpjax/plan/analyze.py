@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 
-from rtpjax.engine.batch import Bucket
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig, Precision
 from rtpjax.plan import hlo, ptx, topology

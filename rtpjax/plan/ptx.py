@@ -1,4 +1,4 @@
-"""What the compiler made of each kernel: registers, spills, shared memory, tensor-core instructions.
+"""What the compiler made of each kernel: registers, spills, shared memory, tensor cores.
 
 XLA writes PTX and its sequence of launches to a folder (`xla_dump_to`); ptxas assembles the PTX and
 says what it needs.

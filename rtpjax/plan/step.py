@@ -126,6 +126,6 @@ def compile_step(
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Ops choose their implementation for a GPU while a step is traced, on a machine without one."""
+    """While a step is traced, ops choose their implementation as they do on a GPU."""
     with mock.patch("jax.default_backend", return_value="gpu"):
         yield

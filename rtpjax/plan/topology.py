@@ -1,6 +1,6 @@
 """A mesh of GPUs that are not there: the real compiler compiles for it, nothing can run on it.
 
-It needs the CUDA plugin of jaxlib's version (`jax-cuda12-plugin`, `jax-cuda12-pjrt`), and no driver.
+It needs the CUDA plugin of jaxlib's version (jax-cuda12-plugin, jax-cuda12-pjrt), and no driver.
 """
 
 from __future__ import annotations
