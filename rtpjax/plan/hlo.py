@@ -15,13 +15,22 @@ from collections.abc import Iterator, Sequence
 
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _FREE = frozenset(
-    ["parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency"]
+    (
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+        "add-dependency",
+    )
 )
 _VIEWS = frozenset(("bitcast", "reshape", "get-tuple-element"))
 _SLICES = frozenset(("gather", "slice", "dynamic-slice"))
-_MOVES = frozenset(
-    ["parameter", "bitcast", "copy", "transpose", "reshape", "convert", "concatenate", "tuple", "get-tuple-element"]
-)
+_MOVES = _VIEWS | {"parameter", "copy", "transpose", "convert", "concatenate", "tuple"}
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _LARGE_BYTES = 1 << 18  # a smaller parameter (a norm, a bias) may be moved
 

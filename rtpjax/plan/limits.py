@@ -1,6 +1,6 @@
 """What a model needs on each GPU, and the least time that bandwidth and arithmetic allow.
 
-Everything is counted per device of a tensor-parallel mesh, from declared shapes; no weights are read.
+Everything is counted per device of a tensor-parallel mesh, from declared shapes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def test_every_file_is_read(name):
     gpu = gpus.load(name)
     assert gpu.name == name
     assert gpu.full_name.startswith("NVIDIA ")
-    # Nobody builds a GPU with more bandwidth than its tensor cores can use, or with less than 10 GB.
+    # Of any GPU worth describing.
     assert gpu.peak("bfloat16") / gpu.memory_bandwidth > 50
     assert gpu.memory_bytes > 10e9
 

@@ -64,7 +64,5 @@ def test_a_compiled_step_updates_every_cache_in_place():
     compiled = compile_step(two, BF16, SHAPE, topology.make_mesh(gpus.load("l4"), 1))
     module = hlo.parse(compiled.as_text())
     names = argument_names(two, BF16)
-    # 4 cache arrays and the tokens of the slots.
-    assert {names[i] for i in module.aliased} == {
-        "caches[0].k_pages", "caches[0].v_pages", "caches[1].k_pages", "caches[1].v_pages", "tokens",
-    }  # fmt: skip
+    caches = {f"caches[{i}].{part}" for i in (0, 1) for part in ("k_pages", "v_pages")}
+    assert {names[i] for i in module.aliased} == caches | {"tokens"}
