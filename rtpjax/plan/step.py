@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -54,7 +54,7 @@ def with_layers(model: ModelConfig, num_layers: int) -> ModelConfig:
     )
 
 
-def forward(model: ModelConfig, precision: Precision, layout: Layout) -> Callable[..., Any]:
+def forward(model: ModelConfig, precision: Precision, layout: Layout) -> jax.stages.Wrapped:
     """The jitted step: (params, vector, caches, tokens) -> (logits, caches, tokens).
 
     Caches and tokens are donated, as the runner does.
@@ -86,7 +86,7 @@ def abstract_arguments(
     def whole(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, jnp.int32, sharding=replicated)
 
-    def pages(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    def pages(size: tuple[int, ...]) -> Any:  # stands in for an array
         where = sharding.named_sharding(mesh, sharding.CACHE_AXES, size)
         return jax.ShapeDtypeStruct(size, precision.cache, sharding=where)
 
