@@ -6,6 +6,7 @@ Everything is counted per device of a tensor-parallel mesh, from declared shapes
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -101,7 +102,7 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
         ConfigError: tp_size does not divide the model's heads.
     """
     sharding.check_model_fits(model, tp_size)
-    specs = abstract_state(model, precision)
+    specs, cache_specs = _declared(model, precision)
     mesh = AbstractMesh((tp_size,), (sharding.TP,))
     sizes = {name: _shard_bytes(spec, mesh) for name, spec in specs.items()}
     head = _HEAD if _HEAD in specs else _EMBEDDING
@@ -114,9 +115,20 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
         row_bytes=embedding.shape[1] * embedding.dtype.itemsize if has_own else 0,
         layer_params=_matrix_entries(specs, sizes, exclude=(_EMBEDDING, _HEAD)),
         head_params=sizes[head] // specs[head].dtype.itemsize,
-        cache_specs=build(model, precision, abstract=True).cache_specs(),
+        cache_specs=cache_specs,
         precision=precision,
         tp_size=tp_size,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _declared(
+    model: ModelConfig, precision: Precision
+) -> tuple[Mapping[str, ParamSpec], tuple[CacheSpec, ...]]:
+    """Parameters and caches; declaring the layers of a large model takes a second."""
+    return (
+        abstract_state(model, precision),
+        build(model, precision, abstract=True).cache_specs(),
     )
 
 

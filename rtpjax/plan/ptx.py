@@ -90,5 +90,7 @@ def without_tensor_core(products: Sequence[str], resources: Sequence[Resources])
         products: Names as the compiled text has them.
         resources: Of a dump; equal kernels share one piece of PTX there.
     """
+    if products and not resources:
+        return ["no PTX was written"]
     names = {re.sub(r"[.\-]", "_", name) for name in products}
     return [r.name for r in resources if r.name in names and r.tensor_core is None]

@@ -33,3 +33,4 @@ def test_a_dump_without_ptxas(tmp_path):
         ptx.Resources("dot_2", None, None, 0, None),
     ]
     assert ptx.without_tensor_core(["dot.1", "dot.2"], found) == ["dot_2"]
+    assert ptx.without_tensor_core(["dot.1"], []) == ["no PTX was written"]
