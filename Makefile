@@ -2,6 +2,7 @@
 # make test     run the tests (about 5 minutes; needs no GPU)
 # make test-all also the long tests, those against transformers on torch, and other clients
 # make check    format, lint, types, import directions
+# make gpu-check  compile kernels and whole steps for GPUs and hold them to a budget; needs no GPU
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,9 +10,10 @@ BIN := $(VENV)/bin
 # A machine with an NVIDIA GPU gets JAX's CUDA build.
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda12)
 CLIENTS := $(basename $(notdir $(wildcard tests/e2e/clients/*.txt)))
+GPU_CHECK := $(VENV)/gpu-check
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test test-all check clean
+.PHONY: serve test test-all check gpu-check clean
 
 serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
@@ -27,6 +29,11 @@ check: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -q tests/test_import_direction.py
+
+# JAX_PLATFORMS: with the CUDA plugin there, JAX would look for a GPU. The cache names results by content.
+gpu-check: $(GPU_CHECK)/ready
+	JAX_PLATFORMS=cpu $(GPU_CHECK)/bin/python -m rtpjax.plan.check \
+	  --cache "$${RTPJAX_CACHE:-$$HOME/.cache/rtpjax}/gpu-check" $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info
@@ -56,4 +63,15 @@ $(VENV)/clients/%/installed: tests/e2e/clients/%.txt $(VENV)/python
 	@echo "Installing the client $* ..."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+
+# The GPU compiler lives in an environment of its own, which sees the packages of the other one: where
+# JAX finds the plugin, it looks for a GPU.
+$(GPU_CHECK)/ready: $(VENV)/serve
+	@echo "Installing the GPU compiler into $(GPU_CHECK) (about 200 MB) ..."
+	$(BIN)/python -m venv $(GPU_CHECK)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > \
+	  "$$($(GPU_CHECK)/bin/python -c 'import site; print(site.getsitepackages()[0])')/rtpjax-base.pth"
+	version=$$($(BIN)/python -c 'import jaxlib.version as v; print(v.__version__)') && \
+	  $(GPU_CHECK)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
+	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version 'nvidia-cuda-nvcc-cu12>=12.8,<13'
 	@touch $@

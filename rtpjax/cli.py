@@ -1,4 +1,4 @@
-"""The command `rtpjax`: serve, convert, bench, chat."""
+"""The command `rtpjax`: serve, convert, plan, bench, chat."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ USAGE = """usage: rtpjax COMMAND ...
 
   serve     serve a model over the OpenAI API
   convert   convert a checkpoint (Hugging Face folder or .gguf) to safetensors or orbax
+  plan      what a model needs and can reach on a GPU; needs no GPU
   bench     measure a server or the engine
   chat      talk to a running server in the terminal
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
-    return {"serve": _serve, "convert": _convert, "bench": _bench, "chat": _chat}
+    return {"serve": _serve, "convert": _convert, "plan": _plan, "bench": _bench, "chat": _chat}
 
 
 # Imported when called: each brings libraries that the others do not need.
@@ -43,6 +44,13 @@ def _convert(argv: Sequence[str]) -> int:
     from checkpoints_conv.__main__ import main
 
     return main(argv)
+
+
+def _plan(argv: Sequence[str]) -> int:
+    from checkpoints_conv.readers import open_checkpoint
+    from rtpjax.plan.__main__ import main
+
+    return main(argv, read_config=lambda path: open_checkpoint(path).config)
 
 
 def _bench(argv: Sequence[str]) -> int:

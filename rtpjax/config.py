@@ -191,5 +191,13 @@ def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None
             f"{settings.reserved_bytes / MIB:.0f} MiB are reserved for temporaries. Set "
             "RESERVER_RUNTIME_MEM_MB lower, or split the model over more GPUs with TP_SIZE."
         )
-    # Keys and values are split over the GPUs: each has as much room.
-    return (free_bytes - settings.reserved_bytes) * settings.tp_size
+    return gpu_cache_bytes(free_bytes, settings.reserved_bytes, settings.tp_size)
+
+
+def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, tp_size: int) -> int:
+    """Bytes of cache over all GPUs, of what is free on each beside the weights.
+
+    Keys and values are split over the GPUs: each has as much room. `rtpjax plan` computes with the
+    same function, and says whether reserved_bytes hold the temporaries of the compiled steps.
+    """
+    return max(free_bytes - reserved_bytes, 0) * tp_size

@@ -1,0 +1,261 @@
+"""`make gpu-check`: compiles kernels and whole steps for GPUs and holds them to a budget.
+
+No GPU is needed; docs/gpu_check.md says what this proves and what it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rtpjax.plan import kernel_cases, topology
+from rtpjax.plan.job import Job, KernelJob, StepJob
+
+GPUS = ("a100", "l4", "h100", "b200")
+MODELS = {
+    "smollm2-135m": 1,
+    "qwen2.5-0.5b": 1,
+    "llama-3.1-8b": 1,
+    "qwen3-8b": 1,
+    "qwen3-32b": 4,
+}
+STEPS = (("decode", 1), ("decode", 8), ("decode", 64), ("extend", 512))
+_ROOT = Path(__file__).parents[2]
+_TIMEOUT_S = 300
+
+
+def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
+    """Every kernel with every shape (twins are not served), every model's steps, on every GPU."""
+    gpus = list(gpus)
+    kernels = [
+        KernelJob(op.name, implementation.name, case.name, gpu)
+        for op in kernel_cases.ops().values()
+        for implementation in op.implementations.values()
+        if "gpu" in implementation.platforms and implementation.name != "reference"
+        for case in kernel_cases.cases(op.name)
+        for gpu in gpus
+    ]
+    steps = [
+        StepJob(model, gpu, tp_size, step, n)  # type: ignore[arg-type]
+        for model, tp_size in MODELS.items()
+        for gpu in gpus
+        for step, n in STEPS
+    ]
+    return [*steps, *kernels]
+
+
+def run(job: Job, ptxas: str | None, cache: Path, sources: str) -> dict[str, Any]:
+    """A job's result, or `{"error": ...}` if it does not compile; kept while nothing changes."""
+    text = json.dumps(dataclasses.asdict(job))
+    key = hashlib.sha256(f"{sources} {text} {ptxas is None}".encode()).hexdigest()
+    path = cache / f"{key}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    result = _run_in_subprocess(text, ptxas)
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(result))
+    unfinished.replace(path)
+    return result
+
+
+def _run_in_subprocess(text: str, ptxas: str | None) -> dict[str, Any]:
+    request = json.dumps({"job": json.loads(text), "ptxas": ptxas})
+    command = [sys.executable, "-m", "rtpjax.plan.job"]
+    try:
+        done = subprocess.run(
+            command, input=request, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"not compiled within {_TIMEOUT_S} s"}
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return {"error": f"exit status {done.returncode}: {lines[-1][:300] if lines else ''}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sources_digest() -> str:
+    """Names everything that results depend on: our sources, and the compiler's version."""
+    digest = hashlib.sha256()
+    for package in ("rtpjax", "pallas_kernels"):
+        for path in sorted((_ROOT / package).rglob("*")):
+            if path.suffix in (".py", ".json") or (
+                path.suffix == ".toml" and path.stem != "budget"
+            ):
+                digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
+    for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "flax"):
+        digest.update(importlib.metadata.version(name).encode())
+    return digest.hexdigest()
+
+
+def problems(job: Job, result: dict[str, Any], budget: dict[str, Any]) -> list[str]:
+    """What of a result is past a budget (the table `limit` or `goal` of budget.toml)."""
+    if "error" in result:
+        return [result["error"]]
+    found = [
+        f"{name} {_shown(result[name])}, at most {budget[name]}"
+        for name in ("spill_bytes", "library_calls", "no_tensor_core", "unaliased")
+        if _size(result.get(name)) > budget[name]
+    ]
+    if isinstance(job, StepJob):
+        found += _step_problems(job, result, budget)
+    return found
+
+
+def _step_problems(job: StepJob, result: dict[str, Any], budget: dict[str, Any]) -> list[str]:
+    limits = {
+        "temp_mib": budget["temp_mib"][job.step],
+        "copied": budget["copied"][job.step],
+        "gathered": budget["gathered"][job.step],
+    }
+    values = {**result, "temp_mib": result["temp_bytes"] / (1 << 20)}
+    if job.step == "decode":
+        rows = str(job.num_tokens)
+        limits |= {name: by_rows[rows] for name, by_rows in budget["decode"].items()}
+    found = [
+        f"{name} {_shown(values[name])}, at most {limit}"
+        for name, limit in limits.items()
+        if _size(values[name]) > limit
+    ]
+    allowed = budget.get("collectives_per_layer")
+    if allowed is not None:
+        found += [
+            f"{n:g} {kind} a layer, at most {allowed.get(kind, 0)}"
+            for kind, n in result["collectives_per_layer"].items()
+            if n > allowed.get(kind, 0)
+        ]
+    return found
+
+
+def _size(value: Any) -> float:
+    if value is None:
+        return 0
+    return len(value) if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} ({', '.join(value[:3])}{', ...' if len(value) > 3 else ''})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_HEADER = (
+    f"{'what':34} {'gpu':5} {'shape':12} {'bytes':>6} {'krn/l':>6} {'temp MiB':>9} {'alias':>5} "
+    f"{'copies':>6} {'regs':>4} {'spill':>5} {'smem':>6} {'tensor':>6} {'coll/l':>6}"
+)
+
+
+def row(job: Job, result: dict[str, Any], mark: str) -> str:
+    """A line of the table."""
+    shape = f"{job.step}[{job.num_tokens}]" if isinstance(job, StepJob) else job.case.split()[-1]
+    what = str(job) if isinstance(job, StepJob) else f"{job} {job.case.split()[0]}"
+    start = f"{what:34.34} {job.gpu:5} {shape:12} "
+    if "error" in result:
+        return f"{start}not compiled {mark}"
+
+    def cell(value: Any, width: int, form: str = "") -> str:
+        return f"{'-' if value is None else format(value, form):>{width}}"
+
+    unaliased = result.get("unaliased")
+    collectives = result.get("collectives_per_layer") or {}
+    copies = len(result["copied"]) + len(result["gathered"]) if "copied" in result else None
+    cells = [
+        cell(result.get("ratio"), 6, ".2f"),
+        cell(result.get("kernels_per_layer"), 6, ".4g"),
+        cell(result["temp_bytes"] / (1 << 20), 9, ".1f"),
+        cell(None if unaliased is None else "no" if unaliased else "all", 5),
+        cell(copies, 6),
+        cell(result["max_registers"], 4),
+        cell(result["spill_bytes"], 5),
+        cell(result["max_shared_bytes"], 6),
+        cell("no" if result["no_tensor_core"] else "yes", 6),
+        cell(sum(collectives.values()) or None, 6, "g"),
+    ]
+    return f"{start}{' '.join(cells)} {mark}"
+
+
+def find_ptxas() -> str | None:
+    """ptxas of the wheel nvidia-cuda-nvcc-cu12, or one on the PATH."""
+    try:
+        files = importlib.metadata.files("nvidia-cuda-nvcc-cu12") or []
+    except importlib.metadata.PackageNotFoundError:
+        return shutil.which("ptxas")
+    return next((str(f.locate()) for f in files if f.name == "ptxas"), None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the check; 1 if anything is past its limit."""
+    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__)
+    parser.add_argument("--gpu", action="append", help="only this GPU (may be repeated)")
+    parser.add_argument("--only", default="", help="only jobs whose name contains this")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/rtpjax/gpu-check"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
+    args = parser.parse_args(argv)
+    if not topology.compiler_is_installed():
+        print(f"The GPU compiler is not installed: {topology.how_to_install()}", file=sys.stderr)
+        return 2
+    jobs = [job for job in all_jobs(args.gpu or GPUS) if args.only in str(job)]
+    started = time.perf_counter()
+    results = _run_all(jobs, find_ptxas(), args.cache.expanduser(), args.workers)
+    if args.json:
+        listed = [dataclasses.asdict(j) | {"result": r} for j, r in zip(jobs, results, strict=True)]
+        args.json.write_text(json.dumps(listed, indent=1))
+    num_failed = _summarize(jobs, results)
+    print(f"{len(jobs)} programs in {time.perf_counter() - started:.0f} s, {num_failed} failed.")
+    return 1 if num_failed or not jobs else 0
+
+
+def _run_all(
+    jobs: Sequence[Job], ptxas: str | None, cache: Path, workers: int
+) -> list[dict[str, Any]]:
+    """Results in order; lines of the table as they come."""
+    budget = read_budget()
+    sources = sources_digest()
+    print(_HEADER)
+    results = []
+    with ThreadPoolExecutor(workers) as pool:
+        for job, result in zip(
+            jobs, pool.map(lambda j: run(j, ptxas, cache, sources), jobs), strict=True
+        ):
+            mark = "FAIL" if problems(job, result, budget["limit"]) else ""
+            mark = mark or ("*" if problems(job, result, budget["goal"]) else "")
+            print(row(job, result, mark), flush=True)
+            results.append(result)
+    return results
+
+
+def read_budget() -> dict[str, Any]:
+    """budget.toml."""
+    return tomllib.loads((Path(__file__).parent / "budget.toml").read_text())
+
+
+def _summarize(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> int:
+    """Says what is past the limits, and how many are past their goal; the number of failures."""
+    budget = read_budget()
+    failed = past_goal = 0
+    for job, result in zip(jobs, results, strict=True):
+        past_limit = problems(job, result, budget["limit"])
+        past_goal += bool(problems(job, result, budget["goal"]))
+        if past_limit:
+            failed += 1
+            print(f"FAIL {dataclasses.astuple(job)}: {'; '.join(past_limit)}")
+    print(f"* past the goal, within the limit of today (rtpjax/plan/budget.toml): {past_goal}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Shapes that each op's implementations are compiled with: those of real models.
+
+An op of pallas_kernels that has no shapes here fails the check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from pallas_kernels.registry import Op
+from rtpjax.models import ModelConfig
+from rtpjax.plan import presets
+
+PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 64, 4096, 1031
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of an op: positional arguments as shapes, and keyword arguments."""
+
+    name: str
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    options: dict[str, Any]
+
+
+@functools.cache
+def ops() -> dict[str, Op]:
+    """All ops of pallas_kernels by name: a module there that defines OP has one."""
+    found = {}
+    for info in pkgutil.iter_modules(pallas_kernels.__path__):
+        op = getattr(importlib.import_module(f"pallas_kernels.{info.name}"), "OP", None)
+        if isinstance(op, Op):
+            found[op.name] = op
+    return found
+
+
+def cases(op_name: str) -> list[Case]:
+    """The shapes of an op.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if op_name not in _MAKERS:
+        raise ValueError(
+            f"op {op_name} has no shapes in {__name__}: add what real models call it with"
+        )
+    return _MAKERS[op_name]()
+
+
+def _paged_attention() -> list[Case]:
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in presets.names()}
+    return [
+        _attention_case(name, config, kind, num_tokens)
+        for name, config in configs.items()
+        for kind, num_tokens in (("decode", 8), ("decode", 64), ("extend", 512))
+    ]
+
+
+def _attention_case(name: str, config: ModelConfig, kind: str, num_tokens: int) -> Case:
+    rows = num_tokens if kind == "decode" else 8
+    N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    pages = jax.ShapeDtypeStruct((NUM_PAGES, PAGE_SIZE, K, H), jnp.bfloat16)
+    arguments = (
+        jax.ShapeDtypeStruct((num_tokens, N, H), jnp.bfloat16),
+        pages,
+        pages,
+        ints(rows, MAX_MODEL_LEN // PAGE_SIZE),
+        ints(rows + 1),
+        ints(rows),
+    )
+    options = {"scale": H**-0.5, "decode": kind == "decode"}
+    return Case(f"{name} {kind}[{num_tokens}]", arguments, options)
+
+
+_MAKERS: dict[str, Callable[[], list[Case]]] = {"paged_attention": _paged_attention}

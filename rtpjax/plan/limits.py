@@ -1,0 +1,167 @@
+"""What a model needs on each GPU, and the least time that bandwidth and arithmetic allow.
+
+Everything is counted per device of a tensor-parallel mesh, from declared shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from rtpjax import sharding
+from rtpjax.engine.kv_cache import page_bytes
+from rtpjax.gpus import Gpu
+from rtpjax.models import (
+    CacheSpec,
+    ModelConfig,
+    ParamSpec,
+    Precision,
+    abstract_state,
+    build,
+)
+
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """A model's demands on one device.
+
+    Attributes:
+        model: Its shape.
+        weights_bytes: All parameters.
+        read_bytes: What every step reads of them: all but an embedding of its own.
+        row_bytes: One row of that embedding; 0 if it is tied, and read as a whole.
+        layer_params: Entries of the matrices that every token is multiplied with.
+        head_params: Entries of the output matrix, for each token that is sampled.
+        cache_specs: What the layers cache, on all devices together.
+        precision: Number formats.
+        tp_size: Devices.
+    """
+
+    model: ModelConfig
+    weights_bytes: int
+    read_bytes: int
+    row_bytes: int
+    layer_params: int
+    head_params: int
+    cache_specs: tuple[CacheSpec, ...]
+    precision: Precision
+    tp_size: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Cache that one token takes."""
+        return page_bytes(self.cache_specs, 1, self.precision.cache) // self.tp_size
+
+    def live_bytes(self, context_len: int) -> int:
+        """Cache that a step reads for a context: layers with a window read no more than that."""
+        lens = [min(context_len, spec.window or context_len) for spec in self.cache_specs]
+        return sum(
+            page_bytes([spec], n, self.precision.cache) // self.tp_size
+            for spec, n in zip(self.cache_specs, lens, strict=True)
+        )
+
+    def decode_bytes(self, rows: int, context_len: int) -> int:
+        """Least bytes of a decode step: weights once, live cache once, the new entries."""
+        weights = self.read_bytes + rows * self.row_bytes
+        return weights + rows * (self.live_bytes(context_len) + self.token_bytes)
+
+    def decode_flops(self, rows: int, context_len: int) -> int:
+        """Operations of a decode step on one device."""
+        return rows * (2 * (self.layer_params + self.head_params) + self._pair_flops(context_len))
+
+    def prefill_flops(self, num_tokens: int) -> int:
+        """Operations of a prompt on one device; its last token is sampled."""
+        pairs = sum(
+            # The first tokens of a causal context see fewer: a triangle, then a band.
+            min(n, num_tokens) * (min(n, num_tokens) + 1) // 2 + max(num_tokens - n, 0) * n
+            for n in (spec.window or num_tokens for spec in self.cache_specs)
+        )
+        return 2 * (num_tokens * self.layer_params + self.head_params) + pairs * self._one_pair()
+
+    def _pair_flops(self, context_len: int) -> int:
+        seen = sum(min(context_len, spec.window or context_len) for spec in self.cache_specs)
+        return seen * self._one_pair()
+
+    def _one_pair(self) -> int:
+        """Scores and weighted values of one query token and one key, over a device's heads."""
+        return 4 * self.model.num_attention_heads * self.model.head_dim // self.tp_size
+
+
+def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
+    """Counts a model's parameters and cache.
+
+    Raises:
+        ConfigError: tp_size does not divide the model's heads.
+    """
+    sharding.check_model_fits(model, tp_size)
+    specs, cache_specs = _declared(model, precision)
+    mesh = AbstractMesh((tp_size,), (sharding.TP,))
+    sizes = {name: _shard_bytes(spec, mesh) for name, spec in specs.items()}
+    head = _HEAD if _HEAD in specs else _EMBEDDING
+    has_own = head == _HEAD
+    embedding = specs[_EMBEDDING]
+    return Needs(
+        model=model,
+        weights_bytes=sum(sizes.values()),
+        read_bytes=sum(sizes.values()) - (sizes[_EMBEDDING] if has_own else 0),
+        row_bytes=embedding.shape[1] * embedding.dtype.itemsize if has_own else 0,
+        layer_params=_matrix_entries(specs, sizes, exclude=(_EMBEDDING, _HEAD)),
+        head_params=sizes[head] // specs[head].dtype.itemsize,
+        cache_specs=cache_specs,
+        precision=precision,
+        tp_size=tp_size,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _declared(
+    model: ModelConfig, precision: Precision
+) -> tuple[Mapping[str, ParamSpec], tuple[CacheSpec, ...]]:
+    """Parameters and caches; declaring the layers of a large model takes a second."""
+    return (
+        abstract_state(model, precision),
+        build(model, precision, abstract=True).cache_specs(),
+    )
+
+
+def _matrix_entries(
+    specs: Mapping[str, ParamSpec], sizes: Mapping[str, int], exclude: Iterable[str]
+) -> int:
+    return sum(
+        sizes[name] // spec.dtype.itemsize
+        for name, spec in specs.items()
+        if len(spec.shape) > 1 and name not in exclude
+    )
+
+
+def _shard_bytes(spec: ParamSpec, mesh: AbstractMesh) -> int:
+    # named_sharding asks a mesh for its axes only, which an abstract one has.
+    where = sharding.named_sharding(mesh, spec.axes, spec.shape)  # pyright: ignore[reportArgumentType]
+    return math.prod(where.shard_shape(spec.shape)) * spec.dtype.itemsize
+
+
+def least_tpot_s(needs: Needs, gpu: Gpu, rows: int, context_len: int) -> float:
+    """No decode step of so many rows can be faster: a limit, not a measurement."""
+    return max(
+        needs.decode_bytes(rows, context_len) / gpu.memory_bandwidth,
+        needs.decode_flops(rows, context_len) / _peak(needs, gpu),
+    )
+
+
+def least_ttft_s(needs: Needs, gpu: Gpu, prompt_len: int, max_num_batched_tokens: int) -> float:
+    """No prompt of this length alone on the GPU can be faster: a limit, not a measurement."""
+    steps = math.ceil(prompt_len / max_num_batched_tokens)
+    moved = steps * needs.read_bytes + prompt_len * (needs.row_bytes + needs.token_bytes)
+    return max(moved / gpu.memory_bandwidth, needs.prefill_flops(prompt_len) / _peak(needs, gpu))
+
+
+def _peak(needs: Needs, gpu: Gpu) -> float:
+    return gpu.peak(jnp.dtype(needs.precision.weights).name)

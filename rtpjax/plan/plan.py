@@ -1,0 +1,232 @@
+"""What a model needs on a GPU, what fits, and the limits that the hardware sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from rtpjax import config, gpus
+from rtpjax.config import EngineConfig, EngineSettings
+from rtpjax.engine.batch import Bucket
+from rtpjax.engine.kv_cache import pages_for
+from rtpjax.engine.runner import buckets_of
+from rtpjax.errors import ConfigError
+from rtpjax.gpus import Gpu
+from rtpjax.models import ModelConfig
+from rtpjax.plan import topology
+from rtpjax.plan.analyze import StepReport, analyze
+from rtpjax.plan.limits import Needs, least_tpot_s, least_ttft_s, needs
+from rtpjax.plan.step import StepShape
+
+# The part of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+MEMORY_FRACTION = 0.75
+_MOST_GPUS = 8  # in one machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was found.
+
+    Attributes:
+        gpu: The GPU.
+        needs: The model's demands on one of them.
+        free_bytes: Memory for cache and temporaries on each.
+        reserved_bytes: Of that, what is left to temporaries.
+        engine: Resolved settings, None if they cannot be met ...
+        problem: ... and why.
+        instead: Settings that fit, if those asked for do not.
+        steps: Largest decode and extend step; a text where it could not be compiled.
+    """
+
+    gpu: Gpu
+    needs: Needs
+    free_bytes: int
+    reserved_bytes: int
+    engine: EngineConfig | None
+    problem: str | None
+    instead: list[str]
+    steps: dict[str, StepReport | str]
+
+
+def make_plan(
+    model: ModelConfig,
+    gpu: Gpu,
+    settings: EngineSettings,
+    *,
+    memory_fraction: float = MEMORY_FRACTION,
+    compile_steps: bool = True,
+) -> Plan:
+    """Plans a model on GPUs that need not be there.
+
+    Args:
+        model: Its shape.
+        gpu: Which GPU.
+        settings: As for the server; tp_size says how many.
+        memory_fraction: Part of the memory that the server may use.
+        compile_steps: Whether to ask the GPU compiler, where it is installed.
+
+    Raises:
+        ConfigError: tp_size does not divide the model's heads.
+    """
+    whole = needs(model, config.precision_of(settings, "gpu"), settings.tp_size)
+    free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
+    engine, problem, steps, instead = None, None, {}, []
+    try:
+        engine = _resolve(model, whole, settings, free)
+    except ConfigError as error:
+        problem = str(error)
+        instead = list(what_fits(model, gpu, settings, memory_fraction))
+    if engine is not None:
+        steps = _steps(model, gpu, engine, whole, compile_steps)
+        problem = _past_reserve(steps, settings.reserved_bytes)
+    return Plan(gpu, whole, free, settings.reserved_bytes, engine, problem, instead, steps)
+
+
+def _resolve(
+    model: ModelConfig, whole: Needs, settings: EngineSettings, free_bytes: int
+) -> EngineConfig:
+    if free_bytes <= 0:
+        raise ConfigError(
+            f"The weights take {whole.weights_bytes / config.GIB:.1f} GiB on each GPU, "
+            f"{-free_bytes / config.GIB:.1f} GiB more than there are."
+        )
+    return config.resolve(settings, model, whole.cache_specs, platform="gpu", free_bytes=free_bytes)
+
+
+def what_fits(
+    model: ModelConfig, gpu: Gpu, settings: EngineSettings, memory_fraction: float
+) -> Iterator[str]:
+    """The smallest changes to settings, one at a time, with which the model fits."""
+
+    def fits(gpu: Gpu, changed: EngineSettings) -> EngineConfig | None:
+        level = logging.getLogger(config.__name__)
+        before, level.disabled = level.disabled, True
+        try:
+            whole = needs(model, config.precision_of(changed, "gpu"), changed.tp_size)
+            free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
+            return _resolve(model, whole, changed, free)
+        except ConfigError:
+            return None
+        finally:
+            level.disabled = before
+
+    shorter = fits(gpu, dataclasses.replace(settings, max_model_len=None))
+    if shorter is not None:
+        yield f"--max-model-len {shorter.max_model_len}"
+    for tp_size in range(settings.tp_size + 1, _MOST_GPUS + 1):
+        if fits(gpu, dataclasses.replace(settings, tp_size=tp_size)) is not None:
+            yield f"--tp {tp_size}"
+            break
+    for other in sorted(map(gpus.load, gpus.names()), key=lambda g: g.memory_bytes):
+        if other.memory_bytes > gpu.memory_bytes and fits(other, settings) is not None:
+            yield f"--gpu {other.name}"
+            break
+
+
+def _steps(
+    model: ModelConfig, gpu: Gpu, engine: EngineConfig, whole: Needs, compile_steps: bool
+) -> dict[str, StepReport | str]:
+    if not compile_steps:
+        return dict.fromkeys(("decode", "extend"), "not asked for")
+    if not topology.compiler_is_installed():
+        text = f"the GPU compiler is not installed: {topology.how_to_install()}"
+        return dict.fromkeys(("decode", "extend"), text)
+    largest = {bucket.kind: bucket for bucket in buckets_of(engine, "gpu")}
+    return {kind: _step(model, gpu, engine, whole, b) for kind, b in largest.items()}
+
+
+def _step(
+    model: ModelConfig, gpu: Gpu, engine: EngineConfig, whole: Needs, bucket: Bucket
+) -> StepReport | str:
+    shape = StepShape(
+        bucket, engine.max_model_len, engine.page_size, engine.num_pages, engine.max_num_seqs
+    )
+    context_len = min(engine.max_model_len, 1024)
+    try:
+        return analyze(model, whole.precision, gpu, whole.tp_size, shape, context_len=context_len)
+    except RuntimeError as error:  # what XLA raises: the program cannot be had on this GPU
+        return f"does not compile: {str(error)[:500]}"
+
+
+def _past_reserve(steps: dict[str, StepReport | str], reserved_bytes: int) -> str | None:
+    reports = [report for report in steps.values() if isinstance(report, StepReport)]
+    most = max((report.temp_bytes for report in reports), default=0)
+    if most <= reserved_bytes:
+        return next((r for r in steps.values() if str(r).startswith("does not compile")), None)  # type: ignore[return-value]
+    return (
+        f"A step's temporaries take {most / config.MIB:.0f} MiB, and "
+        f"{reserved_bytes / config.MIB:.0f} MiB are reserved for them. Set --reserved-mib (the "
+        f"server's RESERVER_RUNTIME_MEM_MB) to {-(-most // config.MIB)}, or lower "
+        "--max-num-batched-tokens or --max-num-seqs."
+    )
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan for scripts; bytes and seconds."""
+    whole, engine = plan.needs, plan.engine
+    found: dict[str, Any] = {
+        "gpu": plan.gpu.name,
+        "tp_size": whole.tp_size,
+        "fits": plan.problem is None,
+        "problem": plan.problem,
+        "instead": plan.instead,
+        "memory_per_gpu": {
+            "total_bytes": plan.gpu.memory_bytes,
+            "weights_bytes": whole.weights_bytes,
+            "reserved_bytes": plan.reserved_bytes,
+            "cache_bytes_per_token": whole.token_bytes,
+        },
+        "compiled": {
+            kind: report
+            if isinstance(report, str)
+            else dataclasses.asdict(report) | {"ratio": report.ratio}
+            for kind, report in plan.steps.items()
+        },
+    }
+    if engine is not None:
+        found["memory_per_gpu"]["cache_bytes"] = (
+            engine.num_pages * engine.page_size * whole.token_bytes
+        )
+        found |= {
+            "max_model_len": engine.max_model_len,
+            "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "page_size": engine.page_size,
+            "cache_tokens": (engine.num_pages - 1) * engine.page_size,
+            "requests": requests(engine),
+            "limits": limits(plan.gpu, whole, engine),
+        }
+    return found
+
+
+def requests(engine: EngineConfig) -> list[dict[str, int]]:
+    """How many requests of a length fit at once."""
+    pages = engine.num_pages - 1
+    return [
+        {"tokens": n, "requests": min(pages // pages_for(n, engine.page_size), engine.max_num_seqs)}
+        for n in _lengths(engine.max_model_len)
+    ]
+
+
+def limits(gpu: Gpu, whole: Needs, engine: EngineConfig) -> dict[str, list[dict[str, float]]]:
+    """Least TPOT by rows and context that fit together, and least TTFT by length of the prompt."""
+    tpot = [
+        {"rows": rows, "context": n, "tpot_s": least_tpot_s(whole, gpu, rows, n)}
+        for n, fitting in ((r["tokens"], r["requests"]) for r in requests(engine))
+        for rows in (1, 8, 64, 256)
+        if rows <= fitting
+    ]
+    ttft = [
+        {
+            "prompt": n,
+            "ttft_s": least_ttft_s(whole, gpu, n, engine.max_num_batched_tokens),
+        }
+        for n in _lengths(engine.max_model_len)
+    ]
+    return {"tpot": tpot, "ttft": ttft}
+
+
+def _lengths(longest: int) -> list[int]:
+    return [*(n for n in (1024, 4096, 16384, 65536) if n < longest), longest]

@@ -1,0 +1,118 @@
+"""Compiles a model's step for GPUs that are not there, from shapes alone.
+
+The program is the runner's own `forward` (rtpjax.engine.step): all of a step but choosing tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rtpjax import sharding
+from rtpjax.engine import step as engine_step
+from rtpjax.engine.batch import Bucket, Layout
+from rtpjax.engine.kv_cache import pages_for
+from rtpjax.models import LayerCache, ModelConfig, Precision, abstract_state, build
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShape:
+    """What decides the shapes of a compiled step.
+
+    Attributes:
+        bucket: Kind, tokens and rows.
+        max_model_len: Sets the width of page tables.
+        page_size: Tokens a page holds.
+        num_pages: Pages of the cache.
+        max_num_seqs: Slots of per-request state.
+    """
+
+    bucket: Bucket
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    max_num_seqs: int
+
+    @property
+    def layout(self) -> Layout:
+        """Of the packed vector."""
+        return Layout(self.bucket, pages_for(self.max_model_len, self.page_size))
+
+
+def with_layers(model: ModelConfig, num_layers: int) -> ModelConfig:
+    """The model cut to its first layers."""
+    return dataclasses.replace(
+        model, num_hidden_layers=num_layers, layer_windows=model.layer_windows[:num_layers]
+    )
+
+
+def forward(model: ModelConfig, precision: Precision, layout: Layout) -> jax.stages.Wrapped:
+    """The jitted program, as the runner makes it.
+
+    (params, vector, caches, tokens) -> (logits, rows, caches, tokens); caches and tokens are
+    donated.
+    """
+    step = partial(engine_step.forward, engine_step.Model.of(model, precision), layout)
+    return jax.jit(step, donate_argnums=(2, 3), keep_unused=True)
+
+
+def abstract_arguments(
+    model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
+) -> tuple[Any, ...]:
+    """The arguments of `forward` as shapes with shardings."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def whole(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(size, jnp.int32, sharding=replicated)
+
+    def pages(size: tuple[int, ...]) -> Any:  # stands in for an array
+        where = sharding.named_sharding(mesh, sharding.CACHE_AXES, size)
+        return jax.ShapeDtypeStruct(size, precision.cache, sharding=where)
+
+    params = tuple(
+        jax.ShapeDtypeStruct(
+            spec.shape, spec.dtype, sharding=sharding.named_sharding(mesh, spec.axes, spec.shape)
+        )
+        for spec in abstract_state(model, precision).values()
+    )
+    specs = build(model, precision, abstract=True).cache_specs()
+    sizes = [(shape.num_pages, shape.page_size, s.num_kv_heads, s.head_dim) for s in specs]
+    caches = tuple(LayerCache(pages(size), pages(size)) for size in sizes)
+    tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
+    return params, whole((shape.layout.size,)), caches, tokens
+
+
+def argument_names(model: ModelConfig, precision: Precision) -> list[str]:
+    """Names of the compiled program's parameters, in order."""
+    layers = range(model.num_hidden_layers)
+    caches = [f"caches[{i}].{part}" for i in layers for part in LayerCache._fields]
+    return [*abstract_state(model, precision), "vector", *caches, "tokens"]
+
+
+def compile_step(
+    model: ModelConfig,
+    precision: Precision,
+    shape: StepShape,
+    mesh: Mesh,
+    options: dict[str, Any] | None = None,
+) -> jax.stages.Compiled:
+    """The step, compiled for the mesh; options go to XLA."""
+    function = forward(model, precision, shape.layout)
+    arguments = abstract_arguments(model, precision, shape, mesh)
+    with as_on_gpu():
+        return function.lower(*arguments).compile(options or {})
+
+
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """While a step is traced, ops choose their implementation as they do on a GPU."""
+    with mock.patch("jax.default_backend", return_value="gpu"):
+        yield

@@ -1,0 +1,68 @@
+"""Whole steps through the GPU compiler; in the environment of `make gpu-check` only."""
+
+from __future__ import annotations
+
+import pytest
+
+from rtpjax import gpus
+from rtpjax.engine.batch import Bucket
+from rtpjax.models import ModelConfig, Precision
+from rtpjax.plan import analyze, hlo, limits, presets, topology
+from rtpjax.plan.step import StepShape, argument_names, compile_step, with_layers
+
+needs_compiler = pytest.mark.skipif(
+    not topology.compiler_is_installed(), reason="the GPU compiler is not installed"
+)
+BF16 = Precision.of("BF16", "gpu")
+SMOLLM2 = ModelConfig.from_hf(presets.load("smollm2-135m"))
+SHAPE = StepShape(Bucket("decode", 8, 8), 1024, 64, 1031, 8)
+CONTEXT = 256
+
+
+def test_extrapolation_is_linear_in_layers():
+    few = [analyze.Counts(n, 10.0, 100 + 5 * n, 7 + 3 * n, 2 + 14 * n, {"all-reduce": 2 * n + 1})
+           for n in (2, 4)]  # fmt: skip
+    layer = few[0].per_layer(few[1])
+    assert (layer.temp_bytes, layer.argument_bytes, layer.moved_bytes, layer.launches) == (
+        0,
+        5,
+        3,
+        14,
+    )
+    assert layer.collectives == {"all-reduce": 2}
+
+
+def test_pool_is_one_array_of_one_device():
+    whole = limits.needs(ModelConfig.from_hf(presets.load("qwen3-32b")), BF16, 4)
+    pool = analyze.pool_of(whole, SHAPE, CONTEXT)
+    token = 2 * 128 * 2  # kv heads on a device, head_dim, bytes
+    assert pool == hlo.Pool(1031 * 64 * token, 8 * CONTEXT * token, 8 * token)
+
+
+@needs_compiler
+def test_a_step_of_all_layers_is_what_was_extrapolated():
+    """SmolLM2 with 8 layers, compiled whole and from 2 and 4."""
+    eight = with_layers(SMOLLM2, 8)
+    h100 = gpus.load("h100")
+    report = analyze.analyze(eight, BF16, h100, 1, SHAPE, context_len=CONTEXT)
+    compiled = compile_step(eight, BF16, SHAPE, topology.make_mesh(h100, 1))
+    whole = limits.needs(eight, BF16, 1)
+    found = hlo.kernels(
+        hlo.parse(compiled.as_text()),
+        analyze.loop_trips(SHAPE, CONTEXT),
+        analyze.pool_of(whole, SHAPE, CONTEXT),
+    )
+    assert report.moved_bytes == pytest.approx(hlo.total_bytes(found), rel=0.02)
+    memory = compiled.memory_analysis()
+    assert report.argument_bytes == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
+    assert report.temp_bytes == pytest.approx(memory.temp_size_in_bytes, rel=0.1)
+
+
+@needs_compiler
+def test_a_compiled_step_updates_every_cache_in_place():
+    two = with_layers(SMOLLM2, 2)
+    compiled = compile_step(two, BF16, SHAPE, topology.make_mesh(gpus.load("l4"), 1))
+    module = hlo.parse(compiled.as_text())
+    names = argument_names(two, BF16)
+    caches = {f"caches[{i}].{part}" for i in (0, 1) for part in ("k_pages", "v_pages")}
+    assert {names[i] for i in module.aliased} == caches | {"tokens"}

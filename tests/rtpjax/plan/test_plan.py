@@ -1,0 +1,95 @@
+"""Plans: what fits, what is offered instead, and what people and scripts read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rtpjax import config, gpus
+from rtpjax.config import EngineSettings
+from rtpjax.models import ModelConfig
+from rtpjax.plan import presets
+from rtpjax.plan.__main__ import main
+from rtpjax.plan.plan import as_dict, make_plan
+
+
+def plan(model: str, gpu: str, **settings):
+    hf = ModelConfig.from_hf(presets.load(model))
+    return make_plan(hf, gpus.load(gpu), EngineSettings(**settings), compile_steps=False)
+
+
+def test_cache_is_what_weights_and_reserve_leave():
+    found = as_dict(plan("llama-3.1-8b", "h100", max_model_len=32768))
+    free = int(84942979072 * 0.75) - 2 * 8_030_261_248 - 2 * config.GIB
+    pages = free // (64 * 131072)
+    assert found["fits"]
+    assert found["cache_tokens"] == (pages - 1) * 64
+    assert found["requests"][-1] == {"tokens": 32768, "requests": (pages - 1) // 512}
+    assert found["requests"][0] == {"tokens": 1024, "requests": 256}  # max_num_seqs
+
+
+def test_the_server_sizes_its_cache_with_the_same_numbers():
+    whole = plan("qwen3-32b", "h100", tp_size=4, max_model_len=8192)
+    assert whole.engine is not None
+    free = config.gpu_cache_bytes(whole.free_bytes, whole.reserved_bytes, 4)
+    most = 256 * (8192 // 64) + 1
+    assert whole.engine.num_pages == min(free // (64 * 4 * whole.needs.token_bytes), most)
+
+
+def test_what_does_not_fit_says_what_does():
+    found = plan("qwen3-32b", "h100")
+    assert found.problem is not None
+    assert "61.0 GiB on each GPU" in found.problem
+    assert found.instead == ["--tp 2", "--gpu h200"]
+    long = plan("llama-3.1-8b", "l4", max_model_len=131072, tp_size=2)
+    assert long.problem is not None
+    assert [text.split()[0] for text in long.instead] == ["--max-model-len", "--tp", "--gpu"]
+    shorter = int(long.instead[0].split()[1])
+    assert plan("llama-3.1-8b", "l4", max_model_len=shorter, tp_size=2).problem is None
+    assert plan("llama-3.1-8b", "l4", max_model_len=shorter + 64, tp_size=2).problem is not None
+
+
+def test_limits_are_for_what_fits_together():
+    found = as_dict(plan("llama-3.1-8b", "h100", max_model_len=32768))
+    rows = [r["rows"] for r in found["limits"]["tpot"] if r["context"] == 32768]
+    assert rows == [1, 8]  # 10 fit
+
+
+def run(*argv: str) -> int:
+    return main(argv, read_config=lambda path: pytest.fail(f"read {path}"))
+
+
+def test_json_and_table(capsys):
+    assert run("smollm2-135m", "--gpu", "l4", "--no-compile", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["memory_per_gpu"]["weights_bytes"] == 269_030_016
+    assert run("smollm2-135m", "--gpu", "l4", "--no-compile") == 0
+    text = capsys.readouterr().out
+    assert "nothing here was measured" in text
+    assert "temporaries   unknown" in text
+
+
+def test_a_folder_is_read_without_weights(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(presets.load("qwen2.5-0.5b")))
+    assert run(str(tmp_path), "--gpu", "a100", "--no-compile", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory_per_gpu"]["weights_bytes"] == 988_065_536
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("smollm2-135m", "--gpu", "tpu"), "known are a100"),
+        (("no-such-model", "--gpu", "l4"), "Presets: llama-3.1-8b"),
+        (("qwen3-32b", "--gpu", "l4", "--tp", "3"), "one of [1, 2, 4, 8]"),
+        (("smollm2-135m", "--gpu", "l4", "--tp", "0"), "--tp must be at least 1"),
+    ],
+)
+def test_bad_questions_name_the_choices(argv, said, capsys):
+    assert run(*argv, "--no-compile") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_does_not_fit_is_the_exit_status(capsys):
+    assert run("qwen3-32b", "--gpu", "l4", "--no-compile") == 1
+    assert "These fit: " in capsys.readouterr().out
