@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pallas_kernels.paged_decode import MAX_SPLITS, Tiling, paged_decode
 from pallas_kernels.paged_tiles import Scores
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
-from tests.pallas_kernels.cases import assert_matches, case, reduced, scores_of
+from tests.pallas_kernels.cases import DISTINCT_SHAPES, assert_matches, case, reduced, scores_of
 
 SMALL = AttentionShape("small", 6, 2, 16, cache_dtype="float32")
 FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
@@ -27,7 +27,7 @@ def check(shape, context_lens, *, tiling=None, scores=None, **options):
     assert_matches(got, operands, scores)
 
 
-@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=lambda s: s.name)
+@pytest.mark.parametrize("shape", DISTINCT_SHAPES, ids=lambda s: s.name)
 def test_shapes_of_models(shape):
     check(reduced(shape), [0, 1, 15, 16, 17, 130], tiling=Tiling(2, 32))
 
@@ -40,7 +40,7 @@ def test_whole_shapes_of_models(shape, page_size):
     check(shape, lens, page_size=page_size, num_shared=2)
 
 
-@pytest.mark.parametrize("page_size", [1, 4, 64, 128])
+@pytest.mark.parametrize("page_size", [1, 64])
 def test_lengths_at_every_edge(page_size):
     lens = {1, page_size - 1, page_size, page_size + 1, 127, 128, 129, 191, 192}
     check(
@@ -52,7 +52,7 @@ def test_lengths_at_every_edge(page_size):
     )
 
 
-@pytest.mark.parametrize("splits", [1, 2, 8])
+@pytest.mark.parametrize("splits", [1, 8])
 def test_splits_and_rows_that_share_pages(splits):
     scores = Scores(0.2, 70, 5.0)
     shape = AttentionShape("sinks", 6, 2, 16, has_sinks=True, cache_dtype="float32")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pallas_kernels.paged_prefill import Tiling, paged_prefill
 from pallas_kernels.paged_tiles import Scores
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
-from tests.pallas_kernels.cases import assert_matches, case, reduced, scores_of
+from tests.pallas_kernels.cases import DISTINCT_SHAPES, assert_matches, case, reduced, scores_of
 
 FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
 SMALL = AttentionShape("small", 6, 2, 16, has_sinks=True, cache_dtype="float32")
@@ -26,7 +26,7 @@ def check(shape, query_lens, context_lens, *, tiling=None, scores=None, **option
     assert_matches(got, operands, scores)
 
 
-@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=lambda s: s.name)
+@pytest.mark.parametrize("shape", DISTINCT_SHAPES, ids=lambda s: s.name)
 def test_shapes_of_models(shape):
     """Decodes, a chunk after a cached prefix, a whole prompt, drafts, and an unused row."""
     check(reduced(shape), [1, 1, 9, 40, 3, 0], [17, 1, 80, 40, 33, 0], num_tokens=57)
@@ -41,14 +41,14 @@ def test_whole_shapes_of_models(shape, page_size):
     check(shape, query_lens, contexts, page_size=page_size, num_shared=2)
 
 
-@pytest.mark.parametrize("page_size", [1, 4, 64, 128])
+@pytest.mark.parametrize("page_size", [1, 64])
 def test_lengths_at_every_edge(page_size):
     edges = sorted({1, page_size - 1, page_size, page_size + 1, 63, 64, 65} - {0})
     contexts = [e + e % 3 * page_size for e in edges]
     check(FLOAT32, edges, contexts, page_size=page_size)
 
 
-@pytest.mark.parametrize("block_m", [16, 64, 128])
+@pytest.mark.parametrize("block_m", [16, 128])
 def test_tiles_rows_and_shared_pages(block_m):
     check(
         SMALL,
