@@ -8,7 +8,7 @@ A row's query tokens are the last ones of its context, and attend causally. What
 a row's context, and what stands in pages it does not own, never reaches its result, NaN included.
 
 Implementations share one signature: `paged_attention` below documents it, `reference` is the plain
-twin that says what is meant, `xla` is what serves where no Pallas kernel does.
+twin that says what is meant, `pallas` serves on NVIDIA GPUs, and `xla` where it does not.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.registry import Op
+from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_prefill import paged_prefill
+from pallas_kernels.paged_tiles import MASKED, Operands, Scores, check_supported
+from pallas_kernels.registry import Op, Target
 
 OP = Op("paged_attention")
 
-MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
 DECODE_ROWS = 16  # rows a decode tile works on at once
 QUERY_TILE = 64  # query tokens a prefill tile works on at once
 CONTEXT_TILE = 64  # tokens of context a tile reads at once
@@ -41,6 +43,8 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
     decode: bool = False,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -61,6 +65,9 @@ def paged_attention(
             https://arxiv.org/abs/2408.00118).
         sinks: float32 `[N]`, a score per head that takes part in the softmax and has no value
             (gpt-oss; https://arxiv.org/abs/2309.17453).
+        k_scales: float32 `[P, K]` for a cache in int8 or float8_e4m3fn: what multiplies the numbers
+            of a page and kv head.
+        v_scales: Like k_scales.
         decode: Every row has exactly one token (T == B); compiles to less.
         implementation: A name from the registry, or None for the platform's default.
 
@@ -79,6 +86,8 @@ def paged_attention(
         window=window,
         soft_cap=soft_cap,
         sinks=sinks,
+        k_scales=k_scales,
+        v_scales=v_scales,
         decode=decode,
         implementation=implementation,
     )
@@ -123,11 +132,27 @@ def _soft_capped(scores: jax.Array, soft_cap: float | None) -> jax.Array:
     return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
 
 
+def _dequantized(values: jax.Array, scales: jax.Array | None, pages: jax.Array) -> jax.Array:
+    """float32 of pages' values `[..., page_size, K, H]`, with scales `[P, K]` of pages `[...]`."""
+    values = values.astype(jnp.float32)
+    return values if scales is None else values * scales[pages][..., None, :, None]
+
+
+def _dequantized_heads(values: jax.Array, scales: jax.Array | None, pages: jax.Array) -> jax.Array:
+    """float32 of values `[K, S, H]` that stand in pages `[S / page_size]`, with scales `[P, K]`."""
+    values = values.astype(jnp.float32)
+    if scales is None:
+        return values
+    return values * jnp.repeat(scales[pages].T, values.shape[1] // pages.size, axis=1)[:, :, None]
+
+
 class _Cache(NamedTuple):
     """Arguments that every tile of the `xla` implementation reads."""
 
     k_pages: jax.Array
     v_pages: jax.Array
+    k_scales: jax.Array | None
+    v_scales: jax.Array | None
     window: int | None
     soft_cap: float | None
 
@@ -152,6 +177,50 @@ class _Cache(NamedTuple):
         return seen if self.window is None else seen & (at > position - self.window)
 
 
+def _supports(
+    target: Target,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    *_: jax.Array,
+    **__: object,
+) -> None:
+    check_supported(target, q, k_pages, v_pages)
+
+
+@OP.register("pallas", "gpu", supports=_supports)
+def pallas(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    context_lens: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
+    decode: bool = False,
+) -> jax.Array:
+    """The kernels of paged_decode and paged_prefill."""
+    operands = Operands(
+        q,
+        k_pages,
+        v_pages,
+        page_table,
+        query_start,
+        context_lens,
+        sinks=sinks,
+        k_scales=k_scales,
+        v_scales=v_scales,
+    )
+    kernel = paged_decode if decode else paged_prefill
+    return kernel(operands, Scores(scale, window, soft_cap))
+
+
 @OP.register("xla", "cpu", "gpu")
 def xla(
     q: jax.Array,
@@ -165,6 +234,8 @@ def xla(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
     decode: bool = False,
 ) -> jax.Array:
     """Loops over tiles with bounds that follow the live lengths: the table's width costs nothing.
@@ -175,7 +246,7 @@ def xla(
     """
     T, N = q.shape[:2]
     B = page_table.shape[0]
-    cache = _Cache(k_pages, v_pages, window, soft_cap)
+    cache = _Cache(k_pages, v_pages, k_scales, v_scales, window, soft_cap)
     tile_rows = min(B, DECODE_ROWS)
     num_rows = -(-B // tile_rows) * tile_rows
     room = num_rows if decode else max(T + QUERY_TILE, num_rows)
@@ -235,8 +306,8 @@ def _decode_tile(
         at = i * cache.tile_len + jnp.arange(cache.tile_len)[None, :]
         seen = cache.is_seen(at, lens[:, None] - 1)
         k, v = (
-            x[pages].reshape(R, -1, K * H).astype(jnp.float32)
-            for x in (cache.k_pages, cache.v_pages)
+            _dequantized(x[pages], scales, pages).reshape(R, -1, K * H)
+            for x, scales in ((cache.k_pages, cache.k_scales), (cache.v_pages, cache.v_scales))
         )
         scores = _soft_capped(jnp.einsum("rnd,rsd->rns", wide_q, k), cache.soft_cap)
         scores = jnp.where(seen[:, None, :], scores, MASKED)
@@ -269,7 +340,10 @@ def _prefill_tile(
         pages = lax.dynamic_slice_in_dim(table, i * cache.tile_pages, cache.tile_pages)
         slots = (pages[:, None] * page_size + jnp.arange(page_size)[None, :]).reshape(1, -1)
         rows = slots * K + jnp.arange(K)[:, None]  # [K, S]: a copy that already has heads first
-        k, v = (x.reshape(-1, H)[rows].astype(jnp.float32) for x in (cache.k_pages, cache.v_pages))
+        k, v = (
+            _dequantized_heads(x.reshape(-1, H)[rows], scales, pages)
+            for x, scales in ((cache.k_pages, cache.k_scales), (cache.v_pages, cache.v_scales))
+        )
         at = i * cache.tile_len + jnp.arange(cache.tile_len)
         seen = cache.is_seen(at[None, :], position + jnp.arange(T)[:, None]) & (at < end)[None, :]
         scores = _soft_capped(jnp.einsum("kqh,ksh->kqs", grouped_q, k), cache.soft_cap)
@@ -296,12 +370,17 @@ def reference(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
     decode: bool = False,
 ) -> jax.Array:
     """The plain twin: gathers every row's whole table and makes all scores at once."""
     T, N, H = q.shape
     B, K = page_table.shape[0], k_pages.shape[2]
-    k, v = (x[page_table].reshape(B, -1, K, H).astype(jnp.float32) for x in (k_pages, v_pages))
+    k, v = (
+        _dequantized(x[page_table], scales, page_table).reshape(B, -1, K, H)
+        for x, scales in ((k_pages, k_scales), (v_pages, v_scales))
+    )
     token = jnp.arange(T)
     row = jnp.searchsorted(query_start[1:], token, side="right").clip(0, B - 1)
     position = context_lens[row] - query_start[row + 1] + token

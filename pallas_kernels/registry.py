@@ -1,16 +1,78 @@
 """The op registry: an op has a name, one signature, and implementations for platforms.
 
-Callers call the op; which implementation runs is decided when the step is traced, by platform or by
-the name that the operator gave. A new implementation registers itself and touches no caller.
+Callers call the op; which implementation runs is decided when the step is traced:
+
+    a name is given    that implementation runs, or an error says why it cannot
+    no name            the first one registered for the platform that supports the arguments; why
+                       one was passed over is logged, once
+
+A new implementation registers itself and touches no caller.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a program is compiled for.
+
+    Attributes:
+        platform: `cpu` or `gpu`.
+        compute_capability: Of an NVIDIA GPU, 10 * major + minor: 80 A100, 89 L4, 90 H100, 100 B200.
+    """
+
+    platform: str
+    compute_capability: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.platform} sm{self.compute_capability}" if self.platform == "gpu" else "cpu"
+
+
+_TARGET: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def tracing_for(target: Target) -> Iterator[None]:
+    """Chooses implementations for a target that is not the machine's own.
+
+    Trace and lower in it: what is compiled ahead for a GPU where there is none has no other way to
+    say so. A function that `jax.jit` has traced before keeps the implementations it got then.
+    """
+    token = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def current_target() -> Target:
+    """The target of `tracing_for`, else the device that jax runs on."""
+    target = _TARGET.get()
+    if target is not None:
+        return target
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return Target(device.platform)
+    major, minor = str(device.compute_capability).split(".")
+    return Target("gpu", 10 * int(major) + int(minor))
+
+
+class UnsupportedError(ValueError):
+    """An implementation cannot compute an op for these arguments or this target.
+
+    The message names what was asked for, what could be, and the implementation to use instead.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +83,13 @@ class Implementation:
         name: What the operator calls it (`xla`, `reference`, ...).
         function: Takes the op's arguments.
         platforms: Where it can run; the first implementation that names a platform is its default.
+        supports: Takes the target and the op's arguments; raises UnsupportedError.
     """
 
     name: str
     function: Callable[..., jax.Array]
     platforms: tuple[str, ...]
+    supports: Callable[..., None] | None = None
 
 
 class Op:
@@ -34,36 +98,55 @@ class Op:
     def __init__(self, name: str):
         self.name = name
         self.implementations: dict[str, Implementation] = {}
+        self._warned: set[str] = set()
 
-    def register(self, name: str, *platforms: str) -> Callable[..., Callable[..., jax.Array]]:
+    def register(
+        self, name: str, *platforms: str, supports: Callable[..., None] | None = None
+    ) -> Callable[..., Callable[..., jax.Array]]:
         """Decorator: adds the function as an implementation for the platforms (`cpu`, `gpu`)."""
 
         def add(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             assert name not in self.implementations
-            self.implementations[name] = Implementation(name, function, platforms)
+            self.implementations[name] = Implementation(name, function, platforms, supports)
             return function
 
         return add
 
-    def choose(self, name: str | None = None) -> Implementation:
-        """The implementation of that name, or the default of the platform jax runs on.
+    def choose(self, name: str | None = None, /, *args: Any, **kwargs: Any) -> Implementation:
+        """The implementation of that name, or the target's default that supports the arguments.
 
         Raises:
-            ValueError: No such implementation, or it cannot run on this platform.
+            ValueError: No such implementation, or it is not for this target's platform.
+            UnsupportedError: The named one does not support the arguments.
         """
-        platform = jax.default_backend()
-        usable = [i for i in self.implementations.values() if platform in i.platforms]
+        target = current_target()
+        usable = [i for i in self.implementations.values() if target.platform in i.platforms]
         if name is not None:
             usable = [i for i in usable if i.name == name]
-        if not usable:
-            have = ", ".join(
-                f"{i.name} ({'/'.join(i.platforms)})" for i in self.implementations.values()
-            )
-            raise ValueError(
-                f"{self.name}: no implementation {name or 'at all'} for platform {platform}; "
-                f"have {have}"
-            )
-        return usable[0]
+        for implementation in usable:
+            try:
+                if implementation.supports is not None:
+                    implementation.supports(target, *args, **kwargs)
+            except UnsupportedError as error:
+                reason = f"{self.name}: implementation {implementation.name} on {target}: {error}"
+                if name is not None:
+                    raise UnsupportedError(reason) from error
+                self._warn(f"{reason} Another implementation is used.")
+            else:
+                return implementation
+        have = ", ".join(
+            f"{i.name} ({'/'.join(i.platforms)})" for i in self.implementations.values()
+        )
+        raise ValueError(
+            f"{self.name}: no implementation {name or 'at all'} for platform {target.platform}; "
+            f"have {have}"
+        )
+
+    def _warn(self, message: str) -> None:
+        """Every layer of every bucket asks again; the operator reads it once."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     def __call__(self, *args: Any, implementation: str | None = None, **kwargs: Any) -> jax.Array:
-        return self.choose(implementation).function(*args, **kwargs)
+        return self.choose(implementation, *args, **kwargs).function(*args, **kwargs)

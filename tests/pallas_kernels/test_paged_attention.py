@@ -118,6 +118,27 @@ def test_nothing_to_do():
     assert op.xla(*map(jnp.asarray, case), scale=1.0).shape == (4, 9, 64)
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_quantized_cache_is_worth_its_numbers_times_the_scale_of_page_and_head(decode):
+    query_lens, contexts = ([1, 1, 1], [40, 1, 130]) if decode else ([1, 30, 66], [40, 33, 130])
+    q, k, v, *rows = ragged_case(8, query_lens, contexts, HEADS[0])
+    rng = np.random.default_rng(9)
+    scales = [rng.uniform(0.01, 0.05, (k.shape[0], 3)).astype(np.float32) for _ in range(2)]
+    quantized = [np.nan_to_num(np.round(x * 30), nan=127).astype(np.int8) for x in (k, v)]
+    values = [x * s[:, None, :, None] for x, s in zip(quantized, scales, strict=True)]
+    want = by_hand(q, *values, *rows, scale=0.2)
+    for name in ("reference", "xla"):
+        got = op.paged_attention(
+            *map(jnp.asarray, (q, *quantized, *rows)),
+            scale=0.2,
+            k_scales=jnp.asarray(scales[0]),
+            v_scales=jnp.asarray(scales[1]),
+            decode=decode,
+            implementation=name,
+        )
+        np.testing.assert_allclose(got, want, atol=2e-5, err_msg=name)
+
+
 def test_an_unknown_implementation_names_the_choices():
     with pytest.raises(ValueError, match=r"paged_attention: no implementation nope .* xla"):
         op.OP.choose("nope")

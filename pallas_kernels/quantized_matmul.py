@@ -1,0 +1,291 @@
+"""Products with quantized weights: int8 with a scale per output, or int4 with one per group.
+
+    int8   weight int8 [out, in], scales float32 [out]:
+           w[o, i] = weight[o, i] * scales[o]
+
+    int4   weight uint8 [out, in / 2], scales float32 [out, in / g], zeros uint8 alike or None:
+           w[o, i] = (nibble[o, i] - zeros[o, i // g]) * scales[o, i // g],  zeros are 8 if None
+
+           one group of g inputs is g / 2 bytes:    byte      0      1    ...  g/2 - 1
+                                                    low       0      1    ...  g/2 - 1    input
+                                                    high     g/2  g/2 + 1 ...   g - 1     input
+
+Low and high nibbles of a group are each consecutive inputs, so that a kernel multiplies them with
+two consecutive tiles of x and nothing is interleaved. GPTQ and AWQ weights are converted at load.
+
+The kernel is for few rows, where reading the weights is the cost:
+
+    grid (out / BLOCK_N, T / BLOCK_T)    x [BLOCK_T, BLOCK_K] ─┐
+                                         w [BLOCK_N, BLOCK_K] ─┴► converted to x's format, tensor
+    one program loops over all inputs                             cores, float32 sums ─► [T, out]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.paged_tiles import Ref, power_of_two
+from pallas_kernels.registry import Op, Target, UnsupportedError
+
+OP = Op("quantized_matmul")
+
+_CONTRACT_LAST = (((1,), (1,)), ((), ()))
+
+
+def quantized_matmul(
+    x: jax.Array,
+    weight: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None = None,
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """x times the transpose of a quantized weight.
+
+    Args:
+        x: `[T, in]`, float.
+        weight: int8 `[out, in]` or packed int4, uint8 `[out, in / 2]`.
+        scales: float32 `[out]`, or `[out, in / group]` for int4.
+        zeros: For int4: uint8 `[out, in / group]`, the nibble that means 0; 8 if None.
+        implementation: A name from the registry, or None for the platform's default.
+
+    Returns:
+        float32 `[T, out]`.
+    """
+    return OP(x, weight, scales, zeros, implementation=implementation)
+
+
+def group_size(weight: jax.Array, scales: jax.Array) -> int:
+    """Inputs that share a scale of a packed int4 weight."""
+    return 2 * weight.shape[1] // scales.shape[1]
+
+
+def pack_int4(nibbles: jax.Array, group: int) -> jax.Array:
+    """Numbers from 0 to 15, `[out, in]`, in groups of so many inputs -> uint8 `[out, in / 2]`."""
+    halves = nibbles.astype(jnp.uint8).reshape(nibbles.shape[0], -1, 2, group // 2)
+    return (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(nibbles.shape[0], -1)
+
+
+def dequantized(weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None) -> jax.Array:
+    """float32 `[out, in]`."""
+    if weight.dtype == jnp.int8:
+        return weight.astype(jnp.float32) * scales[:, None]
+    packed = weight.reshape(*scales.shape, -1)
+    nibbles = jnp.concatenate([packed & 15, packed >> 4], axis=-1).astype(jnp.float32)
+    zero = 8.0 if zeros is None else zeros.astype(jnp.float32)[:, :, None]
+    return ((nibbles - zero) * scales[:, :, None]).reshape(weight.shape[0], -1)
+
+
+def _supports(
+    target: Target,
+    x: jax.Array,
+    weight: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None = None,
+) -> None:
+    del zeros
+    is_int4 = weight.dtype == jnp.uint8
+    group = group_size(weight, scales) if is_int4 else 0
+    checks = (
+        (
+            target.compute_capability >= 80,
+            f"compute capability {target.compute_capability}",
+            "80 and later",
+        ),
+        (x.dtype in (jnp.bfloat16, jnp.float16), f"x of {x.dtype}", "bfloat16 and float16"),
+        (
+            weight.dtype in (jnp.int8, jnp.uint8),
+            f"a weight of {weight.dtype}",
+            "int8, and int4 packed in uint8",
+        ),
+        (x.shape[1] % 16 == 0, f"{x.shape[1]} inputs", "multiples of 16"),
+        (not is_int4 or group in (32, 64, 128), f"group {group}", "groups of 32, 64 and 128"),
+        (weight.size <= 2**31, f"a weight of {weight.size} bytes", f"up to {2**31} bytes"),
+    )
+    for holds, value, supported in checks:
+        if not holds:
+            raise UnsupportedError(
+                f"{value} is not supported; supported: {supported}; use implementation xla instead."
+            )
+
+
+@OP.register("pallas", "gpu", supports=_supports)
+def pallas(
+    x: jax.Array,
+    weight: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """The kernel; interpret runs it on the CPU, slowly: for tests."""
+    T, out = x.shape[0], weight.shape[0]
+    tiling = Tiling.of(x, weight, scales)
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    arrays = (x, weight, scales, zeros)
+    kernel = _int8_kernel if weight.dtype == jnp.int8 else _int4_kernel
+    return pl.pallas_call(
+        partial(kernel, tiling=tiling),
+        out_shape=jax.ShapeDtypeStruct((T, out), jnp.float32),
+        grid=(pl.cdiv(out, tiling.block_n), pl.cdiv(T, tiling.block_t)),
+        in_specs=jax.tree.map(lambda _: anywhere, arrays),
+        out_specs=anywhere,
+        compiler_params=plgpu.CompilerParams(
+            num_warps=tiling.num_warps, num_stages=tiling.num_stages
+        ),
+        interpret=interpret,
+        name="quantized_matmul",
+    )(*arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Static sizes of a call.
+
+    Attributes:
+        block_t: Rows of x of a program.
+        block_n: Outputs of a program.
+        block_k: Inputs read at once; a group for int4.
+        num_stages: Tiles in flight.
+        num_warps: Of a program.
+    """
+
+    block_t: int
+    block_n: int
+    block_k: int
+    num_stages: int = 3
+    num_warps: int = 4
+
+    @staticmethod
+    def of(x: jax.Array, weight: jax.Array, scales: jax.Array) -> Tiling:
+        """Small tiles of outputs for few rows, so that 4,096 outputs fill a GPU without a split.
+
+        A program then has a multiprocessor for itself, and needs some 16 KB of weights in flight.
+        """
+        block_t = min(64, max(16, power_of_two(x.shape[0])))
+        block_n = 32 if x.shape[0] <= 64 else 64
+        is_few = block_t <= 32
+        if weight.dtype == jnp.uint8:
+            group = group_size(weight, scales)
+            return Tiling(block_t, block_n, group, num_stages=8 if is_few else 3)
+        return Tiling(block_t, block_n, block_k=256 if is_few else 128)
+
+
+def _tile_places(
+    x_ref: Ref, weight_ref: Ref, tiling: Tiling
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Rows of x and outputs of this program, each with which of them there are."""
+    outputs = pl.program_id(0) * tiling.block_n + lax.iota(jnp.int32, tiling.block_n)
+    rows = pl.program_id(1) * tiling.block_t + lax.iota(jnp.int32, tiling.block_t)
+    return (rows, rows < x_ref.shape[0]), (outputs, outputs < weight_ref.shape[0])
+
+
+def _int8_kernel(
+    x_ref: Ref, weight_ref: Ref, scales_ref: Ref, _: None, out_ref: Ref, *, tiling: Tiling
+) -> None:
+    """Outputs of one tile; the scale of an output multiplies its sum."""
+    (rows, is_row), (outputs, is_output) = _tile_places(x_ref, weight_ref, tiling)
+    num_inputs = x_ref.shape[1]
+
+    def add_tile(i: jax.Array, total: jax.Array) -> jax.Array:
+        inputs = i * tiling.block_k + lax.broadcasted_iota(jnp.int32, (1, tiling.block_k), 1)
+        is_input = inputs < num_inputs
+        x = plgpu.load(x_ref.at[rows[:, None], inputs], mask=is_row[:, None] & is_input, other=0.0)
+        weight = plgpu.load(
+            weight_ref.at[outputs[:, None], inputs], mask=is_output[:, None] & is_input, other=0
+        )
+        return total + plgpu.dot(x, weight.astype(x.dtype), trans_b=True)
+
+    start = jnp.zeros((tiling.block_t, tiling.block_n), jnp.float32)
+    total = lax.fori_loop(0, -(-num_inputs // tiling.block_k), add_tile, start)
+    scales = plgpu.load(scales_ref.at[outputs], mask=is_output, other=0.0)
+    own = is_row[:, None] & is_output[None, :]
+    plgpu.store(out_ref.at[rows[:, None], outputs[None, :]], total * scales[None, :], mask=own)
+
+
+def _int4_kernel(
+    x_ref: Ref,
+    weight_ref: Ref,
+    scales_ref: Ref,
+    zeros_ref: Ref | None,
+    out_ref: Ref,
+    *,
+    tiling: Tiling,
+) -> None:
+    """Outputs of one tile, a group of inputs at a time; its scale multiplies the group's sum."""
+    (rows, is_row), (outputs, is_output) = _tile_places(x_ref, weight_ref, tiling)
+    half = tiling.block_k // 2
+
+    def add_group(i: jax.Array, total: jax.Array) -> jax.Array:
+        column = lax.broadcasted_iota(jnp.int32, (1, half), 1)
+        places = outputs[:, None], i * half + column
+        packed = plgpu.load(weight_ref.at[places], mask=is_output[:, None], other=0)
+        packed = packed.astype(jnp.int32)
+        scales = plgpu.load(scales_ref.at[outputs, i], mask=is_output, other=0.0)
+        zeros = jnp.full(outputs.shape, 8, jnp.int32)
+        if zeros_ref is not None:
+            loaded = plgpu.load(zeros_ref.at[outputs, i], mask=is_output, other=0)
+            zeros = loaded.astype(jnp.int32)
+
+        def product(nibbles: jax.Array, first: jax.Array) -> jax.Array:
+            x = plgpu.load(x_ref.at[rows[:, None], first + column], mask=is_row[:, None], other=0.0)
+            weight = (nibbles - zeros[:, None]).astype(x.dtype)  # small integers: exact
+            return plgpu.dot(x, weight, trans_b=True)
+
+        low = product(packed & 15, i * tiling.block_k)
+        high = product(packed >> 4, i * tiling.block_k + half)
+        return total + (low + high) * scales[None, :]
+
+    start = jnp.zeros((tiling.block_t, tiling.block_n), jnp.float32)
+    total = lax.fori_loop(0, scales_ref.shape[1], add_group, start)
+    own = is_row[:, None] & is_output[None, :]
+    plgpu.store(out_ref.at[rows[:, None], outputs[None, :]], total, mask=own)
+
+
+@OP.register("dynamic", "cpu")
+def dynamic(
+    x: jax.Array, weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None
+) -> jax.Array:
+    """int8 by int8 products: each row of x is rounded to 255 levels of its largest number.
+
+    The CPU has such products and none of bf16 by int8; converting the weights takes longer than a
+    product of bf16. int4 weights, whose groups it has no products for, are converted as in `xla`.
+    One row misses the fast path, so there are at least two.
+    """
+    if weight.dtype != jnp.int8:
+        return xla(x, weight, scales, zeros)
+    T = x.shape[0]
+    x = jnp.pad(x.astype(jnp.float32), ((0, max(0, 2 - T)), (0, 0)))
+    steps = jnp.maximum(jnp.abs(x).max(axis=1, keepdims=True) / 127, 1e-30)
+    levels = jnp.round(x / steps).astype(jnp.int8)
+    sums = lax.dot_general(levels, weight, _CONTRACT_LAST, preferred_element_type=jnp.int32)
+    return (sums.astype(jnp.float32) * steps * scales[None, :])[:T]
+
+
+@OP.register("xla", "cpu", "gpu")
+def xla(
+    x: jax.Array, weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None
+) -> jax.Array:
+    """A product with the weights converted to x's format."""
+    if weight.dtype == jnp.int8:
+        sums = lax.dot_general(
+            x, weight.astype(x.dtype), _CONTRACT_LAST, preferred_element_type=jnp.float32
+        )
+        return sums * scales[None, :]
+    converted = dequantized(weight, scales, zeros).astype(x.dtype)
+    return lax.dot_general(x, converted, _CONTRACT_LAST, preferred_element_type=jnp.float32)
+
+
+@OP.register("reference", "cpu", "gpu")
+def reference(
+    x: jax.Array, weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None
+) -> jax.Array:
+    """The plain twin: everything in float32."""
+    return jnp.einsum("ti,oi->to", x.astype(jnp.float32), dequantized(weight, scales, zeros))

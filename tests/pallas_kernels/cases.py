@@ -1,0 +1,132 @@
+"""Random ragged batches over a scrambled cache in which everything that no row owns is poison."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import paged_attention as op
+from pallas_kernels.paged_tiles import Operands, Scores
+from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
+
+# One shape of each head_dim, format and option; the long sweep has them all.
+DISTINCT = (
+    "SmolLM2-135M",
+    "Llama-3.1-8B",
+    "Llama-3.1-8B int8 cache",
+    "Llama-3.1-8B fp8 cache",
+    "Llama-3.1-8B float16",
+    "Gemma-2-2B",
+    "phi-2",
+    "Phi-3-mini",
+    "gpt-oss-20b",
+)
+DISTINCT_SHAPES = [shape for shape in ATTENTION_SHAPES if shape.name in DISTINCT]
+assert len(DISTINCT_SHAPES) == len(DISTINCT)
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
+
+
+def reduced(shape: AttentionShape, *, num_kv_heads: int = 2, window: int = 37) -> AttentionShape:
+    """A model's shape with its own group and head_dim, but fewer kv heads and a short window."""
+    K = min(shape.num_kv_heads, num_kv_heads)
+    return dataclasses.replace(
+        shape,
+        num_heads=K * shape.num_heads // shape.num_kv_heads,
+        num_kv_heads=K,
+        window=shape.window and min(shape.window, window),
+    )
+
+
+def scores_of(shape: AttentionShape) -> Scores:
+    return Scores(shape.head_dim**-0.5, shape.window, shape.soft_cap)
+
+
+def case(
+    shape: AttentionShape,
+    query_lens: list[int],
+    context_lens: list[int],
+    *,
+    seed: int = 0,
+    page_size: int = 16,
+    num_tokens: int | None = None,
+    max_pages: int | None = None,
+    num_shared: int = 0,
+) -> Operands:
+    """A batch of rows with these lengths.
+
+    Args:
+        shape: Heads and formats.
+        query_lens: Query tokens of each row.
+        context_lens: Tokens of context of each row.
+        seed: Of the random numbers.
+        page_size: Tokens of a page.
+        num_tokens: T; the sum of query_lens if None.
+        max_pages: Width of the page table; what the longest row needs, and 2, if None.
+        num_shared: Leading pages that rows share, as far as all of the page is in their context.
+    """
+    rng = np.random.default_rng(seed)
+    B, K, H = len(query_lens), shape.num_kv_heads, shape.head_dim
+    width = max_pages or -(-max([*context_lens, 1]) // page_size) + 2
+    total = 1 + B * width
+    free = rng.permutation(np.arange(1, total)).reshape(B, width)
+    table = np.zeros((B, width), np.int32)
+    live = np.zeros((total, page_size), bool)
+    for b, context in enumerate(context_lens):
+        for i in range(-(-context // page_size)):
+            is_shared = i < num_shared and (i + 1) * page_size <= context
+            table[b, i] = free[0 if is_shared else b, i]
+            live[table[b, i], : context - i * page_size] = True
+    T = sum(query_lens) if num_tokens is None else num_tokens
+    q_dtype = "bfloat16" if shape.is_quantized else shape.cache_dtype
+    k, v = (_pages(rng, live, (K, H), shape.cache_dtype) for _ in range(2))
+    scales = [None, None]
+    if shape.is_quantized:
+        top = 127 if shape.cache_dtype == "int8" else 448
+        owned = live.any(1)[:, None]
+        scales = [
+            jnp.asarray(np.where(owned, rng.uniform(1, 3, (total, K)) / top, np.nan), jnp.float32)
+            for _ in range(2)
+        ]
+    return Operands(
+        jnp.asarray(rng.standard_normal((T, shape.num_heads, H)), q_dtype),
+        k,
+        v,
+        jnp.asarray(table),
+        jnp.asarray(np.cumsum([0, *query_lens]), jnp.int32),
+        jnp.asarray(context_lens, jnp.int32),
+        jnp.linspace(-1, 2, shape.num_heads) if shape.has_sinks else None,
+        *scales,
+    )
+
+
+def _pages(rng, live, heads, dtype):
+    values = rng.standard_normal((*live.shape, *heads))
+    if dtype == "int8":
+        values = np.clip(np.round(values * 40), -127, 127)
+    elif dtype == "float8_e4m3fn":
+        values = np.clip(values * 140, -448, 448)
+    poison = 127 if dtype == "int8" else np.nan  # int8 has no NaN: its scales have
+    values = np.where(live[:, :, None, None], values, poison)
+    return jnp.asarray(jnp.asarray(values, jnp.float32), dtype)
+
+
+@partial(jax.jit, static_argnames="scores")
+def expected(operands: Operands, scores: Scores) -> jax.Array:
+    """What the twin computes."""
+    arrays = operands._asdict() | {"q": operands.q.astype(jnp.float32)}
+    return op.reference(**arrays, **scores._asdict())
+
+
+def assert_matches(got, operands: Operands, scores: Scores) -> None:
+    """Compares the tokens that rows have."""
+    num_tokens = int(operands.query_start[-1])
+    want = np.asarray(expected(operands, scores))[:num_tokens]
+    got = np.asarray(got[:num_tokens].astype(jnp.float32))
+    tolerance = TOLERANCE[operands.q.dtype.name]
+    assert np.isfinite(want).all()
+    np.testing.assert_allclose(got, want, atol=tolerance, rtol=tolerance)

@@ -1,0 +1,93 @@
+"""The decode kernel in interpret mode against the plain twin, over the shapes of real models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.paged_decode import MAX_SPLITS, Tiling, paged_decode
+from pallas_kernels.paged_tiles import Scores
+from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
+from tests.pallas_kernels.cases import DISTINCT_SHAPES, assert_matches, case, reduced, scores_of
+
+SMALL = AttentionShape("small", 6, 2, 16, cache_dtype="float32")
+FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
+
+
+def check(shape, context_lens, *, tiling=None, scores=None, **options):
+    operands = case(shape, [1] * len(context_lens), context_lens, **options)
+    scores = scores or scores_of(shape)
+    got = paged_decode(operands, scores, tiling=tiling, interpret=True)
+    assert not np.asarray(got.astype("float32"))[np.asarray(context_lens) == 0].any()
+    assert_matches(got, operands, scores)
+
+
+@pytest.mark.parametrize("shape", DISTINCT_SHAPES, ids=lambda s: s.name)
+def test_shapes_of_models(shape):
+    check(reduced(shape), [0, 1, 15, 16, 17, 130], tiling=Tiling(2, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", [8, 16, 64])
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=lambda s: s.name)
+def test_whole_shapes_of_models(shape, page_size):
+    lens = [0, 1, page_size - 1, page_size, page_size + 1, 256, 0, 511, 512]
+    check(shape, lens, page_size=page_size, num_shared=2)
+
+
+@pytest.mark.parametrize("page_size", [1, 64])
+def test_lengths_at_every_edge(page_size):
+    lens = {1, page_size - 1, page_size, page_size + 1, 127, 128, 129, 191, 192}
+    check(
+        FLOAT32,
+        sorted(lens),
+        page_size=page_size,
+        tiling=Tiling(4, 64),
+        max_pages=-(-192 // page_size),
+    )
+
+
+@pytest.mark.parametrize("splits", [1, 8])
+def test_splits_and_rows_that_share_pages(splits):
+    scores = Scores(0.2, 70, 5.0)
+    shape = AttentionShape("sinks", 6, 2, 16, has_sinks=True, cache_dtype="float32")
+    check(shape, [0, 3, 70, 71, 300, 64], tiling=Tiling(splits, 16), scores=scores, num_shared=3)
+
+
+_JITTED = {
+    splits: jax.jit(
+        partial(
+            paged_decode, scores=Scores(0.3, 21, None), tiling=Tiling(splits, 16), interpret=True
+        )
+    )
+    for splits in (1, 4)
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lens=st.lists(st.integers(0, 96), min_size=5, max_size=5),
+    splits=st.sampled_from([1, 4]),
+    num_shared=st.integers(0, 4),
+)
+def test_any_lengths(lens, splits, num_shared):
+    operands = case(SMALL, [1] * 5, lens, page_size=8, max_pages=12, num_shared=num_shared)
+    assert_matches(_JITTED[splits](operands), operands, Scores(0.3, 21, None))
+
+
+def test_few_rows_are_split_and_many_are_not():
+    shape = AttentionShape("Llama-3.1-8B", 32, 8, 128)
+
+    def splits(rows, max_pages):
+        operands = jax.eval_shape(lambda: case(shape, [1] * rows, [1] * rows, max_pages=max_pages))
+        return Tiling.of(operands).num_splits
+
+    assert splits(1, 64) == 8  # two tiles of 64 tokens each for 1,024 tokens
+    assert splits(1, 512) == MAX_SPLITS
+    assert splits(8, 64) == 8
+    assert splits(64, 8) == 1

@@ -1,0 +1,82 @@
+"""The ragged prefill kernel in interpret mode against the plain twin."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.paged_prefill import Tiling, paged_prefill
+from pallas_kernels.paged_tiles import Scores
+from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
+from tests.pallas_kernels.cases import DISTINCT_SHAPES, assert_matches, case, reduced, scores_of
+
+FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
+SMALL = AttentionShape("small", 6, 2, 16, has_sinks=True, cache_dtype="float32")
+
+
+def check(shape, query_lens, context_lens, *, tiling=None, scores=None, **options):
+    operands = case(shape, query_lens, context_lens, **options)
+    scores = scores or scores_of(shape)
+    got = paged_prefill(operands, scores, tiling=tiling, interpret=True)
+    assert got.dtype == operands.q.dtype
+    assert_matches(got, operands, scores)
+
+
+@pytest.mark.parametrize("shape", DISTINCT_SHAPES, ids=lambda s: s.name)
+def test_shapes_of_models(shape):
+    """Decodes, a chunk after a cached prefix, a whole prompt, drafts, and an unused row."""
+    check(reduced(shape), [1, 1, 9, 40, 3, 0], [17, 1, 80, 40, 33, 0], num_tokens=57)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", [8, 16, 64])
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=lambda s: s.name)
+def test_whole_shapes_of_models(shape, page_size):
+    query_lens = [1, 1, 70, 130, 5, page_size - 1, page_size + 1, 0]
+    contexts = [page_size, 257, 300, 130, page_size + 1, page_size - 1, 4 * page_size, 0]
+    check(shape, query_lens, contexts, page_size=page_size, num_shared=2)
+
+
+@pytest.mark.parametrize("page_size", [1, 64])
+def test_lengths_at_every_edge(page_size):
+    edges = sorted({1, page_size - 1, page_size, page_size + 1, 63, 64, 65} - {0})
+    contexts = [e + e % 3 * page_size for e in edges]
+    check(FLOAT32, edges, contexts, page_size=page_size)
+
+
+@pytest.mark.parametrize("block_m", [16, 128])
+def test_tiles_rows_and_shared_pages(block_m):
+    check(
+        SMALL,
+        [1, 1, 40, 16, 1, 3],
+        [50, 1, 90, 48, 48, 51],
+        tiling=Tiling(block_m, 16),
+        scores=Scores(0.2, 30, 5.0),
+        num_shared=3,
+    )
+
+
+def test_only_unused_rows():
+    operands = case(SMALL, [0, 0], [0, 0], num_tokens=8)
+    assert paged_prefill(operands, Scores(1.0, None, None), interpret=True).shape == (8, 6, 16)
+
+
+_SCORES = Scores(0.3, 21, None)
+_JITTED = jax.jit(partial(paged_prefill, scores=_SCORES, tiling=Tiling(16, 16), interpret=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 84)), min_size=4, max_size=4),
+    num_shared=st.integers(0, 4),
+)
+def test_any_lengths(rows, num_shared):
+    query_lens = [query for query, _ in rows]
+    contexts = [query + prefix if query else 0 for query, prefix in rows]
+    options = {"num_tokens": 48, "page_size": 8, "max_pages": 12, "num_shared": num_shared}
+    operands = case(SMALL, query_lens, contexts, **options)
+    assert_matches(_JITTED(operands), operands, _SCORES)
