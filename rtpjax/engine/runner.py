@@ -122,7 +122,7 @@ class Runner:
         self.num_tokens = num_tokens
         self._mask_words = -(-model_config.vocab_size // 32)
         self._vocab_size = model_config.vocab_size
-        self._model = Model.of(model_config, config.precision)
+        self._model = Model.of(model_config, config.precision, mesh)
         self._params = tuple(params.values())
         self.buckets = buckets_of(config, mesh.devices.flat[0].platform)
         self.num_traces = 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from rtpjax.engine.batch import Layout, row_inputs, unpack
 from rtpjax.engine.sampling import Sampled, SlotState, sample
@@ -33,18 +34,20 @@ class Model:
     Attributes:
         graph, tree: Put parameters together to a module.
         cache_specs: What each layer caches.
+        mesh: Devices that it is split over.
     """
 
     graph: Any
     tree: Any
     cache_specs: tuple[CacheSpec, ...]
+    mesh: Mesh
 
     @staticmethod
-    def of(config: ModelConfig, precision: Precision) -> Model:
+    def of(config: ModelConfig, precision: Precision, mesh: Mesh) -> Model:
         """The model of a configuration; makes no arrays."""
         model = build(config, precision, abstract=True)
         graph, state = nnx.split(model)
-        return Model(graph, jax.tree.structure(state), model.cache_specs())
+        return Model(graph, jax.tree.structure(state), model.cache_specs(), mesh)
 
     def with_params(self, params: tuple[jax.Array, ...]) -> Any:
         """The module with these parameters, in the order of rtpjax.models.abstract_state."""
@@ -75,6 +78,7 @@ def forward(
     module = model.with_params(params)
     token_ids, token_slots, inputs, packed_rows = unpack(vector, layout, tokens)
     tokens = tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
+    inputs = dataclasses.replace(inputs, mesh=model.mesh)
     hidden, caches = module(token_ids, inputs, caches)
     logits = module.logits(hidden[row_inputs(packed_rows).sample_at])
     return logits, packed_rows, caches, tokens

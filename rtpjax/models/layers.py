@@ -17,6 +17,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.sharded import sharded_paged_attention
 from rtpjax.models import rope
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
@@ -167,7 +168,10 @@ class Attention(nnx.Module):
         cache = LayerCache(
             _write(cache.k_pages, step.slots, k), _write(cache.v_pages, step.slots, v)
         )
-        out = paged_attention(
+        attend = (
+            paged_attention if step.mesh is None else partial(sharded_paged_attention, step.mesh)
+        )
+        out = attend(
             q,
             cache.k_pages,
             cache.v_pages,

@@ -131,7 +131,7 @@ def analyze(
         for n in few:
             shutil.rmtree(folder, ignore_errors=True)
             compiled = compile_step(
-                with_layers(model, n), precision, shape, mesh, {"xla_dump_to": folder}
+                with_layers(model, n), precision, shape, mesh, gpu, {"xla_dump_to": folder}
             )
             last = hlo.parse(compiled.as_text() or "")
             counts.append(_count(compiled, last, n, whole, shape, context_len))

@@ -85,4 +85,22 @@ def _attention_case(name: str, config: ModelConfig, kind: str, num_tokens: int) 
     return Case(f"{name} {kind}[{num_tokens}]", arguments, options)
 
 
-_MAKERS: dict[str, Callable[[], list[Case]]] = {"paged_attention": _paged_attention}
+def _quantized_matmul() -> list[Case]:
+    """A query projection with int8 weights, for few rows."""
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in presets.names()}
+    cases = []
+    for name, config in configs.items():
+        out, size = config.num_attention_heads * config.head_dim, config.hidden_size
+        arguments = (
+            jax.ShapeDtypeStruct((8, size), jnp.bfloat16),
+            jax.ShapeDtypeStruct((out, size), jnp.int8),
+            jax.ShapeDtypeStruct((out,), jnp.float32),
+        )
+        cases.append(Case(f"{name} q_proj int8[8]", arguments, {}))
+    return cases
+
+
+_MAKERS: dict[str, Callable[[], list[Case]]] = {
+    "paged_attention": _paged_attention,
+    "quantized_matmul": _quantized_matmul,
+}

@@ -5,21 +5,20 @@ The program is the runner's own `forward` (rtpjax.engine.step): all of a step bu
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pallas_kernels.registry import Target, tracing_for
 from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import Bucket, Layout
 from rtpjax.engine.kv_cache import pages_for
+from rtpjax.gpus import Gpu
 from rtpjax.models import LayerCache, ModelConfig, Precision, abstract_state, build
 
 
@@ -54,13 +53,15 @@ def with_layers(model: ModelConfig, num_layers: int) -> ModelConfig:
     )
 
 
-def forward(model: ModelConfig, precision: Precision, layout: Layout) -> jax.stages.Wrapped:
+def forward(
+    model: ModelConfig, precision: Precision, layout: Layout, mesh: Mesh
+) -> jax.stages.Wrapped:
     """The jitted program, as the runner makes it.
 
     (params, vector, caches, tokens) -> (logits, rows, caches, tokens); caches and tokens are
     donated.
     """
-    step = partial(engine_step.forward, engine_step.Model.of(model, precision), layout)
+    step = partial(engine_step.forward, engine_step.Model.of(model, precision, mesh), layout)
     return jax.jit(step, donate_argnums=(2, 3), keep_unused=True)
 
 
@@ -102,17 +103,12 @@ def compile_step(
     precision: Precision,
     shape: StepShape,
     mesh: Mesh,
+    gpu: Gpu,
     options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
     """The step, compiled for the mesh; options go to XLA."""
-    function = forward(model, precision, shape.layout)
+    function = forward(model, precision, shape.layout, mesh)
     arguments = abstract_arguments(model, precision, shape, mesh)
-    with as_on_gpu():
+    major, minor = gpu.compute_capability
+    with tracing_for(Target("gpu", 10 * major + minor)):
         return function.lower(*arguments).compile(options or {})
-
-
-@contextlib.contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """While a step is traced, ops choose their implementation as they do on a GPU."""
-    with mock.patch("jax.default_backend", return_value="gpu"):
-        yield

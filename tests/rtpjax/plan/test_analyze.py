@@ -45,7 +45,7 @@ def test_a_step_of_all_layers_is_what_was_extrapolated():
     eight = with_layers(SMOLLM2, 8)
     h100 = gpus.load("h100")
     report = analyze.analyze(eight, BF16, h100, 1, SHAPE, context_len=CONTEXT)
-    compiled = compile_step(eight, BF16, SHAPE, topology.make_mesh(h100, 1))
+    compiled = compile_step(eight, BF16, SHAPE, topology.make_mesh(h100, 1), h100)
     whole = limits.needs(eight, BF16, 1)
     found = hlo.kernels(
         hlo.parse(compiled.as_text()),
@@ -60,8 +60,8 @@ def test_a_step_of_all_layers_is_what_was_extrapolated():
 
 @needs_compiler
 def test_a_compiled_step_updates_every_cache_in_place():
-    two = with_layers(SMOLLM2, 2)
-    compiled = compile_step(two, BF16, SHAPE, topology.make_mesh(gpus.load("l4"), 1))
+    two, l4 = with_layers(SMOLLM2, 2), gpus.load("l4")
+    compiled = compile_step(two, BF16, SHAPE, topology.make_mesh(l4, 1), l4)
     module = hlo.parse(compiled.as_text())
     names = argument_names(two, BF16)
     caches = {f"caches[{i}].{part}" for i in (0, 1) for part in ("k_pages", "v_pages")}
