@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.output import Delta
 from server.parsing.calls import Calls
@@ -13,6 +13,9 @@ from server.parsing.source import Parser
 from server.reasoning_parsers import ReasoningGrammar
 from server.tool_parsers import ToolFormat
 
+if TYPE_CHECKING:
+    from server.grammars.calls import CallStyle
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerSyntax:
@@ -20,6 +23,7 @@ class AnswerSyntax:
 
     Attributes:
         tools: The format of calls, or None: then nothing is a call.
+        style: How such calls are written.
         reasoning: The format of reasoning, or None.
         schemas: The parameters' schemas of the functions that may be called, by name.
         is_reasoning_open: Whether the prompt ends inside the reasoning.
@@ -28,6 +32,7 @@ class AnswerSyntax:
     """
 
     tools: ToolFormat | None = None
+    style: CallStyle | None = None
     reasoning: ReasoningGrammar | None = None
     schemas: Mapping[str, Mapping[str, Any]] | None = None
     is_reasoning_open: bool = False

@@ -15,7 +15,8 @@ from server.debug_info import DebugInfo
 from server.extras import Extras, with_extras
 from server.function_calls.support import CallSupport
 from server.generation import Job, adapt_sampling, check_choices, make_requests, sampling_of
-from server.grammars import chat_grammar
+from server.grammars.chat import chat_grammar
+from server.grammars.response_format import response_grammar
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.body import field_error
@@ -76,7 +77,7 @@ async def chat_requests(
     support = await _call_support(context, body)
     prompt = await _encode(context, body, support)
     syntax = support.syntax(body.calls, prompt.text)
-    grammar = chat_grammar(body.response_format, body.calls, syntax)
+    grammar = chat_grammar(response_grammar(body.response_format), body.calls, syntax)
     if grammar is not None and body.num_beams > 1:
         raise field_error(grammar.param, "not supported together with num_beams")
     num_prompt, max_tokens = len(prompt.token_ids), body.max_new_tokens

@@ -100,7 +100,7 @@ class Constraint:
     def _find_free(self) -> bool:
         if not self._has_begun:
             return True
-        return self._compiled.source.kind == "structural_tag" and self._matcher.is_accepting()
+        return self._compiled.source.is_free_text and self._matcher.is_accepting()
 
     def _see(self, token_id: int) -> None:
         """Looks for the text that the constraint comes after."""

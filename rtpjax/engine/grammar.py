@@ -8,6 +8,7 @@ for whoever waits. Equal grammars are compiled once, also when they come togethe
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import threading
 from collections import OrderedDict
@@ -134,7 +135,9 @@ class GrammarCompiler:
             ) from error
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
-        _check_size(grammar)
+        for part in (grammar, grammar.instead):
+            if part is not None:
+                _check_size(part)
         tokenizer = self._tokenizer()
         added = self._hf.backend_tokenizer.get_added_tokens_decoder()
         specials = {token.content: i for i, token in added.items() if token.special}
@@ -175,17 +178,39 @@ def to_llguidance(grammar: Grammar, special_ids: dict[str, int]) -> str:
         grammar: Of any kind.
         special_ids: The tokenizer's special tokens; a grammar names these by id, not as text.
     """
-    body = _body(grammar, special_ids)
-    grammars = [body]
+    grammars = [_body(grammar, special_ids)]
+    if grammar.instead is not None:
+        other = _body(grammar.instead, special_ids) | {"name": "other"}
+        one = grammars[0] | {"name": "one"}
+        grammars = [{"lark_grammar": "start: @one | @other\n"}, one, other]
     if grammar.after is not None:
         # Reasoning ends with line breaks, which the constrained part does not have.
-        if grammar.after in special_ids:
-            before = f"before: TEXT <[{special_ids[grammar.after]}]>\nTEXT: {_TEXT}"
-        else:
-            before = f"before[lazy]: {_TEXT} {json.dumps(grammar.after)}"
-        lark = f'start: before ("\\n" | "\\n\\n")? @body\n{before}\n'
-        grammars = [{"name": "whole", "lark_grammar": lark}, body | {"name": "body"}]
+        lark = 'start: before ("\\n" | "\\n\\n")? @body\n' + _before(grammar, special_ids)
+        grammars[0] |= {"name": "body"}
+        grammars = [{"name": "whole", "lark_grammar": lark}, *grammars]
     return json.dumps({"grammars": grammars})
+
+
+def _before(grammar: Grammar, special_ids: dict[str, int]) -> str:
+    """The rule `before`: free text up to the mark that the constraint comes after."""
+    assert grammar.after is not None
+    skipped = _skipped(grammar, special_ids, grammar.after)
+    rules = [f"before: ({' | '.join(skipped)})* opens" if skipped else "before: opens"]
+    rules += [_opens("opens", grammar.after, special_ids), f"TEXT: {_TEXT}"]
+    return "\n".join(rules) + "\n"
+
+
+def _opens(name: str, trigger: str, special_ids: dict[str, int]) -> str:
+    """A rule for free text up to a trigger."""
+    if trigger in special_ids:
+        return f"{name}: TEXT <[{special_ids[trigger]}]>"
+    return f"{name}[lazy]: TEXT {_literal(trigger)}"
+
+
+def _skipped(grammar: Grammar, special_ids: dict[str, int], *triggers: str) -> list[str]:
+    """Special tokens that have a meaning in the grammar, but none in free text."""
+    ids = sorted(_named(grammar, special_ids) - {special_ids.get(t, -1) for t in triggers})
+    return [f"TEXT <[{token_id}]>" for token_id in ids]
 
 
 def _body(grammar: Grammar, special_ids: dict[str, int]) -> dict[str, Any]:
@@ -196,10 +221,42 @@ def _body(grammar: Grammar, special_ids: dict[str, int]) -> dict[str, Any]:
     if grammar.kind == "regex":
         return json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]
     if grammar.kind == "structural_tag":
-        return {"lark_grammar": _tags(json.loads(grammar.text), special_ids)}
+        grammar = _tagged(grammar)
     if grammar.kind == "ebnf":
         return {"lark_grammar": any_to_lark(grammar.text)}
-    return {"lark_grammar": grammar.text}
+    return {"lark_grammar": _lark(grammar, special_ids)}
+
+
+def _lark(grammar: Grammar, special_ids: dict[str, int]) -> str:
+    """The grammar's own rules, and those for its marks and triggers."""
+    rules = [grammar.text]
+    for i, mark in enumerate(grammar.marks):
+        is_special = mark in special_ids
+        rules.append(f"mark_{i}: " + (f"<[{special_ids[mark]}]>" if is_special else _literal(mark)))
+    if grammar.triggers:
+        make = _starts if grammar.is_at_start else _triggered
+        rules += [*make(grammar, special_ids), f"TEXT: {_TEXT}"]
+    return "\n".join(rules) + "\n"
+
+
+def _triggered(grammar: Grammar, special_ids: dict[str, int]) -> list[str]:
+    """Free text, and in it any number of parts, each constrained from its trigger on."""
+    tags = [f"opens_{i} part_{i}" for i in range(len(grammar.triggers))]
+    tags += _skipped(grammar, special_ids, *grammar.triggers)
+    opens = (_opens(f"opens_{i}", t, special_ids) for i, t in enumerate(grammar.triggers))
+    return [f"start: ({' | '.join(tags)})* TEXT", *opens]
+
+
+def _starts(grammar: Grammar, special_ids: dict[str, int]) -> list[str]:
+    """Text that begins with no trigger, or a trigger, its part and free text."""
+    heads = [f"HEAD_{i}" for i in range(len(grammar.triggers))]
+    parts = (f"{head} part_{i}" for i, head in enumerate(heads))
+    rules = [f"{h}: /\\s*/ {_literal(t)}" for h, t in zip(heads, grammar.triggers, strict=True)]
+    return [
+        f"start: ({' | '.join(parts)}) TEXT | OTHER",
+        f"OTHER: TEXT & ~(({' | '.join(heads)}) TEXT)",
+        *rules,
+    ]
 
 
 def _spaced(schema: Any) -> dict[str, Any]:
@@ -211,33 +268,29 @@ def _spaced(schema: Any) -> dict[str, Any]:
     return schema | {"x-guidance": JSON_OPTIONS | schema.get("x-guidance", {})}
 
 
-def _tags(tags: list[dict[str, Any]], special_ids: dict[str, int]) -> str:
-    """Free text, and in it any number of tagged parts, each constrained from its trigger on."""
+def _tagged(grammar: Grammar) -> Grammar:
+    """Tags as a grammar with triggers."""
     bodies: dict[str, list[str]] = {}
-    for tag in tags:
+    for tag in json.loads(grammar.text):
         rest, schema = tag["begin"][len(tag["trigger"]) :], json.dumps(_spaced(tag["schema"]))
         body = f"{_literal(rest)} %json {schema} {_literal(tag['end'])}"
         bodies.setdefault(tag["trigger"], []).append(body)
-    rules = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(bodies)))})* TEXT"]
-    for i, (trigger, choices) in enumerate(bodies.items()):
-        if trigger in special_ids:
-            opens = f"opens_{i}: TEXT <[{special_ids[trigger]}]>"
-        else:
-            opens = f"opens_{i}[lazy]: TEXT {json.dumps(trigger)}"
-        rules += [opens, f"tag_{i}: opens_{i} ({' | '.join(choices)})"]
-    return "\n".join([*rules, f"TEXT: {_TEXT}"]) + "\n"
+    rules = (f"part_{i}: {' | '.join(choices)}" for i, choices in enumerate(bodies.values()))
+    return dataclasses.replace(
+        grammar, kind="lark", text="\n".join(rules), triggers=tuple(bodies)
+    )
 
 
 def _named(grammar: Grammar, special_ids: dict[str, int]) -> set[int]:
     """Special tokens that the grammar names."""
-    names = [grammar.after]
+    names = [grammar.after, *grammar.marks, *grammar.triggers]
     if grammar.kind == "structural_tag":
         names += [tag["trigger"] for tag in json.loads(grammar.text)]
     return {special_ids[name] for name in names if name in special_ids}
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text) if text else ""
+    return json.dumps(text, ensure_ascii=False) if text else ""
 
 
 def _check_size(grammar: Grammar) -> None:

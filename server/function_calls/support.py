@@ -12,6 +12,7 @@ from server.chat_template import ChatTemplate
 from server.function_calls import CallOptions, hermes
 from server.function_calls.history import template_messages
 from server.function_calls.react import react_turns
+from server.grammars.calls import CallStyle
 from server.reasoning_parsers import (
     NONE,
     check_reasoning_format,
@@ -111,20 +112,28 @@ class CallSupport:
         return True
 
     def syntax(self, calls: CallOptions, prompt: str) -> AnswerSyntax | None:
-        """How answers to a prompt are read; None where all of them are plain text."""
+        """How answers to a prompt are read; None where all of them are plain text.
+
+        Raises:
+            RequestError: A call must be made, and a schema cannot be used.
+        """
         functions = calls.offered
         is_reasoning = self.reasoning_format != NONE
         if not functions and not is_reasoning:
             return None
-        tools, reasoning = None, None
+        tools, style, reasoning = None, None, None
         if functions:
-            # Forced calls are constrained to our own format, whatever the model's is.
-            is_forced = calls.choice == "required"
-            tools = tool_formats()[DEFAULT if is_forced else self._format_of(calls)]
+            tools = tool_formats()[self._format_of(calls)]
+            style = CallStyle.of(tools, self._template.source)
+            if calls.choice == "required" and not style.can_write(calls):
+                # JSON can be held to every schema that is taken at all.
+                tools = tool_formats()[DEFAULT]
+                style = CallStyle.of(tools, self._template.source)
         if is_reasoning:
             reasoning = reasoning_formats()[self.reasoning_format].grammar
         return AnswerSyntax(
             tools=tools,
+            style=style,
             reasoning=reasoning,
             schemas={function.name: function.schema for function in functions},
             is_reasoning_open=reasoning is not None and reasoning.is_open(prompt),
@@ -136,5 +145,6 @@ class CallSupport:
         """Whether marks of the syntax are special tokens, which are no text otherwise."""
         marks: Sequence[str] = () if syntax.reasoning is None else syntax.reasoning.marks
         if syntax.tools is not None:
-            marks = (*marks, *syntax.tools.grammar.marks)
+            written = () if syntax.style is None else syntax.style.marks
+            marks = (*marks, *syntax.tools.grammar.marks, *written)
         return not self._special_tokens.isdisjoint(marks)
