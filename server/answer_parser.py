@@ -23,21 +23,21 @@ class AnswerSyntax:
 
     Attributes:
         tools: The format of calls, or None: then nothing is a call.
-        style: How such calls are written.
         reasoning: The format of reasoning, or None.
         schemas: The parameters' schemas of the functions that may be called, by name.
         is_reasoning_open: Whether the prompt ends inside the reasoning.
         max_calls: Further calls are left out; None for no limit.
         finish_reason: Of an answer with calls.
+        style: How calls are written, where there are any.
     """
 
     tools: ToolFormat | None = None
-    style: CallStyle | None = None
     reasoning: ReasoningGrammar | None = None
     schemas: Mapping[str, Mapping[str, Any]] | None = None
     is_reasoning_open: bool = False
     max_calls: int | None = None
     finish_reason: str = "tool_calls"
+    style: CallStyle | None = None
 
 
 class AnswerParser:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
-from rtpjax.engine.request import JSON_OPTIONS, Grammar
+from rtpjax.engine.reasoning import ReasoningClock
+from rtpjax.engine.request import JSON_OPTIONS, Grammar, ReasoningLimit
 from rtpjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,16 +50,39 @@ class CompiledGrammar:
     Attributes:
         source: What it was made from.
         matcher: In its first state; never advanced, only copied.
-        tokenizer: The tokenizer's tables.
         silent_ids: Special tokens that the grammar does not name: free text may have them.
         after: The bytes that must come before the constraint, or the one special token.
     """
 
     source: Grammar
     matcher: LLMatcher
-    tokenizer: LLTokenizer
     silent_ids: frozenset[int]
     after: bytes | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledConstraint:
+    """What one or several requests are held to, for one tokenizer.
+
+    Attributes:
+        grammar: What the output must look like, or None.
+        tokenizer: The tokenizer's tables.
+        limit: How long the model may reason, or None.
+        closing_ids: The tokens of the mark that ends the reasoning.
+    """
+
+    grammar: CompiledGrammar | None
+    tokenizer: LLTokenizer
+    limit: ReasoningLimit | None = None
+    closing_ids: tuple[int, ...] = ()
+
+    def make_clock(self) -> ReasoningClock | None:
+        """A request's own count of its reasoning."""
+        if self.limit is None:
+            return None
+        return ReasoningClock(
+            self.limit, self.closing_ids, lambda t: self.tokenizer.decode_bytes([t])
+        )
 
 
 class GrammarCompiler:
@@ -71,34 +96,39 @@ class GrammarCompiler:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, end_token_ids: Iterable[int]):
         self._hf = tokenizer
         self._end_token_ids = sorted(end_token_ids)
-        self._cache: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
+        self._cache: OrderedDict[Any, Future[CompiledConstraint]] = OrderedDict()
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
-    def submit(self, grammar: Grammar) -> Future[CompiledGrammar]:
+    def submit(
+        self, grammar: Grammar | None, limit: ReasoningLimit | None = None
+    ) -> Future[CompiledConstraint]:
         """Starts to compile, unless that has been done before. Thread-safe.
 
         Returns:
-            A future, shared with others (do not cancel it): the compiled grammar, or RequestError.
+            A future, shared with others (do not cancel it): what was compiled, or RequestError.
         """
+        key = grammar, limit
         with self._lock:
-            future = self._cache.get(grammar)
+            future = self._cache.get(key)
             if future is None:
-                future = self._pool.submit(self._compile, grammar)
-                self._cache[grammar] = future
+                future = self._pool.submit(self._compile, grammar, limit)
+                self._cache[key] = future
                 if len(self._cache) > _MAX_CACHED:
                     self._cache.popitem(last=False)
-            self._cache.move_to_end(grammar)
+            self._cache.move_to_end(key)
             return future
 
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Waits for the compiled grammar.
+    def compile(
+        self, grammar: Grammar | None, limit: ReasoningLimit | None = None
+    ) -> CompiledConstraint:
+        """Waits for what was compiled.
 
         Raises:
             RequestError: It is wrong, too large, or takes too long.
         """
         try:
-            return self.submit(grammar).result(TIME_LIMIT_S)
+            return self.submit(grammar, limit).result(TIME_LIMIT_S)
         except FutureTimeoutError:
             raise too_slow(grammar) from None
 
@@ -134,7 +164,14 @@ class GrammarCompiler:
                 f"This model's tokenizer cannot be used with a grammar: {error}"
             ) from error
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+    def _compile(self, grammar: Grammar | None, limit: ReasoningLimit | None) -> CompiledConstraint:
+        compiled = None if grammar is None else self._compile_grammar(grammar)
+        if limit is None:
+            return CompiledConstraint(compiled, self._tokenizer())
+        closing = self._hf.backend_tokenizer.encode(limit.closes, add_special_tokens=False)
+        return CompiledConstraint(compiled, self._tokenizer(), limit, tuple(closing.ids))
+
+    def _compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
         for part in (grammar, grammar.instead):
             if part is not None:
                 _check_size(part)
@@ -154,7 +191,6 @@ class GrammarCompiler:
         return CompiledGrammar(
             source=grammar,
             matcher=matcher,
-            tokenizer=tokenizer,
             silent_ids=frozenset(specials.values()) - _named(grammar, specials),
             after=None if after is None else specials.get(after, after.encode()),
         )
@@ -166,8 +202,10 @@ def refusal(grammar: Grammar, reason: str) -> RequestError:
     return RequestError(f"{field}: {reason}", param=field, code="invalid_grammar")
 
 
-def too_slow(grammar: Grammar) -> RequestError:
+def too_slow(grammar: Grammar | None) -> RequestError:
     """The error for a grammar that is not compiled in time."""
+    if grammar is None:
+        return RequestError("thinking_budget: the tokenizer was not ready in time; try again")
     return refusal(grammar, f"it took over {TIME_LIMIT_S:.0f} s to compile; simplify it")
 
 
@@ -233,6 +271,8 @@ def _lark(grammar: Grammar, special_ids: dict[str, int]) -> str:
     for i, mark in enumerate(grammar.marks):
         is_special = mark in special_ids
         rules.append(f"mark_{i}: " + (f"<[{special_ids[mark]}]>" if is_special else _literal(mark)))
+        kept, dropped = ("+", "-") if is_special else ("-", "+")
+        rules[0] = re.sub(rf"^\{dropped}mark_{i} .*\n|^\{kept}mark_{i} ", "", rules[0], flags=re.M)
     if grammar.triggers:
         make = _starts if grammar.is_at_start else _triggered
         rules += [*make(grammar, special_ids), f"TEXT: {_TEXT}"]
@@ -276,9 +316,7 @@ def _tagged(grammar: Grammar) -> Grammar:
         body = f"{_literal(rest)} %json {schema} {_literal(tag['end'])}"
         bodies.setdefault(tag["trigger"], []).append(body)
     rules = (f"part_{i}: {' | '.join(choices)}" for i, choices in enumerate(bodies.values()))
-    return dataclasses.replace(
-        grammar, kind="lark", text="\n".join(rules), triggers=tuple(bodies)
-    )
+    return dataclasses.replace(grammar, kind="lark", text="\n".join(rules), triggers=tuple(bodies))
 
 
 def _named(grammar: Grammar, special_ids: dict[str, int]) -> set[int]:

@@ -81,7 +81,8 @@ class Grammar:
             come before it. None starts at once.
         param: The request's field that errors name.
         marks: For "lark": texts that the grammar calls `mark_0`, `mark_1`, .. Each is a special
-            token where the tokenizer has one of its name, else its text.
+            token where the tokenizer has one of its name, else its text. A line of the grammar
+            that begins with `+mark_0 ` counts in the former case, with `-mark_0 ` in the latter.
         triggers: For "lark": the output is free text. After the text of trigger i it goes on with
             the grammar's rule `part_i`, and then freely again.
         is_at_start: Triggers count only where the output begins.
@@ -143,6 +144,11 @@ class GenerationRequest:
     priority: int = 0
     grammar: Grammar | None = None
     reasoning_limit: ReasoningLimit | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether there are tokens that the model may not choose."""
+        return self.grammar is not None or self.reasoning_limit is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
+from rtpjax.engine.request import ReasoningLimit
 from rtpjax.errors import RequestError
 from server.answer_parser import AnswerSyntax
 from server.chat_template import ChatTemplate
@@ -13,6 +14,7 @@ from server.function_calls import CallOptions, hermes
 from server.function_calls.history import template_messages
 from server.function_calls.react import react_turns
 from server.grammars.calls import CallStyle
+from server.protocol.body import field_error
 from server.reasoning_parsers import (
     NONE,
     check_reasoning_format,
@@ -140,6 +142,38 @@ class CallSupport:
             max_calls=None if calls.is_parallel and calls.dialect == "tools" else 1,
             finish_reason=calls.finish_reason,
         )
+
+    def reasoning_limit(self, max_tokens: int, prompt: str) -> ReasoningLimit | None:
+        """The limit on the reasoning that follows a prompt; None where there is none to limit.
+
+        Raises:
+            RequestError: The model does not reason, and the limit is not 0.
+        """
+        if self.reasoning_format == NONE:
+            if max_tokens == 0:
+                return None
+            reason = "this model does not reason, or not in a way that this server knows"
+            raise field_error("thinking_budget", f"{reason} (its setting REASONING_PARSER)")
+        grammar = reasoning_formats()[self.reasoning_format].grammar
+        return ReasoningLimit(
+            max_tokens,
+            grammar.opens,
+            grammar.closes,
+            is_open=grammar.is_open(prompt),
+            reopens=grammar.reopens,
+        )
+
+    def check_effort(self, effort: str) -> None:
+        """Refuses an effort of reasoning that the model's template cannot ask for.
+
+        Raises:
+            RequestError: It cannot.
+        """
+        variable = "enable_thinking" if effort == "none" else "reasoning_effort"
+        is_idle = effort == "none" and self.reasoning_format == NONE
+        if not is_idle and variable not in self._template.source:
+            reason = f"this model's chat template has no {variable}"
+            raise field_error("reasoning_effort", f"{effort!r} cannot be asked for: {reason}")
 
     def needs_special_tokens(self, syntax: AnswerSyntax) -> bool:
         """Whether marks of the syntax are special tokens, which are no text otherwise."""

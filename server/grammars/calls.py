@@ -1,7 +1,7 @@
 """How a format writes its calls -> grammars: of calls that must be made, and of calls that may be.
 
-    forced   calls
-    auto     free text, in which a call that has opened is one of a known function that fits
+forced   calls
+auto     free text, in which a call that has opened is one of a known function that fits
 """
 
 from __future__ import annotations

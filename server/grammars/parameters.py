@@ -121,12 +121,16 @@ class ParameterRules:
                 raise NotWritable("a value has a mark of the format in it")
             choices = " | ".join(_quoted(value) for value in values)
             return f"({choices}) {self._literals(close)}"
-        term = f"{rule.upper()}"
+        term, until = rule.upper(), f"{rule}_until"
         self.rules.append(f"{term}: {_text(schema)}{self._without_ends}")
-        self.rules.append(f"{rule}_lazy[lazy]: {term} {_quoted(close)}")
-        # Where a mark is a special token it is no text. What comes before it is.
+        # A mark that is a special token is no text; what stands before it is part of the string.
         special = self._literals(close.lstrip("\n"))
-        return f"({rule}_lazy | {term} {special})" if "mark_" in special else f"{rule}_lazy"
+        mark = special.split()[0]
+        is_mark = mark.startswith("mark_")
+        self.rules.append(f"{f'-{mark} ' * is_mark}{until}[lazy]: {term} {_quoted(close)}")
+        if is_mark:
+            self.rules.append(f"+{mark} {until}: {term} {special}")
+        return until
 
 
 def _text(schema: Mapping[str, Any]) -> str:

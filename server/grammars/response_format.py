@@ -1,5 +1,4 @@
-"""`response_format` -> the engine's Grammar.
-"""
+"""`response_format` -> the engine's Grammar."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """One file per tool-call format. A module with a `FORMAT` is a format by being in this folder.
 
-A format is a grammar from `server.parsing` with its marks, how its calls are written where a model is
-held to them, and how the models that write it are recognised. `TOOL_CALL_PARSER` names a module of this folder to choose another one.
+A format is a grammar from `server.parsing` with its marks, how calls are written where a model is
+held to its format, and how the models that write it are recognised. `TOOL_CALL_PARSER` names a
+module of this folder to choose another one.
 """
 
 from __future__ import annotations

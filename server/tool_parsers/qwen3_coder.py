@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
-from server.parsing.xml_calls import XmlCalls
 from server.parsing.written import Parameters, Written
+from server.parsing.xml_calls import XmlCalls
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(

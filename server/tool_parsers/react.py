@@ -50,8 +50,6 @@ class React:
 
 FORMAT = ToolFormat(
     React(),
-    written=(
-        Written(call="\nAction: {name}\nAction Input: ", trigger="\nAction:", most=1),
-    ),
+    written=(Written(call="\nAction: {name}\nAction Input: ", trigger="\nAction:", most=1),),
     stop=("Observation:", "<|endoftext|>"),
 )

@@ -40,7 +40,9 @@ DEEP = {
             "additionalProperties": False,
         },
         "code": {"type": "string", "pattern": "^[a-c]{1,3}/$"},
-        "or_none": {"anyOf": [{"type": "string", "minLength": 2, "maxLength": 9}, {"type": "null"}]},
+        "or_none": {
+            "anyOf": [{"type": "string", "minLength": 2, "maxLength": 9}, {"type": "null"}]
+        },
         "free": {"type": "string"},
     },
     "required": ["where", "code"],
@@ -210,7 +212,7 @@ def test_forced_calls_are_read_as_they_were_written(name: str, i: int, has_marks
         if "{index}" in read:
             expected = re.escape(read).replace(re.escape("{index}"), r"\d+")
             assert re.fullmatch(expected, text), text
-        elif style.written.arguments is None or '\\' not in text:
+        elif style.written.arguments is None or "\\" not in text:
             assert _spaceless(read) == _spaceless(text)
     assert ended >= 6
 
@@ -228,7 +230,13 @@ def test_hard_schemas_are_kept_to(name: str, i: int, has_marks: bool) -> None:
         pytest.skip("the format has no such names")
     for seed in range(6):
         rng = random.Random(seed)
-        text = walk(style.forced(calls), rng, EXAMPLES[name][i] + "abc/", closers_of(style), has_marks=has_marks)
+        text = walk(
+            style.forced(calls),
+            rng,
+            EXAMPLES[name][i] + "abc/",
+            closers_of(style),
+            has_marks=has_marks,
+        )
         if text is None:
             continue
         ended += 1

@@ -24,7 +24,7 @@ from tests.e2e import byte_model
 
 @cache
 def tokenizer(has_marks: bool) -> PreTrainedTokenizerFast:
-    """The embedded model's; with has_marks a byte-level one that has all marks as special tokens."""
+    """The embedded model's, or a byte-level one that has all marks as special tokens."""
     if not has_marks:
         folder = Path(os.environ.get("RTPJAX_CACHE", "~/.cache/rtpjax")).expanduser()
         try:
@@ -57,7 +57,9 @@ def compiler(has_marks: bool) -> GrammarCompiler:
 
 
 def compiled(grammar: Grammar, *, has_marks: bool) -> CompiledGrammar:
-    return compiler(has_marks).compile(grammar)
+    found = compiler(has_marks).compile(grammar).grammar
+    assert found is not None
+    return found
 
 
 def encode(text: str, *, has_marks: bool) -> list[int]:
