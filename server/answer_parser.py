@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.output import Delta
 from server.parsing.calls import Calls
@@ -12,6 +12,9 @@ from server.parsing.events import Content, Event, Reasoning, ToolCallArguments, 
 from server.parsing.source import Parser
 from server.reasoning_parsers import ReasoningGrammar
 from server.tool_parsers import ToolFormat
+
+if TYPE_CHECKING:
+    from server.grammars.calls import CallStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class AnswerSyntax:
         is_reasoning_open: Whether the prompt ends inside the reasoning.
         max_calls: Further calls are left out; None for no limit.
         finish_reason: Of an answer with calls.
+        style: How calls are written, where there are any.
     """
 
     tools: ToolFormat | None = None
@@ -33,6 +37,7 @@ class AnswerSyntax:
     is_reasoning_open: bool = False
     max_calls: int | None = None
     finish_reason: str = "tool_calls"
+    style: CallStyle | None = None
 
 
 class AnswerParser:

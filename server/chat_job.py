@@ -10,12 +10,14 @@ from server.answer_parser import AnswerSyntax
 from server.beam_search import recorder_of
 from server.chat_answer import ChatAnswer
 from server.chat_template import ChatTemplate
+from server.constrained import constrained_requests
 from server.context import ServerContext
 from server.debug_info import DebugInfo
 from server.extras import Extras, with_extras
 from server.function_calls.support import CallSupport
-from server.generation import Job, adapt_sampling, check_choices, make_requests, sampling_of
-from server.grammars import chat_grammar
+from server.generation import Job, adapt_sampling, check_choices, sampling_of
+from server.grammars.chat import chat_grammar
+from server.grammars.wanted import wanted_grammar
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.body import field_error
@@ -76,9 +78,7 @@ async def chat_requests(
     support = await _call_support(context, body)
     prompt = await _encode(context, body, support)
     syntax = support.syntax(body.calls, prompt.text)
-    grammar = chat_grammar(body.response_format, body.calls, syntax)
-    if grammar is not None and body.num_beams > 1:
-        raise field_error(grammar.param, "not supported together with num_beams")
+    grammar = chat_grammar(wanted_grammar(body), body.calls, syntax)
     num_prompt, max_tokens = len(prompt.token_ids), body.max_new_tokens
     longest = context.engine.max_model_len
     if is_cut_to_fit and max_tokens is not None:
@@ -86,7 +86,7 @@ async def chat_requests(
     check_lengths(num_prompt, max_tokens, longest, param=param)
     params = await sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
     params = adapt_sampling(params, syntax, context)
-    return prompt, make_requests(body, [prompt], params, grammar), syntax
+    return prompt, constrained_requests(support, body, [prompt], params, grammar), syntax
 
 
 async def encode_chat(context: ServerContext, body: ChatRequest) -> EncodedPrompt:
@@ -95,6 +95,8 @@ async def encode_chat(context: ServerContext, body: ChatRequest) -> EncodedPromp
 
 
 async def _encode(context: ServerContext, body: ChatRequest, support: CallSupport) -> EncodedPrompt:
+    if body.reasoning_effort is not None:
+        support.check_effort(body.reasoning_effort)
     encoder = context.encoder.with_calls(support)
     return await encoder.encode_chat(body.messages, body.template_kwargs, body.calls)
 

@@ -144,10 +144,12 @@ class AsyncLLMEngine:
         Raises:
             RequestError: It cannot be compiled, or not in time.
         """
-        if request.grammar is None:
+        if not request.is_constrained:
             return None
         assert self._engine is not None
-        compiling = asyncio.wrap_future(self._engine.grammars.submit(request.grammar))
+        compiling = asyncio.wrap_future(
+            self._engine.grammars.submit(request.grammar, request.reasoning_limit)
+        )
         try:
             # Others may wait for the same grammar: it is not cancelled.
             compiled = await asyncio.wait_for(asyncio.shield(compiling), TIME_LIMIT_S)

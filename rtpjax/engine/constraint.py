@@ -1,4 +1,4 @@
-"""A grammar while one request is under way: which tokens may come next, and whether one fits.
+"""One request's grammar and its limit on reasoning: which tokens may come next, whether one fits.
 
     accept(token) ──► matcher ──► needs a mask? ──► a worker thread fills it ──► mask
 
@@ -7,6 +7,8 @@ without a mask; each is checked when it is known. One that does not fit, since i
 text into a part that is not, is dropped and sampled again under the mask. Whether a token is
 sampled under a mask depends on the tokens before it alone, never on timing, so that a seed repeats
 its tokens. Free text is valid UTF-8: in the middle of a character the grammar is not free.
+
+Where the reasoning's end is forced, one token is all that fits; it goes through the grammar, too.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ from concurrent.futures import Executor, Future
 import numpy as np
 from llguidance.numpy import fill_next_token_bitmask
 
-from rtpjax.engine.grammar import CompiledGrammar
+from rtpjax.engine.grammar import CompiledConstraint
+from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.errors import EngineError
 
 
 class Constraint:
-    """One request's place in its grammar. Belongs to the engine's thread.
+    """One request's place in its grammar, in its reasoning, or both. Belongs to the engine.
 
     Args:
-        compiled: The grammar.
+        compiled: What constrains it.
         pool: Fills masks.
 
     Attributes:
@@ -32,13 +35,16 @@ class Constraint:
         is_finished: The output is complete; nothing may follow.
     """
 
-    def __init__(self, compiled: CompiledGrammar, pool: Executor):
-        self._compiled = compiled
+    def __init__(self, compiled: CompiledConstraint, pool: Executor):
+        grammar = compiled.grammar
+        self._compiled = grammar
+        self._tokenizer = compiled.tokenizer
         self._pool = pool
-        self._matcher = compiled.matcher.deep_copy()
+        self._matcher = None if grammar is None else grammar.matcher.deep_copy()
+        self._clock: ReasoningClock | None = compiled.make_clock()
         self._num_accepted = 0
         self._tail = b""
-        self._has_begun = compiled.after is None
+        self._has_begun = grammar is None or grammar.after is None
         self._mask: Future[np.ndarray] | None = None
         self.is_finished = False
         self.is_free = self._find_free()
@@ -82,50 +88,90 @@ class Constraint:
         Raises:
             EngineError: It does not fit although it was sampled under the mask.
         """
-        is_silent = self.is_free and token_id in self._compiled.silent_ids
-        passes = is_silent and (self._has_begun or not is_end)
-        if not passes and self._matcher.try_consume_tokens([token_id]) != 1:
+        if not self._fits(token_id, is_end=is_end):
             if self._mask is not None:
-                reason = self._matcher.get_error() or f"token {token_id} does not fit"
-                raise EngineError(f"The grammar failed: {reason}")
+                raise EngineError(f"The grammar failed: token {token_id} does not fit")
             self._start_mask(needed=True)
             return False
-        if self._matcher.is_error():  # it also counts as stopped
-            raise EngineError(f"The grammar failed: {self._matcher.get_error()}")
         self._num_accepted += 1
         self._see(token_id)
-        self.is_finished = self._matcher.is_stopped()
+        self.is_finished = self._matcher is not None and self._matcher.is_stopped()
         self.is_free = self._find_free()
         self._start_mask()
         return True
 
-    def _find_free(self) -> bool:
-        if not self._has_begun:
+    def _fits(self, token_id: int, *, is_end: bool) -> bool:
+        """Takes a token into the grammar, unless it does not fit."""
+        forced_id = self._forced_id
+        if forced_id is not None and token_id != forced_id:
+            return False
+        if self._matcher is None or self._compiled is None:
             return True
-        return self._compiled.source.kind == "structural_tag" and self._matcher.is_accepting()
+        is_silent = self._is_grammar_free() and token_id in self._compiled.silent_ids
+        if is_silent and (self._has_begun or not is_end):
+            return True
+        fits = self._matcher.try_consume_tokens([token_id]) == 1
+        if self._matcher.is_error():  # it also counts as stopped
+            raise EngineError(f"The grammar failed: {self._matcher.get_error()}")
+        if not fits and forced_id is not None:
+            raise EngineError("The grammar does not allow the reasoning to end here.")
+        return fits
+
+    @property
+    def _forced_id(self) -> int | None:
+        return None if self._clock is None else self._clock.forced_id
+
+    def _find_free(self) -> bool:
+        return self._forced_id is None and self._is_grammar_free()
+
+    def _is_grammar_free(self) -> bool:
+        if self._matcher is None or self._compiled is None or not self._has_begun:
+            return True
+        return self._compiled.source.is_free_text and self._matcher.is_accepting()
 
     def _see(self, token_id: int) -> None:
-        """Looks for the text that the constraint comes after."""
-        after = self._compiled.after
+        """Looks for the text that the constraint comes after, and for the marks of reasoning."""
+        if self._clock is not None:
+            self._clock.see(token_id)
+        after = None if self._compiled is None else self._compiled.after
         if self._has_begun or after is None:
             return
         if isinstance(after, int):
             self._has_begun = token_id == after
             return
-        text = self._tail + self._compiled.tokenizer.decode_bytes([token_id])
+        text = self._tail + self._tokenizer.decode_bytes([token_id])
         self._has_begun = after in text
         self._tail = text[-len(after) :]
 
     def _start_mask(self, *, needed: bool = False) -> None:
-        is_wanted = (needed or not self.is_free) and not self.is_finished
-        self._mask = self._pool.submit(self._fill) if is_wanted else None
+        forced_id = self._forced_id
+        self._mask = None
+        if self.is_finished or (self.is_free and not needed):
+            return
+        if forced_id is not None:
+            self._mask = Future()
+            self._mask.set_result(_only(forced_id, self._num_words))
+        elif self._matcher is not None:
+            self._mask = self._pool.submit(self._fill)
+
+    @property
+    def _num_words(self) -> int:
+        return -(-self._tokenizer.vocab_size // 32)
 
     def _fill(self) -> np.ndarray:
-        num_words = -(-self._compiled.tokenizer.vocab_size // 32)
-        mask = np.zeros((1, num_words), np.int32)
-        fill_next_token_bitmask(self._matcher, mask)
-        if self._matcher.is_error():
-            raise EngineError(f"The grammar failed: {self._matcher.get_error()}")
+        matcher = self._matcher
+        assert matcher is not None
+        mask = np.zeros((1, self._num_words), np.int32)
+        fill_next_token_bitmask(matcher, mask)
+        if matcher.is_error():
+            raise EngineError(f"The grammar failed: {matcher.get_error()}")
         if not mask.any():
             raise EngineError("The grammar allows no token here.")
         return mask[0]
+
+
+def _only(token_id: int, num_words: int) -> np.ndarray:
+    """The mask of one token."""
+    mask = np.zeros(num_words, np.uint32)
+    mask[token_id // 32] = 1 << (token_id % 32)
+    return mask.view(np.int32)

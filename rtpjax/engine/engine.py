@@ -27,7 +27,7 @@ from rtpjax.config import EngineConfig
 from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
-from rtpjax.engine.grammar import CompiledGrammar, GrammarCompiler
+from rtpjax.engine.grammar import CompiledConstraint, GrammarCompiler
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
@@ -192,8 +192,8 @@ class LLMEngine:
                     f"{name} has token ids outside the vocabulary of {num_tokens}.", param=name
                 )
 
-    def constrain(self, compiled: CompiledGrammar) -> Constraint:
-        """A request's own place in a compiled grammar; thread-safe."""
+    def constrain(self, compiled: CompiledConstraint) -> Constraint:
+        """A request's own place in what constrains it; thread-safe."""
         return Constraint(compiled, self._mask_pool)
 
     def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
@@ -201,13 +201,15 @@ class LLMEngine:
 
         Args:
             request: What to generate.
-            constraint: Made from its grammar. Without one the grammar is compiled now.
+            constraint: Made from its grammar and its limit on reasoning. Without one they are
+                compiled now.
 
         Raises:
             RequestError: The grammar cannot be compiled.
         """
-        if request.grammar is not None and constraint is None:
-            constraint = self.constrain(self.grammars.compile(request.grammar))
+        if request.is_constrained and constraint is None:
+            compiled = self.grammars.compile(request.grammar, request.reasoning_limit)
+            constraint = self.constrain(compiled)
         sampling = request.sampling
         room = self.config.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(

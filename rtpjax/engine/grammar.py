@@ -8,7 +8,9 @@ for whoever waits. Equal grammars are compiled once, also when they come togethe
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -21,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
-from rtpjax.engine.request import JSON_OPTIONS, Grammar
+from rtpjax.engine.reasoning import ReasoningClock
+from rtpjax.engine.request import JSON_OPTIONS, Grammar, ReasoningLimit
 from rtpjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -47,16 +50,39 @@ class CompiledGrammar:
     Attributes:
         source: What it was made from.
         matcher: In its first state; never advanced, only copied.
-        tokenizer: The tokenizer's tables.
         silent_ids: Special tokens that the grammar does not name: free text may have them.
         after: The bytes that must come before the constraint, or the one special token.
     """
 
     source: Grammar
     matcher: LLMatcher
-    tokenizer: LLTokenizer
     silent_ids: frozenset[int]
     after: bytes | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledConstraint:
+    """What one or several requests are held to, for one tokenizer.
+
+    Attributes:
+        grammar: What the output must look like, or None.
+        tokenizer: The tokenizer's tables.
+        limit: How long the model may reason, or None.
+        closing_ids: The tokens of the mark that ends the reasoning.
+    """
+
+    grammar: CompiledGrammar | None
+    tokenizer: LLTokenizer
+    limit: ReasoningLimit | None = None
+    closing_ids: tuple[int, ...] = ()
+
+    def make_clock(self) -> ReasoningClock | None:
+        """A request's own count of its reasoning."""
+        if self.limit is None:
+            return None
+        return ReasoningClock(
+            self.limit, self.closing_ids, lambda t: self.tokenizer.decode_bytes([t])
+        )
 
 
 class GrammarCompiler:
@@ -70,34 +96,39 @@ class GrammarCompiler:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, end_token_ids: Iterable[int]):
         self._hf = tokenizer
         self._end_token_ids = sorted(end_token_ids)
-        self._cache: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
+        self._cache: OrderedDict[Any, Future[CompiledConstraint]] = OrderedDict()
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
-    def submit(self, grammar: Grammar) -> Future[CompiledGrammar]:
+    def submit(
+        self, grammar: Grammar | None, limit: ReasoningLimit | None = None
+    ) -> Future[CompiledConstraint]:
         """Starts to compile, unless that has been done before. Thread-safe.
 
         Returns:
-            A future, shared with others (do not cancel it): the compiled grammar, or RequestError.
+            A future, shared with others (do not cancel it): what was compiled, or RequestError.
         """
+        key = grammar, limit
         with self._lock:
-            future = self._cache.get(grammar)
+            future = self._cache.get(key)
             if future is None:
-                future = self._pool.submit(self._compile, grammar)
-                self._cache[grammar] = future
+                future = self._pool.submit(self._compile, grammar, limit)
+                self._cache[key] = future
                 if len(self._cache) > _MAX_CACHED:
                     self._cache.popitem(last=False)
-            self._cache.move_to_end(grammar)
+            self._cache.move_to_end(key)
             return future
 
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Waits for the compiled grammar.
+    def compile(
+        self, grammar: Grammar | None, limit: ReasoningLimit | None = None
+    ) -> CompiledConstraint:
+        """Waits for what was compiled.
 
         Raises:
             RequestError: It is wrong, too large, or takes too long.
         """
         try:
-            return self.submit(grammar).result(TIME_LIMIT_S)
+            return self.submit(grammar, limit).result(TIME_LIMIT_S)
         except FutureTimeoutError:
             raise too_slow(grammar) from None
 
@@ -133,8 +164,17 @@ class GrammarCompiler:
                 f"This model's tokenizer cannot be used with a grammar: {error}"
             ) from error
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar:
-        _check_size(grammar)
+    def _compile(self, grammar: Grammar | None, limit: ReasoningLimit | None) -> CompiledConstraint:
+        compiled = None if grammar is None else self._compile_grammar(grammar)
+        if limit is None:
+            return CompiledConstraint(compiled, self._tokenizer())
+        closing = self._hf.backend_tokenizer.encode(limit.closes, add_special_tokens=False)
+        return CompiledConstraint(compiled, self._tokenizer(), limit, tuple(closing.ids))
+
+    def _compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
+        for part in (grammar, grammar.instead):
+            if part is not None:
+                _check_size(part)
         tokenizer = self._tokenizer()
         added = self._hf.backend_tokenizer.get_added_tokens_decoder()
         specials = {token.content: i for i, token in added.items() if token.special}
@@ -151,7 +191,6 @@ class GrammarCompiler:
         return CompiledGrammar(
             source=grammar,
             matcher=matcher,
-            tokenizer=tokenizer,
             silent_ids=frozenset(specials.values()) - _named(grammar, specials),
             after=None if after is None else specials.get(after, after.encode()),
         )
@@ -163,8 +202,10 @@ def refusal(grammar: Grammar, reason: str) -> RequestError:
     return RequestError(f"{field}: {reason}", param=field, code="invalid_grammar")
 
 
-def too_slow(grammar: Grammar) -> RequestError:
+def too_slow(grammar: Grammar | None) -> RequestError:
     """The error for a grammar that is not compiled in time."""
+    if grammar is None:
+        return RequestError("thinking_budget: the tokenizer was not ready in time; try again")
     return refusal(grammar, f"it took over {TIME_LIMIT_S:.0f} s to compile; simplify it")
 
 
@@ -175,17 +216,39 @@ def to_llguidance(grammar: Grammar, special_ids: dict[str, int]) -> str:
         grammar: Of any kind.
         special_ids: The tokenizer's special tokens; a grammar names these by id, not as text.
     """
-    body = _body(grammar, special_ids)
-    grammars = [body]
+    grammars = [_body(grammar, special_ids)]
+    if grammar.instead is not None:
+        other = _body(grammar.instead, special_ids) | {"name": "other"}
+        one = grammars[0] | {"name": "one"}
+        grammars = [{"lark_grammar": "start: @one | @other\n"}, one, other]
     if grammar.after is not None:
         # Reasoning ends with line breaks, which the constrained part does not have.
-        if grammar.after in special_ids:
-            before = f"before: TEXT <[{special_ids[grammar.after]}]>\nTEXT: {_TEXT}"
-        else:
-            before = f"before[lazy]: {_TEXT} {json.dumps(grammar.after)}"
-        lark = f'start: before ("\\n" | "\\n\\n")? @body\n{before}\n'
-        grammars = [{"name": "whole", "lark_grammar": lark}, body | {"name": "body"}]
+        lark = 'start: before ("\\n" | "\\n\\n")? @body\n' + _before(grammar, special_ids)
+        grammars[0] |= {"name": "body"}
+        grammars = [{"name": "whole", "lark_grammar": lark}, *grammars]
     return json.dumps({"grammars": grammars})
+
+
+def _before(grammar: Grammar, special_ids: dict[str, int]) -> str:
+    """The rule `before`: free text up to the mark that the constraint comes after."""
+    assert grammar.after is not None
+    skipped = _skipped(grammar, special_ids, grammar.after)
+    rules = [f"before: ({' | '.join(skipped)})* opens" if skipped else "before: opens"]
+    rules += [_opens("opens", grammar.after, special_ids), f"TEXT: {_TEXT}"]
+    return "\n".join(rules) + "\n"
+
+
+def _opens(name: str, trigger: str, special_ids: dict[str, int]) -> str:
+    """A rule for free text up to a trigger."""
+    if trigger in special_ids:
+        return f"{name}: TEXT <[{special_ids[trigger]}]>"
+    return f"{name}[lazy]: TEXT {_literal(trigger)}"
+
+
+def _skipped(grammar: Grammar, special_ids: dict[str, int], *triggers: str) -> list[str]:
+    """Special tokens that have a meaning in the grammar, but none in free text."""
+    ids = sorted(_named(grammar, special_ids) - {special_ids.get(t, -1) for t in triggers})
+    return [f"TEXT <[{token_id}]>" for token_id in ids]
 
 
 def _body(grammar: Grammar, special_ids: dict[str, int]) -> dict[str, Any]:
@@ -196,10 +259,44 @@ def _body(grammar: Grammar, special_ids: dict[str, int]) -> dict[str, Any]:
     if grammar.kind == "regex":
         return json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]
     if grammar.kind == "structural_tag":
-        return {"lark_grammar": _tags(json.loads(grammar.text), special_ids)}
+        grammar = _tagged(grammar)
     if grammar.kind == "ebnf":
         return {"lark_grammar": any_to_lark(grammar.text)}
-    return {"lark_grammar": grammar.text}
+    return {"lark_grammar": _lark(grammar, special_ids)}
+
+
+def _lark(grammar: Grammar, special_ids: dict[str, int]) -> str:
+    """The grammar's own rules, and those for its marks and triggers."""
+    rules = [grammar.text]
+    for i, mark in enumerate(grammar.marks):
+        is_special = mark in special_ids
+        rules.append(f"mark_{i}: " + (f"<[{special_ids[mark]}]>" if is_special else _literal(mark)))
+        kept, dropped = ("+", "-") if is_special else ("-", "+")
+        rules[0] = re.sub(rf"^\{dropped}mark_{i} .*\n|^\{kept}mark_{i} ", "", rules[0], flags=re.M)
+    if grammar.triggers:
+        make = _starts if grammar.is_at_start else _triggered
+        rules += [*make(grammar, special_ids), f"TEXT: {_TEXT}"]
+    return "\n".join(rules) + "\n"
+
+
+def _triggered(grammar: Grammar, special_ids: dict[str, int]) -> list[str]:
+    """Free text, and in it any number of parts, each constrained from its trigger on."""
+    tags = [f"opens_{i} part_{i}" for i in range(len(grammar.triggers))]
+    tags += _skipped(grammar, special_ids, *grammar.triggers)
+    opens = (_opens(f"opens_{i}", t, special_ids) for i, t in enumerate(grammar.triggers))
+    return [f"start: ({' | '.join(tags)})* TEXT", *opens]
+
+
+def _starts(grammar: Grammar, special_ids: dict[str, int]) -> list[str]:
+    """Text that begins with no trigger, or a trigger, its part and free text."""
+    heads = [f"HEAD_{i}" for i in range(len(grammar.triggers))]
+    parts = (f"{head} part_{i}" for i, head in enumerate(heads))
+    rules = [f"{h}: /\\s*/ {_literal(t)}" for h, t in zip(heads, grammar.triggers, strict=True)]
+    return [
+        f"start: ({' | '.join(parts)}) TEXT | OTHER",
+        f"OTHER: TEXT & ~(({' | '.join(heads)}) TEXT)",
+        *rules,
+    ]
 
 
 def _spaced(schema: Any) -> dict[str, Any]:
@@ -211,33 +308,27 @@ def _spaced(schema: Any) -> dict[str, Any]:
     return schema | {"x-guidance": JSON_OPTIONS | schema.get("x-guidance", {})}
 
 
-def _tags(tags: list[dict[str, Any]], special_ids: dict[str, int]) -> str:
-    """Free text, and in it any number of tagged parts, each constrained from its trigger on."""
+def _tagged(grammar: Grammar) -> Grammar:
+    """Tags as a grammar with triggers."""
     bodies: dict[str, list[str]] = {}
-    for tag in tags:
+    for tag in json.loads(grammar.text):
         rest, schema = tag["begin"][len(tag["trigger"]) :], json.dumps(_spaced(tag["schema"]))
         body = f"{_literal(rest)} %json {schema} {_literal(tag['end'])}"
         bodies.setdefault(tag["trigger"], []).append(body)
-    rules = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(bodies)))})* TEXT"]
-    for i, (trigger, choices) in enumerate(bodies.items()):
-        if trigger in special_ids:
-            opens = f"opens_{i}: TEXT <[{special_ids[trigger]}]>"
-        else:
-            opens = f"opens_{i}[lazy]: TEXT {json.dumps(trigger)}"
-        rules += [opens, f"tag_{i}: opens_{i} ({' | '.join(choices)})"]
-    return "\n".join([*rules, f"TEXT: {_TEXT}"]) + "\n"
+    rules = (f"part_{i}: {' | '.join(choices)}" for i, choices in enumerate(bodies.values()))
+    return dataclasses.replace(grammar, kind="lark", text="\n".join(rules), triggers=tuple(bodies))
 
 
 def _named(grammar: Grammar, special_ids: dict[str, int]) -> set[int]:
     """Special tokens that the grammar names."""
-    names = [grammar.after]
+    names = [grammar.after, *grammar.marks, *grammar.triggers]
     if grammar.kind == "structural_tag":
         names += [tag["trigger"] for tag in json.loads(grammar.text)]
     return {special_ids[name] for name in names if name in special_ids}
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text) if text else ""
+    return json.dumps(text, ensure_ascii=False) if text else ""
 
 
 def _check_size(grammar: Grammar) -> None:

@@ -80,12 +80,47 @@ class Grammar:
         after: The constraint starts once the output has this text ("</think>"); the end may not
             come before it. None starts at once.
         param: The request's field that errors name.
+        marks: For "lark": texts that the grammar calls `mark_0`, `mark_1`, .. Each is a special
+            token where the tokenizer has one of its name, else its text. A line of the grammar
+            that begins with `+mark_0 ` counts in the former case, with `-mark_0 ` in the latter.
+        triggers: For "lark": the output is free text. After the text of trigger i it goes on with
+            the grammar's rule `part_i`, and then freely again.
+        is_at_start: Triggers count only where the output begins.
+        instead: What the output may be in place of all this.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "ebnf", "structural_tag"]
     text: str = ""
     after: str | None = None
     param: str = "response_format"
+    marks: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    is_at_start: bool = False
+    instead: Grammar | None = None
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether only parts of the output are constrained."""
+        return self.kind == "structural_tag" or bool(self.triggers)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningLimit:
+    """How long the model may reason; the end of its reasoning is forced then.
+
+    Attributes:
+        max_tokens: Most tokens between the marks, white space included. A character that is not
+            complete then is completed first.
+        opens, closes: The marks.
+        is_open: The prompt ends inside the reasoning.
+        reopens: Reasoning may open anywhere in the output, and again; else only where it begins.
+    """
+
+    max_tokens: int
+    opens: str
+    closes: str
+    is_open: bool = False
+    reopens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +134,7 @@ class GenerationRequest:
         cache_salt: Requests share cached prefixes only with requests of the same salt.
         priority: Lower runs first; ties run in order of arrival.
         grammar: What the output must look like; None leaves it free.
+        reasoning_limit: Ends the reasoning in time; None leaves it free.
     """
 
     request_id: str
@@ -107,6 +143,12 @@ class GenerationRequest:
     cache_salt: str = ""
     priority: int = 0
     grammar: Grammar | None = None
+    reasoning_limit: ReasoningLimit | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether there are tokens that the model may not choose."""
+        return self.grammar is not None or self.reasoning_limit is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
+from rtpjax.engine.request import ReasoningLimit
 from rtpjax.errors import RequestError
 from server.answer_parser import AnswerSyntax
 from server.chat_template import ChatTemplate
 from server.function_calls import CallOptions, hermes
 from server.function_calls.history import template_messages
 from server.function_calls.react import react_turns
+from server.grammars.calls import CallStyle
+from server.protocol.body import field_error
 from server.reasoning_parsers import (
     NONE,
     check_reasoning_format,
@@ -125,20 +128,28 @@ class CallSupport:
         return True
 
     def syntax(self, calls: CallOptions, prompt: str) -> AnswerSyntax | None:
-        """How answers to a prompt are read; None where all of them are plain text."""
+        """How answers to a prompt are read; None where all of them are plain text.
+
+        Raises:
+            RequestError: A call must be made, and a schema cannot be used.
+        """
         functions = calls.offered
         is_reasoning = self.reasoning_format != NONE
         if not functions and not is_reasoning:
             return None
-        tools, reasoning = None, None
+        tools, style, reasoning = None, None, None
         if functions:
-            # Forced calls are constrained to our own format, whatever the model's is.
-            is_forced = calls.choice == "required"
-            tools = tool_formats()[DEFAULT if is_forced else self._format_of(calls)]
+            tools = tool_formats()[self._format_of(calls)]
+            style = CallStyle.of(tools, self._template.source)
+            if calls.choice == "required" and not style.can_write(calls):
+                # JSON can be held to every schema that is taken at all.
+                tools = tool_formats()[DEFAULT]
+                style = CallStyle.of(tools, self._template.source)
         if is_reasoning:
             reasoning = reasoning_formats()[self.reasoning_format].grammar
         return AnswerSyntax(
             tools=tools,
+            style=style,
             reasoning=reasoning,
             schemas={function.name: function.schema for function in functions},
             is_reasoning_open=reasoning is not None and reasoning.is_open(prompt),
@@ -146,9 +157,42 @@ class CallSupport:
             finish_reason=calls.finish_reason,
         )
 
+    def reasoning_limit(self, max_tokens: int, prompt: str) -> ReasoningLimit | None:
+        """The limit on the reasoning that follows a prompt; None where there is none to limit.
+
+        Raises:
+            RequestError: The model does not reason, and the limit is not 0.
+        """
+        if self.reasoning_format == NONE:
+            if max_tokens == 0:
+                return None
+            reason = "this model does not reason, or not in a way that this server knows"
+            raise field_error("thinking_budget", f"{reason} (its setting REASONING_PARSER)")
+        grammar = reasoning_formats()[self.reasoning_format].grammar
+        return ReasoningLimit(
+            max_tokens,
+            grammar.opens,
+            grammar.closes,
+            is_open=grammar.is_open(prompt),
+            reopens=grammar.reopens,
+        )
+
+    def check_effort(self, effort: str) -> None:
+        """Refuses an effort of reasoning that the model's template cannot ask for.
+
+        Raises:
+            RequestError: It cannot.
+        """
+        variable = "enable_thinking" if effort == "none" else "reasoning_effort"
+        is_idle = effort == "none" and self.reasoning_format == NONE
+        if not is_idle and variable not in self._template.source:
+            reason = f"this model's chat template has no {variable}"
+            raise field_error("reasoning_effort", f"{effort!r} cannot be asked for: {reason}")
+
     def needs_special_tokens(self, syntax: AnswerSyntax) -> bool:
         """Whether marks of the syntax are special tokens, which are no text otherwise."""
         marks: Sequence[str] = () if syntax.reasoning is None else syntax.reasoning.marks
         if syntax.tools is not None:
-            marks = (*marks, *syntax.tools.grammar.marks)
+            written = () if syntax.style is None else syntax.style.marks
+            marks = (*marks, *syntax.tools.grammar.marks, *written)
         return not self._special_tokens.isdisjoint(marks)

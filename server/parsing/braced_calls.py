@@ -101,6 +101,7 @@ class BracedCalls:
     def _key(self, source: Source, end: str) -> Pieces[None]:
         if (yield from source.peek()) == '"':
             yield json.dumps((yield from json_text.string(source)), ensure_ascii=False)
+            yield from source.space()
         else:
             key, _ = yield from source.collect((":", ",", end, self.closes))
             yield json.dumps(key.strip(), ensure_ascii=False)

@@ -18,6 +18,7 @@ class TaggedReasoning:
 
     opens: str
     closes: str
+    reopens: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ class XmlCalls:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.section, self.section_end, self.key, self.value_end)))
+        marks = (self.section, self.section_end, self.key, self.key_end, self.value, self.value_end)
+        return tuple(mark for mark in marks if len(mark) > 1)
 
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         """The grammar of a whole answer."""

@@ -24,20 +24,13 @@ HARMLESS = frozenset(
     }
 )
 
-_FORMAT = "structured output is not supported yet"
-
 # They would change the answer, so a value other than the neutral ones is refused, never ignored.
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "structured_outputs": (_FORMAT, ()),
-    "guided_json": (_FORMAT, ()),
-    "guided_regex": (_FORMAT, ()),
     "modalities": ("only text can be generated", (["text"],)),
     "audio": ("only text can be generated", ()),
     "suffix": ("inserting before a suffix is not supported", ("",)),
     "web_search_options": ("web search is not supported", ()),
-    "reasoning_effort": ("it is not supported yet", ()),
     "verbosity": ("it is not supported yet", ()),
-    "thinking_budget": ("a limit on the reasoning's length is not supported yet", (0,)),
     "template_key": ("this server has one template", ("",)),
     "no_repeat_ngram_size": ("it is not supported yet", (0,)),
     "timeout_ms": ("close the connection to end a request early", (0, -1)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -10,7 +10,7 @@ from server import limits
 from server.function_calls import CallOptions
 from server.protocol.body import StrictModel, describe, field_error, field_path
 from server.protocol.chat_messages import checked_messages
-from server.protocol.sampling import SamplingFields
+from server.protocol.form import FormFields
 from server.protocol.tools import call_options
 from server.protocol.values import TokenCount
 
@@ -24,7 +24,7 @@ class TemplateKwargs(StrictModel):
     date_string: Annotated[str, Field(max_length=64)] | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(FormFields):
     """What a caller of the chat API may send.
 
     `messages` are kept as plain dicts, in the form of `server.protocol.chat_messages`.
@@ -34,9 +34,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: TokenCount | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
-    response_format: Any = None
     chat_template_kwargs: TemplateKwargs = Field(default_factory=TemplateKwargs)
     enable_thinking: bool | None = None
+    reasoning_effort: Literal["none", "low", "medium", "high"] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     user_template: Annotated[str, Field(max_length=limits.MAX_TEMPLATE_CHARS)] | None = None
@@ -52,6 +52,8 @@ class ChatRequest(SamplingFields):
     def _check(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise field_error("top_logprobs", "only allowed when logprobs is true")
+        if self.enable_thinking and self.reasoning_effort == "none":
+            raise field_error("reasoning_effort", "none, but enable_thinking is true")
         is_partial = partial_of(self.messages)
         self.messages = checked_messages(self.messages)
         if is_partial and self.continue_final_message is False:
@@ -95,6 +97,10 @@ class ChatRequest(SamplingFields):
     def template_kwargs(self) -> dict[str, Any]:
         """Variables of the template, and how the prompt ends."""
         variables = self.chat_template_kwargs.model_dump(exclude_none=True)
+        if self.reasoning_effort == "none":
+            variables["enable_thinking"] = False
+        elif self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
         if self.enable_thinking is not None:
             variables["enable_thinking"] = self.enable_thinking
         if self.continue_final_message:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from server import limits
 from server.protocol.body import describe, field_error
-from server.protocol.sampling import SamplingFields
+from server.protocol.form import FormFields
 from server.protocol.values import TokenCount
 
 # OpenAI's default; without one, a caller who forgets it would fill the whole context.
@@ -17,7 +17,7 @@ DEFAULT_MAX_TOKENS = 16
 Prompt = str | list[int]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(FormFields):
     """What a caller of the completions API may send."""
 
     prompt: Any

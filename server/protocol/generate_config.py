@@ -37,6 +37,7 @@ _FIELD_OF = {
     "stop_words_str": "stop",
     "print_stop_words": "include_stop_str_in_output",
     "return_output_ids": "return_token_ids",
+    "max_thinking_tokens": "thinking_budget",
 }
 
 
@@ -69,6 +70,9 @@ class GenerateConfig(StrictModel):
     skip_special_tokens: bool = True
     return_output_ids: bool = False
     aux_info: bool = False
+    response_format: Any = None
+    max_thinking_tokens: Int32 | None = None
+    thinking_budget: Int32 | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -13,8 +13,8 @@ from pydantic import Field
 from server import limits
 from server.protocol.body import check_fields, describe, field_error, parse_body
 from server.protocol.chat import ChatRequest
+from server.protocol.form import FormFields
 from server.protocol.generate_config import GenerateConfig, config_fields
-from server.protocol.sampling import SamplingFields
 
 # Its defaults differ from the chat API's.
 _DEFAULTS = {"temperature": 1.0, "aux_info": True}
@@ -66,7 +66,7 @@ class RawBody:
     """
 
     prompts: list[RawPrompt]
-    sampling: SamplingFields
+    sampling: FormFields
     is_batch: bool
     is_multi: bool
     is_stream: bool
@@ -97,7 +97,7 @@ def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
         raise field_error("return_incremental", "only allowed when yield_generator is true")
     return RawBody(
         prompts=_prompts(request),
-        sampling=check_fields(_DEFAULTS | settings, SamplingFields),
+        sampling=check_fields(_DEFAULTS | settings, FormFields),
         is_batch=is_batch or request.prompt_batch is not None,
         is_multi=is_multi,
         is_stream=is_stream,

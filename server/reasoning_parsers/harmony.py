@@ -26,10 +26,13 @@ class Harmony:
     """Every message says in its header who reads it."""
 
     marks: tuple[str, ...] = (*_BEGIN, _MESSAGE, *_END)
+    opens: str = "<|channel|>analysis<|message|>"
+    closes: str = "<|end|>"
+    reopens: bool = True
 
     def is_open(self, prompt: str) -> bool:
         """Whether the prompt ends inside a message of the analysis channel."""
-        return prompt.endswith("<|channel|>analysis<|message|>")
+        return prompt.endswith(self.opens)
 
     def read(self, source: Source, is_open: bool) -> Steps[None]:
         """The grammar of a whole answer."""

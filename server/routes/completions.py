@@ -8,8 +8,9 @@ from sanic import HTTPResponse, Request
 
 from server.beam_search import recorder_of
 from server.completion_answer import CompletionAnswer
+from server.constrained import plain_requests
 from server.extras import Extras, with_extras
-from server.generation import Job, answer, check_choices, make_requests, sampling_of
+from server.generation import Job, answer, check_choices, sampling_of
 from server.output import Usage
 from server.prompt import check_lengths
 from server.protocol.body import parse_body
@@ -36,7 +37,7 @@ async def completions(request: Request) -> HTTPResponse | None:
     for prompt in prompts:
         num_tokens = len(prompt.token_ids)
         check_lengths(num_tokens, body.max_tokens, engine.max_model_len, param="prompt")
-    requests = make_requests(body, prompts, params)
+    requests = plain_requests(context, body, prompts, params)
     echoes = [prompt.text for prompt in prompts for _ in params] if body.echo else []
     is_followed = body.scores_echo or body.num_beams > 1
     recorder = recorder_of(context, body, requests) if is_followed else None

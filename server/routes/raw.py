@@ -6,8 +6,9 @@ from sanic import HTTPResponse, Request
 
 from server.beam_search import recorder_of
 from server.chat_job import encode_chat
+from server.constrained import plain_requests
 from server.context import ServerContext
-from server.generation import Job, answer, check_choices, make_requests, sampling_of
+from server.generation import Job, answer, check_choices, sampling_of
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
@@ -38,7 +39,7 @@ async def _infer(request: Request, *, is_batch: bool) -> HTTPResponse | None:
     for prompt in prompts:
         num_tokens, longest = len(prompt.token_ids), context.engine.max_model_len
         check_lengths(num_tokens, sampling.max_tokens, longest, param="prompt")
-    requests = make_requests(sampling, prompts, params)
+    requests = plain_requests(context, sampling, prompts, params)
     recorder = recorder_of(context, sampling, requests)
     job = Job(
         requests=requests,

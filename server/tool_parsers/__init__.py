@@ -1,7 +1,8 @@
 """One file per tool-call format. A module with a `FORMAT` is a format by being in this folder.
 
-A format is a grammar from `server.parsing` with its marks, and how the models that write it are
-recognised. `TOOL_CALL_PARSER` names a module of this folder to choose another one.
+A format is a grammar from `server.parsing` with its marks, how calls are written where a model is
+held to its format, and how the models that write it are recognised. `TOOL_CALL_PARSER` names a
+module of this folder to choose another one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 from rtpjax.errors import ConfigError
 from server.parsing.calls import Calls, call_id
 from server.parsing.source import Source, Steps
+from server.parsing.written import Written
 
 # What models are taught that know no format of their own, by a system text.
 DEFAULT = "hermes"
@@ -35,6 +37,8 @@ class ToolFormat:
 
     Attributes:
         grammar: Reads them.
+        written: Ways to write them, of which the first one counts that the model's template has a
+            text of, or that names none.
         in_template: Texts that are all in the chat template of a model that writes this format;
             of several formats the one with the most texts is meant. None: it is never guessed.
         model_types: Model types (of config.json) that write it whatever their template says.
@@ -43,10 +47,19 @@ class ToolFormat:
     """
 
     grammar: Grammar
+    written: tuple[Written, ...]
     in_template: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     make_id: Callable[[], str] = call_id
+
+    def written_by(self, template: str) -> Written:
+        """How a model with this chat template writes its calls."""
+        return next(way for way in self.written if way.in_template in template)
+
+    def marks_of(self, written: Written) -> tuple[str, ...]:
+        """Texts that are special tokens in some models."""
+        return tuple(dict.fromkeys((*self.grammar.marks, *written.marks)))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from server.parsing.headed_calls import HeadedCalls
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
@@ -16,6 +17,16 @@ FORMAT = ToolFormat(
         fence=("```",),
         call_end=("<｜tool▁call▁end｜>",),
         section_end=("<｜tool▁calls▁end｜>",),
+    ),
+    written=(
+        Written(
+            begin="<｜tool▁calls▁begin｜>",
+            call="<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n",
+            end="\n```<｜tool▁call▁end｜>",
+            section_end="<｜tool▁calls▁end｜>",
+            trigger="<｜tool▁calls▁begin｜>",
+            marks=("<｜tool▁sep｜>",),
+        ),
     ),
     in_template=("<｜tool▁calls▁begin｜>", "```json"),
 )

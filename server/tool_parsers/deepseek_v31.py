@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from server.parsing.headed_calls import HeadedCalls
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
@@ -15,6 +16,16 @@ FORMAT = ToolFormat(
         header_end=("<｜tool▁sep｜>",),
         call_end=("<｜tool▁call▁end｜>",),
         section_end=("<｜tool▁calls▁end｜>",),
+    ),
+    written=(
+        Written(
+            begin="<｜tool▁calls▁begin｜>",
+            call="<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>",
+            end="<｜tool▁call▁end｜>",
+            section_end="<｜tool▁calls▁end｜>",
+            separator="",
+            trigger="<｜tool▁calls▁begin｜>",
+        ),
     ),
     in_template=("<｜tool▁calls▁begin｜>",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.parsing.written import Parameters, Written
 from server.parsing.xml_calls import XmlCalls
 from server.tool_parsers import ToolFormat
 
@@ -15,4 +16,20 @@ GRAMMAR = XmlCalls(
     value_end="</arg_value>",
 )
 
-FORMAT = ToolFormat(GRAMMAR, in_template=("<tool_call>", "<arg_key>"), model_types=("glm4_moe",))
+ENDS = ("</arg_value>", "<arg_key>", "</tool_call>")
+
+FORMAT = ToolFormat(
+    GRAMMAR,
+    written=(
+        Written(
+            call="<tool_call>{name}\n",
+            end="</tool_call>",
+            arguments=Parameters(
+                before="<arg_key>{key}</arg_key>\n<arg_value>", after="</arg_value>\n", ends=ENDS
+            ),
+            trigger="<tool_call>",
+        ),
+    ),
+    in_template=("<tool_call>", "<arg_key>"),
+    model_types=("glm4_moe",),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from server.parsing.headed_calls import HeadedCalls
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 # The recipient stands after the channel, or after the role.
@@ -15,6 +16,15 @@ FORMAT = ToolFormat(
         header_end=("<|message|>",),
         call_end=("<|call|>", "<|end|>"),
         has_nested_marks=True,
+    ),
+    # The mark after the arguments ends the answer, so there is room for one call.
+    written=(
+        Written(
+            call="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>",
+            trigger="commentary to=functions.",
+            most=1,
+            marks=("<|constrain|>",),
+        ),
     ),
     in_template=("<|channel|>", "<|message|>"),
     model_types=("gpt_oss",),

@@ -8,9 +8,17 @@
 from __future__ import annotations
 
 from server.parsing.json_calls import JsonCalls
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
     JsonCalls(opens=("<tool_call>",), closes=("</tool_call>",)),
+    written=(
+        Written(
+            call='<tool_call>\n{"name": "{name}", "arguments": ',
+            end="}\n</tool_call>",
+            trigger="<tool_call>",
+        ),
+    ),
     in_template=("<tool_call>",),
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from server.parsing.json_calls import JsonCalls
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
     JsonCalls(opens=("<|python_tag|>",), is_bare=True),
+    written=(Written(call='{"name": "{name}", "parameters": ', end="}", separator="; "),),
     in_template=("<|start_header_id|>", '"parameters"', "tools"),
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.parsing.calls import Calls, short_id, text_with_calls
 from server.parsing.headed_calls import HeadedCalls
 from server.parsing.json_calls import JsonCalls
 from server.parsing.source import Source, Steps
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 _MARK = "[TOOL_CALLS]"
@@ -35,4 +36,25 @@ class _Either:
         yield from grammar.read_section(source, calls)
 
 
-FORMAT = ToolFormat(_Either(), in_template=(_MARK,), make_id=short_id)
+_WRITTEN_LIST = Written(
+    begin=f"{_MARK} [",
+    call='{"name": "{name}", "arguments": ',
+    end="}",
+    section_end="]",
+    separator=", ",
+    trigger=_MARK,
+)
+_WRITTEN_HEADED = Written(
+    call=f"{_MARK}{{name}}[ARGS]", separator="", trigger=_MARK, in_template="[ARGS]"
+)
+
+FORMAT = ToolFormat(
+    _Either(),
+    written=(
+        _WRITTEN_HEADED,
+        replace(_WRITTEN_LIST, begin=f"{_MARK}[", in_template=f"{_MARK}["),
+        _WRITTEN_LIST,
+    ),
+    in_template=(_MARK,),
+    make_id=short_id,
+)

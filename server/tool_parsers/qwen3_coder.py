@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from server.parsing.written import Parameters, Written
 from server.parsing.xml_calls import XmlCalls
 from server.tool_parsers import ToolFormat
 
@@ -25,6 +26,18 @@ FORMAT = ToolFormat(
         key_end=">",
         value_end="</parameter>",
         trims_lines=True,
+    ),
+    written=(
+        Written(
+            call="<tool_call>\n<function={name}>\n",
+            end="</function>\n</tool_call>",
+            arguments=Parameters(
+                before="<parameter={key}>\n",
+                after="\n</parameter>\n",
+                ends=("</parameter>", "<parameter=", "</function>", "</tool_call>"),
+            ),
+            trigger="<tool_call>",
+        ),
     ),
     in_template=("<tool_call>", "<function="),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from server.parsing.headed_calls import HeadedCalls
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 FORMAT = ToolFormat(
@@ -15,6 +16,7 @@ FORMAT = ToolFormat(
         result=("✿RESULT✿:", "✿RESULT✿"),
         result_end=("✿RETURN✿:", "✿RETURN✿"),
     ),
+    written=(Written(call="✿FUNCTION✿: {name}\n✿ARGS✿: ", trigger="✿FUNCTION✿"),),
     in_template=("✿FUNCTION✿",),
     stop=("✿RESULT✿", "✿RETURN✿"),
 )

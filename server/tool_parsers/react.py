@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from server.parsing.calls import Calls
 from server.parsing.events import Content
 from server.parsing.source import Source, Steps, as_events
+from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
 _ACTION, _INPUT, _OBSERVATION = "\nAction:", "\nAction Input:", "\nObservation:"
@@ -47,4 +48,8 @@ class React:
         yield calls.fragment(padded[middle + len(_INPUT) : end].strip() or "{}")
 
 
-FORMAT = ToolFormat(React(), stop=("Observation:", "<|endoftext|>"))
+FORMAT = ToolFormat(
+    React(),
+    written=(Written(call="\nAction: {name}\nAction Input: ", trigger="\nAction:", most=1),),
+    stop=("Observation:", "<|endoftext|>"),
+)

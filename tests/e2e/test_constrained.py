@@ -53,7 +53,7 @@ def run_one(engine, grammar: Grammar | None, sampling: SamplingParams = HOT):
 def test_only_tokens_that_the_grammar_allows_are_sampled_and_its_end_ends(engine):
     text, reason, tokens = run_one(engine, JSON)
     assert (json.loads(text).keys(), reason) == ({"a", "n"}, "stop")
-    matcher = engine.grammars.compile(JSON).matcher.deep_copy()
+    matcher = engine.grammars.compile(JSON).grammar.matcher.deep_copy()
     mask = allocate_token_bitmask(1, len(byte_model.tokenizer()))
     for token_id in tokens:
         fill_next_token_bitmask(matcher, mask)

@@ -75,9 +75,9 @@ def test_a_slow_grammar_is_given_up_while_the_loop_and_others_go_on(monkeypatch)
         await text_of(engine, request("warm", JSON))
         compile_ = inner.grammars._compile
 
-        def slow(grammar):
+        def slow(*given):
             assert gate.wait(30)
-            return compile_(grammar)
+            return compile_(*given)
 
         inner.grammars._compile = slow
         started = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_client_that_leaves_while_its_grammar_is_compiled():
 
     async def main(engine, inner):
         compile_ = inner.grammars._compile
-        inner.grammars._compile = lambda grammar: gate.wait(30) and compile_(grammar)
+        inner.grammars._compile = lambda *given: gate.wait(30) and compile_(*given)
         task = asyncio.create_task(text_of(engine, request("left", JSON)))
         await asyncio.sleep(0.05)
         task.cancel()

@@ -10,16 +10,17 @@ import jsonschema
 import pytest
 
 from rtpjax.engine.request import SamplingParams
-from server.grammars import forced_call_grammar
+from server.function_calls import CallOptions, Function
+from server.grammars.calls import CallStyle
 from server.json_schema import normalise
+from server.tool_parsers import tool_formats
 from tests.e2e import byte_model
 from tests.e2e.schemas import SCHEMAS
 
 BEGIN, END = "<tool_call>\n", "\n</tool_call>"
 
 
-def tool(name: str, schema: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "parameters": schema}}
+STYLE = CallStyle.of(tool_formats()["hermes"], "")
 
 
 def judge(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
@@ -50,10 +51,11 @@ def check_forced_calls(first: int, count: int) -> None:
     for number in range(first, first + count):
         rng = random.Random(number)
         schema = SCHEMAS[number % len(SCHEMAS)]
-        schemas = {"wanted": schema, "other one": SCHEMAS[rng.randrange(len(SCHEMAS))]}
+        schemas = {"wanted": schema, "other.one": SCHEMAS[rng.randrange(len(SCHEMAS))]}
         named = "wanted" if rng.random() < 0.7 else None
-        tools = [tool(name, s) for name, s in schemas.items()]
-        grammars.append(forced_call_grammar(tools, named, parallel=rng.random() < 0.2))
+        functions = tuple(Function({"name": n, "parameters": s}) for n, s in schemas.items())
+        calls = CallOptions(functions, "required", named, is_parallel=rng.random() < 0.2)
+        grammars.append(STYLE.forced(calls))
         allowed.append({"wanted": schema} if named else schemas)
         prompts.append(byte_model.encode(f"call {number}"))
         temperature = rng.choice([1.0, 1.5, 2.0])

@@ -54,7 +54,6 @@ REFUSED = [
     ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
     ({"functions": [{"nam": "f"}]}, "functions[0].name", "found null"),
     ({"tool_choice": "required"}, "tool_choice", "no functions to call"),
-    ({"guided_json": {"type": "object"}}, "guided_json", "not supported yet"),
     ({"modalities": ["text", "audio"]}, "modalities", "only text"),
     ({"messages": []}, "messages", "at least 1 items, found an empty list"),
     ({"messages": "hi"}, "messages", "found the string 'hi'"),

@@ -1,4 +1,4 @@
-"""response_format and forced calls -> grammars; and over HTTP."""
+"""response_format -> grammars; and over HTTP."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 
 from rtpjax.engine.request import Grammar
-from rtpjax.errors import RequestError
-from server.grammars import auto_call_grammar, forced_call_grammar, response_grammar
+from server.grammars.response_format import response_grammar
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import ScriptedEngine
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 CLOSED = SCHEMA | {"additionalProperties": False}
-
-
-def tool(name: str, parameters: Any = None) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
 def test_free_text_has_no_grammar() -> None:
@@ -99,31 +94,3 @@ def test_the_grammar_reaches_the_engine_for_each_choice(engine: ScriptedEngine) 
         response = server.chat(response_format={"type": "json_object"}, n=2, max_tokens=3)
         assert response.status_code == 200
     assert [r.grammar for r in engine.seen] == [Grammar("json_object")] * 2
-
-
-def test_forced_calls_name_their_functions() -> None:
-    tools = [tool("f", SCHEMA), tool("g"), {"name": "h", "parameters": {}}]
-    grammar = forced_call_grammar(tools)
-    assert (grammar.kind, grammar.param) == ("lark", "tools")
-    assert all(f'\\"name\\": \\"{name}\\"' in grammar.text for name in "fgh")
-    assert "{0,31}" in grammar.text
-    only = forced_call_grammar(tools, "g", parallel=False).text
-    assert '\\"f\\"' not in only
-    assert "{0," not in only.splitlines()[0]
-
-
-def test_forced_calls_refuse() -> None:
-    with pytest.raises(RequestError) as caught:
-        forced_call_grammar([tool("f")], "g")
-    assert caught.value.param == "tool_choice"
-    with pytest.raises(RequestError) as caught:
-        forced_call_grammar([tool("f"), tool("g", {"type": "frob"})])
-    assert caught.value.param == "tools[1].function.parameters.type"
-
-
-def test_auto_calls_are_tags() -> None:
-    grammar = auto_call_grammar([tool("f", SCHEMA)])
-    assert grammar.kind == "structural_tag"
-    [tag] = json.loads(grammar.text)
-    assert tag["begin"] == '<tool_call>\n{"name": "f", "arguments": '
-    assert tag["trigger"] == "<tool_call>"

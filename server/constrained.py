@@ -1,0 +1,59 @@
+"""Requests for the engine, each with what it may not choose freely: its grammar, its reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
+from server.context import ServerContext
+from server.function_calls.support import CallSupport
+from server.generation import make_requests
+from server.grammars.wanted import wanted_grammar
+from server.prompt import EncodedPrompt
+from server.protocol.body import field_error
+from server.protocol.form import FormFields
+
+
+def plain_requests(
+    context: ServerContext,
+    body: FormFields,
+    prompts: Sequence[EncodedPrompt],
+    params: Sequence[SamplingParams],
+) -> list[GenerationRequest]:
+    """The requests of an API without functions.
+
+    Raises:
+        RequestError: What is asked of the answer's form cannot be honoured.
+    """
+    return constrained_requests(context.calls, body, prompts, params, wanted_grammar(body))
+
+
+def constrained_requests(
+    support: CallSupport,
+    body: FormFields,
+    prompts: Sequence[EncodedPrompt],
+    params: Sequence[SamplingParams],
+    grammar: Grammar | None,
+) -> list[GenerationRequest]:
+    """One request per choice, the first prompt's first.
+
+    Args:
+        support: Knows how the model reasons.
+        body: What was asked for.
+        prompts: At least one.
+        params: One entry per choice.
+        grammar: What constrains the answers.
+
+    Raises:
+        RequestError: It cannot be honoured together with beams, or the model does not reason.
+    """
+    if body.num_beams > 1 and (grammar is not None or body.thinking_budget is not None):
+        field = "thinking_budget" if grammar is None else grammar.param
+        raise field_error(field, "not supported together with num_beams")
+    requests = make_requests(body, prompts, params, grammar)
+    if body.thinking_budget is None:
+        return requests
+    budget = body.thinking_budget
+    limits = [support.reasoning_limit(budget, p.text) for p in prompts for _ in params]
+    return [replace(r, reasoning_limit=x) for r, x in zip(requests, limits, strict=True)]
