@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None, read_config: ReadConfig) -> int:
     """Prints a plan; 0 if it fits, 1 if not, 2 for a question that has no answer."""
     args = _parser().parse_args(argv)
-    logging.getLogger("rtpjax.config").setLevel(logging.ERROR)
+    from rtpjax.plan.plan import quiet_config
+
+    with quiet_config():
+        return _run(args, read_config)
+
+
+def _run(args: argparse.Namespace, read_config: ReadConfig) -> int:
     import jax
 
     from rtpjax import gpus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -95,22 +96,30 @@ def _resolve(
     return config.resolve(settings, model, whole.cache_specs, platform="gpu", free_bytes=free_bytes)
 
 
+@contextlib.contextmanager
+def quiet_config() -> Iterator[None]:
+    """What a server logs while it settles its configuration is not said."""
+    logger = logging.getLogger(config.__name__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def what_fits(
     model: ModelConfig, gpu: Gpu, settings: EngineSettings, memory_fraction: float
 ) -> Iterator[str]:
     """The smallest changes to settings, one at a time, with which the model fits."""
 
     def fits(gpu: Gpu, changed: EngineSettings) -> EngineConfig | None:
-        level = logging.getLogger(config.__name__)
-        before, level.disabled = level.disabled, True
         try:
-            whole = needs(model, config.precision_of(changed, "gpu"), changed.tp_size)
-            free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
-            return _resolve(model, whole, changed, free)
+            with quiet_config():
+                whole = needs(model, config.precision_of(changed, "gpu"), changed.tp_size)
+                free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
+                return _resolve(model, whole, changed, free)
         except ConfigError:
             return None
-        finally:
-            level.disabled = before
 
     shorter = fits(gpu, dataclasses.replace(settings, max_model_len=None))
     if shorter is not None:
