@@ -35,6 +35,7 @@ NO_JAX = (
     "rtpjax.engine.request",
     "rtpjax.engine.grammar",
     "rtpjax.engine.constraint",
+    "rtpjax.engine.reasoning",
     "rtpjax.engine.page_pool",
     "rtpjax.engine.sequence",
     "rtpjax.engine.scheduler",
