@@ -175,7 +175,7 @@ class Tiling:
         if weight.dtype == jnp.uint8:
             group = group_size(weight, scales)
             return Tiling(block_t, block_n, group, num_stages=8 if is_few else 3)
-        return Tiling(block_t, block_n, block_k=256 if is_few else 128)
+        return Tiling(block_t, block_n, block_k=256 if is_few else 128 if block_n == 32 else 64)
 
 
 def _tile_places(

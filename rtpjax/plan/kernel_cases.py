@@ -100,7 +100,16 @@ def _quantized_matmul() -> list[Case]:
     return cases
 
 
+def _grouped_matmul() -> list[Case]:
+    """An up projection of Qwen3-30B-A3B's experts for 8 rows of 8 experts each."""
+    x = jax.ShapeDtypeStruct((64, 2048), jnp.bfloat16)
+    weight = jax.ShapeDtypeStruct((128, 768, 2048), jnp.bfloat16)
+    starts = jax.ShapeDtypeStruct((129,), jnp.int32)
+    return [Case("qwen3-30b-a3b up_proj[64]", (x, weight, starts), {})]
+
+
 _MAKERS: dict[str, Callable[[], list[Case]]] = {
     "paged_attention": _paged_attention,
     "quantized_matmul": _quantized_matmul,
+    "grouped_matmul": _grouped_matmul,
 }
