@@ -69,12 +69,14 @@ class CompiledConstraint:
         tokenizer: The tokenizer's tables.
         limit: How long the model may reason, or None.
         closing_ids: The tokens of the mark that ends the reasoning.
+        end_token_ids: The model's end tokens.
     """
 
     grammar: CompiledGrammar | None
     tokenizer: LLTokenizer
     limit: ReasoningLimit | None = None
     closing_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
 
     def make_clock(self) -> ReasoningClock | None:
         """A request's own count of its reasoning."""
@@ -166,10 +168,11 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar | None, limit: ReasoningLimit | None) -> CompiledConstraint:
         compiled = None if grammar is None else self._compile_grammar(grammar)
+        ends = tuple(self._end_token_ids)
         if limit is None:
-            return CompiledConstraint(compiled, self._tokenizer())
+            return CompiledConstraint(compiled, self._tokenizer(), end_token_ids=ends)
         closing = self._hf.backend_tokenizer.encode(limit.closes, add_special_tokens=False)
-        return CompiledConstraint(compiled, self._tokenizer(), limit, tuple(closing.ids))
+        return CompiledConstraint(compiled, self._tokenizer(), limit, tuple(closing.ids), ends)
 
     def _compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
         for part in (grammar, grammar.instead):

@@ -32,12 +32,10 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "web_search_options": ("web search is not supported", ()),
     "verbosity": ("it is not supported yet", ()),
     "template_key": ("this server has one template", ("",)),
-    "no_repeat_ngram_size": ("it is not supported yet", (0,)),
-    "timeout_ms": ("close the connection to end a request early", (0, -1)),
     "adapter_name": ("LoRA adapters are not supported yet", ("", [])),
     "return_logits": ("logits are not given out; ask for logprobs", (False,)),
     "return_hidden_states": ("hidden states are not given out", (False,)),
-    "calculate_loss": ("it is not supported; ask for logprobs", (0, False)),
+    "calculate_loss": ("only the raw API answers with it; ask for prompt_logprobs", (0, False)),
     "use_beam_search": ("say how many beams as num_beams", (False,)),
 }
 
@@ -65,7 +63,7 @@ def check_fields(fields: dict[str, Any], model: type[ModelT]) -> ModelT:
     given = {name: value for name, value in fields.items() if value is not None}
     for name in HARMLESS & given.keys():
         del given[name]
-    for name in UNSUPPORTED.keys() & given.keys():
+    for name in (UNSUPPORTED.keys() & given.keys()) - model.model_fields.keys():
         reason, neutral = UNSUPPORTED[name]
         if not any(_same(given[name], value) for value in neutral):
             raise RequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")
