@@ -15,7 +15,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: Most tokens to generate; None means what the context allows.
-        min_tokens: No stop string, stop token, stop sequence or eos ends the request before this many
+        min_tokens: No stop string, token or sequence and no eos ends the request before this many
             tokens.
         temperature: 0 is greedy; else logits are divided by it. Range 0 to 2.
         top_k: Keep the k most likely tokens; 0 keeps all.

@@ -27,9 +27,9 @@ _ROLES = {
 # Clients append the assistant message they got, with all its keys. These do not reach the prompt.
 _IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
 _NO_CALL = (
-    "a function's result without a call before it: put the assistant's message with the call before "
-    "it. (After an assistant's text, a result of role 'function' needs the name of one of the "
-    "request's functions.)"
+    "a function's result without a call before it: put the assistant's message with the call "
+    "before it. (After an assistant's text, a result of role 'function' needs the name of one of "
+    "the request's functions.)"
 )
 _TEXT_IN_MESSAGE = ("name", "reasoning_content", "reasoning", "tool_call_id")
 
