@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.numpy import fill_next_token_bitmask
 
 from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.engine.request import JSON_OPTIONS, Grammar, ReasoningLimit
@@ -190,6 +192,7 @@ class GrammarCompiler:
             raise refusal(grammar, f"it cannot be read: {_brief(str(error))}") from error
         if matcher.is_error():
             raise refusal(grammar, _brief(matcher.get_error()))
+        _check_start(grammar, tokenizer, matcher)
         after = grammar.after
         return CompiledGrammar(
             source=grammar,
@@ -197,6 +200,18 @@ class GrammarCompiler:
             silent_ids=frozenset(specials.values()) - _named(grammar, specials),
             after=None if after is None else specials.get(after, after.encode()),
         )
+
+
+def _check_start(grammar: Grammar, tokenizer: LLTokenizer, matcher: LLMatcher) -> None:
+    """Refuses what is noticed only where the first token is asked for: rules that never end."""
+    probe = matcher.deep_copy()
+    mask = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
+    fill_next_token_bitmask(probe, mask)
+    if probe.is_error():
+        reason = "no text can begin it; is there a rule or reference that only names itself?"
+        raise refusal(grammar, f"{reason} ({_brief(probe.get_error())})")
+    if not mask.any():
+        raise refusal(grammar, "no text fits it")
 
 
 def refusal(grammar: Grammar, reason: str) -> RequestError:

@@ -15,6 +15,7 @@ HARMLESS = frozenset(
     {
         "metadata",
         "prediction",
+        "prompt_cache_options",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -30,7 +31,7 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "audio": ("only text can be generated", ()),
     "suffix": ("inserting before a suffix is not supported", ("",)),
     "web_search_options": ("web search is not supported", ()),
-    "verbosity": ("it is not supported yet", ()),
+    "verbosity": ("it is not supported; say in the prompt how long the answer shall be", ()),
     "template_key": ("this server has one template", ("",)),
     "adapter_name": ("LoRA adapters are not supported yet", ("", [])),
     "return_logits": ("logits are not given out; ask for logprobs", (False,)),
@@ -96,7 +97,8 @@ def load_object(body: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise RequestError("the request body is nested too deeply") from error
     except ValueError as error:
-        raise RequestError(f"the request body has a number that is refused: {error}") from error
+        reason = "it has too many digits" if "digits" in str(error) else str(error)
+        raise RequestError(f"the request body has a number that is refused: {reason}") from error
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, found {describe(value)}")
     return value
