@@ -192,7 +192,9 @@ def rewritten(written: Written, message: Message) -> str:
                     value = str(value) if form.is_python else str(value).lower()
                 else:
                     value = value.removeprefix("#")
-                parts.append(form.before.replace("{key}", key) + value + form.after)
+                before = form.before.replace("{key}", key)
+                before = before.replace("{is_string}", str(kind == "string").lower())
+                parts.append(before + value + form.after)
             arguments = form.separator.join(parts)
         texts.append(written.call.replace("{name}", call.name) + arguments + written.end)
     return written.begin + written.separator.join(texts) + written.section_end
