@@ -28,8 +28,7 @@ _ROLES = {
 _IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
 _NO_CALL = (
     "a function's result without a call before it: put the assistant's message with the call "
-    "before it. (After an assistant's text, a result of role 'function' needs the name of one of "
-    "the request's functions.)"
+    "before it (after a text, role 'function' with one of the request's names)"
 )
 _TEXT_IN_MESSAGE = ("name", "reasoning_content", "reasoning", "tool_call_id")
 
