@@ -20,7 +20,7 @@ from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.settings import NOT_YET, SETTINGS
 
 if TYPE_CHECKING:
-    from rtpjax.config import EngineSettings
+    from rtpjax.config import EngineSettings, KvCacheDtype
     from rtpjax.engine.async_engine import AsyncLLMEngine
 
 logger = logging.getLogger("rtpjax")
@@ -152,10 +152,19 @@ def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         max_num_batched_tokens=settings["MAX_BATCH_TOKENS_SIZE"],
         max_num_waiting=settings["QUEUE_LIMIT"],
         kv_cache_bytes=None if cache_mib is None else cache_mib * MIB,
+        kv_cache_dtype=_kv_cache_dtype(settings),
         reserved_bytes=settings["RESERVER_RUNTIME_MEM_MB"] * MIB,
         use_prefix_cache=settings["REUSE_CACHE"],
         tp_size=settings["TP_SIZE"],
     )
+
+
+def _kv_cache_dtype(settings: Mapping[str, Any]) -> KvCacheDtype | None:
+    if settings["INT8_KV_CACHE"] and settings["FP8_KV_CACHE"]:
+        raise ConfigError("INT8_KV_CACHE and FP8_KV_CACHE are both set; a cache has one format.")
+    if settings["INT8_KV_CACHE"]:
+        return "int8"
+    return "fp8" if settings["FP8_KV_CACHE"] else None
 
 
 def _announce(url: str, model_name: str, started: float) -> None:
