@@ -217,6 +217,7 @@ def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
     from rtpjax.engine.load import load_engine
     from rtpjax.tokenizer import eos_token_ids, load_tokenizer
 
+    engine_settings = _engine_settings(settings)
     cache = settings["RTPJAX_CACHE"].expanduser()
     path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache)
     _configure_jax(cache)
@@ -225,7 +226,7 @@ def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
     tokenizer = load_tokenizer(settings["TOKENIZER_PATH"] or path)
     end_token_ids = eos_token_ids(path, checkpoint.config, tokenizer)
     engine = AsyncLLMEngine(
-        lambda: load_engine(checkpoint, tokenizer, end_token_ids, _engine_settings(settings)),
+        lambda: load_engine(checkpoint, tokenizer, end_token_ids, engine_settings),
         tokenizer,
         settings["MODEL_NAME"] or path.resolve().stem,
     )

@@ -74,7 +74,7 @@ def test_tokens_mostly_agree_with_chunks_a_shared_prefix_and_preemption(quantize
 
 def test_caches_stay_where_they_are(quantized):
     """What a step returns is what it was given, updated in place: pages and scales."""
-    name, runner = quantized
+    _, runner = quantized
     engine = tiny.make_engine(runner)
     before = pointers(runner)
     generate(engine, PROMPTS[:2])
