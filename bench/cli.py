@@ -1,16 +1,17 @@
-"""`bench serve|offline|prefix`, also reached as `rtpjax bench ...`."""
+"""`bench serve|offline|prefix|cache-quality`, also reached as `rtpjax bench ...`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from bench import offline, prefix, serve
+from bench import cache_quality, offline, prefix, serve
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
     "offline": (offline, "the engine without HTTP, beside transformers"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
+    "cache-quality": (cache_quality, "what int8 and fp8 caches cost in quality"),
 }
 
 

@@ -66,7 +66,7 @@ def paged_attention(
         sinks: float32 `[N]`, a score per head that takes part in the softmax and has no value
             (gpt-oss; https://arxiv.org/abs/2309.17453).
         k_scales: float32 `[P, K]` for a cache in int8 or float8_e4m3fn: what multiplies the numbers
-            of a page and kv head.
+            of a page and kv head. XLA's implementations also take float8_e4m3fn as bits in uint8.
         v_scales: Like k_scales.
         decode: Every row has exactly one token (T == B); compiles to less.
         implementation: A name from the registry, or None for the platform's default.
@@ -132,15 +132,22 @@ def _soft_capped(scores: jax.Array, soft_cap: float | None) -> jax.Array:
     return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
 
 
+def as_float32(values: jax.Array) -> jax.Array:
+    """Cached numbers, scales aside; those of dtype uint8 are the bits of float8_e4m3fn."""
+    if values.dtype == jnp.uint8:
+        values = lax.bitcast_convert_type(values, jnp.float8_e4m3fn)
+    return values.astype(jnp.float32)
+
+
 def _dequantized(values: jax.Array, scales: jax.Array | None, pages: jax.Array) -> jax.Array:
     """float32 of pages' values `[..., page_size, K, H]`, with scales `[P, K]` of pages `[...]`."""
-    values = values.astype(jnp.float32)
+    values = as_float32(values)
     return values if scales is None else values * scales[pages][..., None, :, None]
 
 
 def _dequantized_heads(values: jax.Array, scales: jax.Array | None, pages: jax.Array) -> jax.Array:
     """float32 of values `[K, S, H]` that stand in pages `[S / page_size]`, with scales `[P, K]`."""
-    values = values.astype(jnp.float32)
+    values = as_float32(values)
     if scales is None:
         return values
     return values * jnp.repeat(scales[pages].T, values.shape[1] // pages.size, axis=1)[:, :, None]

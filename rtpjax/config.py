@@ -6,8 +6,10 @@ import dataclasses
 import logging
 from typing import Literal
 
+import jax.numpy as jnp
 import psutil
 
+from pallas_kernels.registry import Target
 from rtpjax.engine import kv_cache
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
@@ -15,6 +17,9 @@ from rtpjax.models import CacheSpec, ModelConfig, Precision
 logger = logging.getLogger(__name__)
 
 ActType = Literal["FP32", "BF16", "FP16"]
+KvCacheDtype = Literal["int8", "fp8"]
+_CACHE_DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+_FP8_FROM = 89  # compute capability; 8.9 is Ada, 9.0 Hopper
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -33,6 +38,8 @@ class EngineSettings:
         max_num_waiting: Requests that may wait before new ones are refused with 429.
         kv_cache_bytes: Memory of the paged cache. Auto: a quarter of the free host memory and at
             most 4 GiB on the CPU; on a GPU what is left beside the weights, less reserved_bytes.
+        kv_cache_dtype: Format of cached keys and values; int8 and fp8 (e4m3) have a scale per page
+            and kv head. Auto: as the activations.
         reserved_bytes: GPU memory left for temporaries.
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
@@ -46,6 +53,7 @@ class EngineSettings:
     max_num_batched_tokens: int | None = None
     max_num_waiting: int = 4096
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: KvCacheDtype | None = None
     reserved_bytes: int = 2 * GIB
     use_prefix_cache: bool = True
     tp_size: int = 1
@@ -78,7 +86,25 @@ class EngineConfig:
 
 def precision_of(settings: EngineSettings, platform: str) -> Precision:
     """The number formats that the settings mean on a platform."""
-    return Precision.of(settings.act_type or "BF16", platform)
+    precision = Precision.of(settings.act_type or "BF16", platform)
+    if settings.kv_cache_dtype is None:
+        return precision
+    return dataclasses.replace(precision, cache=_CACHE_DTYPES[settings.kv_cache_dtype])
+
+
+def check_cache_dtype(settings: EngineSettings, target: Target) -> None:
+    """Refuses a format of the cache that a GPU has no instructions for.
+
+    Raises:
+        ConfigError: It has none; says what to use instead.
+    """
+    capability = target.compute_capability
+    if settings.kv_cache_dtype == "fp8" and target.platform == "gpu" and capability < _FP8_FROM:
+        raise ConfigError(
+            f"An fp8 cache needs compute capability {_FP8_FROM / 10} or later, and this GPU has "
+            f"{capability / 10}. Use an int8 cache: it takes the same memory (INT8_KV_CACHE=1 in "
+            "place of FP8_KV_CACHE)."
+        )
 
 
 def resolve(

@@ -115,6 +115,18 @@ SETTINGS = (
     Setting(
         "KV_CACHE_MEM_MB", _positive, None, "memory of the paged cache (default: by free memory)"
     ),
+    Setting(
+        "INT8_KV_CACHE",
+        _switch,
+        False,
+        "cache keys and values in int8: half the memory of bfloat16",
+    ),
+    Setting(
+        "FP8_KV_CACHE",
+        _switch,
+        False,
+        "cache keys and values in float8 (e4m3); GPUs of compute capability 8.9 and later",
+    ),
     Setting("RESERVER_RUNTIME_MEM_MB", _positive, 2048, "GPU memory left for temporaries"),
     Setting("REUSE_CACHE", _switch, True, "compute shared prompt prefixes once"),
     Setting("CONCURRENCY_LIMIT", _positive, None, "requests that run at once; further ones wait"),
@@ -144,7 +156,7 @@ _OFF = ("", "0", "false", "none")
 _ONE = ("", "1")
 NOT_YET = {
     **dict.fromkeys(("DP_SIZE", "EP_SIZE", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), _ONE),
-    **dict.fromkeys(("QUANTIZATION", "INT8_MODE", "INT8_KV_CACHE", "FP8_KV_CACHE"), _OFF),
+    **dict.fromkeys(("QUANTIZATION", "INT8_MODE"), _OFF),
     **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
     **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
     **dict.fromkeys(("WORLD_RANK", "LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),

@@ -31,6 +31,7 @@ AXIS_RULES: dict[str, str | None] = {
 }
 
 CACHE_AXES = ("pages", "page_offset", "kv_heads", "head_dim")
+CACHE_SCALE_AXES = ("pages", "kv_heads")
 
 
 def make_mesh(tp_size: int, devices: Sequence[Any] | None = None) -> Mesh:

@@ -20,7 +20,7 @@ from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.settings import NOT_YET, SETTINGS
 
 if TYPE_CHECKING:
-    from rtpjax.config import EngineSettings
+    from rtpjax.config import EngineSettings, KvCacheDtype
     from rtpjax.engine.async_engine import AsyncLLMEngine
 
 logger = logging.getLogger("rtpjax")
@@ -152,10 +152,19 @@ def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         max_num_batched_tokens=settings["MAX_BATCH_TOKENS_SIZE"],
         max_num_waiting=settings["QUEUE_LIMIT"],
         kv_cache_bytes=None if cache_mib is None else cache_mib * MIB,
+        kv_cache_dtype=_kv_cache_dtype(settings),
         reserved_bytes=settings["RESERVER_RUNTIME_MEM_MB"] * MIB,
         use_prefix_cache=settings["REUSE_CACHE"],
         tp_size=settings["TP_SIZE"],
     )
+
+
+def _kv_cache_dtype(settings: Mapping[str, Any]) -> KvCacheDtype | None:
+    if settings["INT8_KV_CACHE"] and settings["FP8_KV_CACHE"]:
+        raise ConfigError("INT8_KV_CACHE and FP8_KV_CACHE are both set; a cache has one format.")
+    if settings["INT8_KV_CACHE"]:
+        return "int8"
+    return "fp8" if settings["FP8_KV_CACHE"] else None
 
 
 def _announce(url: str, model_name: str, started: float) -> None:
@@ -208,6 +217,7 @@ def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
     from rtpjax.engine.load import load_engine
     from rtpjax.tokenizer import eos_token_ids, load_tokenizer
 
+    engine_settings = _engine_settings(settings)
     cache = settings["RTPJAX_CACHE"].expanduser()
     path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache)
     _configure_jax(cache)
@@ -216,7 +226,7 @@ def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
     tokenizer = load_tokenizer(settings["TOKENIZER_PATH"] or path)
     end_token_ids = eos_token_ids(path, checkpoint.config, tokenizer)
     engine = AsyncLLMEngine(
-        lambda: load_engine(checkpoint, tokenizer, end_token_ids, _engine_settings(settings)),
+        lambda: load_engine(checkpoint, tokenizer, end_token_ids, engine_settings),
         tokenizer,
         settings["MODEL_NAME"] or path.resolve().stem,
     )

@@ -6,6 +6,7 @@ import jax
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from pallas_kernels.registry import current_target
 from rtpjax import config, sharding
 from rtpjax.checkpoint import Checkpoint, load_params, params_bytes
 from rtpjax.engine.engine import LLMEngine
@@ -38,6 +39,7 @@ def load_engine(
     model_config = ModelConfig.from_hf(checkpoint.config)
     mesh = sharding.make_mesh(settings.tp_size)
     sharding.check_model_fits(model_config, settings.tp_size)
+    config.check_cache_dtype(settings, current_target())
     precision = config.precision_of(settings, platform)
     specs = abstract_state(model_config, precision)
     cache_specs = build(model_config, precision, abstract=True).cache_specs()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pallas_kernels.registry import Target
 from rtpjax.errors import ConfigError
 
 _FOLDER = Path(__file__).parent
@@ -38,6 +39,12 @@ class Gpu:
     compute_capability: tuple[int, int]
     peak_flops: Mapping[str, float]
     device: Mapping[str, int | float]
+
+    @property
+    def target(self) -> Target:
+        """What programs for it are traced for."""
+        major, minor = self.compute_capability
+        return Target("gpu", 10 * major + minor)
 
     @property
     def ptx_target(self) -> str:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.sharded import sharded_paged_attention
-from rtpjax.models import rope
+from rtpjax.models import cache_write, rope
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.step import LayerCache, StepInputs
@@ -165,9 +165,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.rotate(q, *cos_sin), rope.rotate(k, *cos_sin)
-        cache = LayerCache(
-            _write(cache.k_pages, step.slots, k), _write(cache.v_pages, step.slots, v)
-        )
+        cache = cache_write.write(cache, k, v, step)
         attend = (
             paged_attention if step.mesh is None else partial(sharded_paged_attention, step.mesh)
         )
@@ -180,15 +178,11 @@ class Attention(nnx.Module):
             step.context_lens,
             scale=self.head_dim**-0.5,
             window=self.window,
+            k_scales=cache.k_scales,
+            v_scales=cache.v_scales,
             decode=step.kind == "decode",
         )
         return self.o_proj(out.reshape(x.shape[0], -1)), cache
-
-
-def _write(pages: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
-    """pages `[P, page_size, K, H]` with values `[T, K, H]` at slots `[T]`; in place if donated."""
-    flat = pages.reshape(-1, *pages.shape[2:])
-    return flat.at[slots].set(values.astype(pages.dtype)).reshape(pages.shape)
 
 
 class MLP(nnx.Module):

@@ -62,7 +62,17 @@ class CacheSpec:
 
 
 class LayerCache(NamedTuple):
-    """One layer's paged cache: keys and values, each `[P, page_size, K, H]`."""
+    """One layer's paged cache.
+
+    Attributes:
+        k_pages: Keys `[P, page_size, K, H]`.
+        v_pages: Values, likewise.
+        k_scales: float32 `[P, K]`, what multiplies the numbers of a page and kv head; None if the
+            cache is not quantized.
+        v_scales: Likewise.
+    """
 
     k_pages: jax.Array
     v_pages: jax.Array
+    k_scales: jax.Array | None = None
+    v_scales: jax.Array | None = None

@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", required=True, help="a name, or a .toml file that describes one")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that each layer is split over")
     parser.add_argument("--act-type", choices=("BF16", "FP16", "FP32"))
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "int8", "fp8"),
+        default="auto",
+        help="format of cached keys and values (the server's INT8_KV_CACHE and FP8_KV_CACHE)",
+    )
     parser.add_argument("--max-model-len", type=int, help="tokens of prompt and output together")
     parser.add_argument("--max-num-seqs", type=int, help="requests in a step")
     parser.add_argument("--max-num-batched-tokens", type=int, help="tokens in a step")
@@ -93,6 +99,7 @@ def _run(args: argparse.Namespace, read_config: ReadConfig) -> int:
     jax.config.update("jax_platforms", "cpu")
     settings = EngineSettings(
         act_type=args.act_type,
+        kv_cache_dtype=None if args.kv_cache_dtype == "auto" else args.kv_cache_dtype,
         max_model_len=args.max_model_len,
         page_size=args.page_size,
         max_num_seqs=args.max_num_seqs,

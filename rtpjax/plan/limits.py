@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from rtpjax import sharding
-from rtpjax.engine.kv_cache import page_bytes
+from rtpjax.engine import kv_cache
 from rtpjax.gpus import Gpu
 from rtpjax.models import (
     CacheSpec,
@@ -57,14 +57,19 @@ class Needs:
 
     @property
     def token_bytes(self) -> int:
-        """Cache that one token takes."""
-        return page_bytes(self.cache_specs, 1, self.precision.cache) // self.tp_size
+        """Cache that one token's keys and values take; its page's scales aside."""
+        return kv_cache.token_bytes(self.cache_specs, self.precision.cache) // self.tp_size
+
+    def page_bytes(self, page_size: int) -> int:
+        """Cache that a page takes, scales included."""
+        whole = kv_cache.page_bytes(self.cache_specs, page_size, self.precision.cache)
+        return whole // self.tp_size
 
     def live_bytes(self, context_len: int) -> int:
         """Cache that a step reads for a context: layers with a window read no more than that."""
         lens = [min(context_len, spec.window or context_len) for spec in self.cache_specs]
         return sum(
-            page_bytes([spec], n, self.precision.cache) // self.tp_size
+            n * kv_cache.token_bytes([spec], self.precision.cache) // self.tp_size
             for spec, n in zip(self.cache_specs, lens, strict=True)
         )
 

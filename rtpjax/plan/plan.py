@@ -69,8 +69,10 @@ def make_plan(
         compile_steps: Whether to ask the GPU compiler, where it is installed.
 
     Raises:
-        ConfigError: tp_size does not divide the model's heads.
+        ConfigError: tp_size does not divide the model's heads, or the GPU cannot compute with a
+            cache of that format.
     """
+    config.check_cache_dtype(settings, gpu.target)
     whole = needs(model, config.precision_of(settings, "gpu"), settings.tp_size)
     free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
     engine, problem, steps, instead = None, None, {}, []
@@ -195,9 +197,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         },
     }
     if engine is not None:
-        found["memory_per_gpu"]["cache_bytes"] = (
-            engine.num_pages * engine.page_size * whole.token_bytes
-        )
+        cache_bytes = engine.num_pages * whole.page_bytes(engine.page_size)
+        found["memory_per_gpu"]["cache_bytes"] = cache_bytes
         found |= {
             "max_model_len": engine.max_model_len,
             "max_num_seqs": engine.max_num_seqs,

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.registry import Target, tracing_for
+from pallas_kernels.registry import tracing_for
 from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import Bucket, Layout
-from rtpjax.engine.kv_cache import pages_for
+from rtpjax.engine.kv_cache import declare, pages_for
 from rtpjax.gpus import Gpu
 from rtpjax.models import LayerCache, ModelConfig, Precision, abstract_state, build
+from rtpjax.models.cache_write import has_scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +75,6 @@ def abstract_arguments(
     def whole(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, jnp.int32, sharding=replicated)
 
-    def pages(size: tuple[int, ...]) -> Any:  # stands in for an array
-        where = sharding.named_sharding(mesh, sharding.CACHE_AXES, size)
-        return jax.ShapeDtypeStruct(size, precision.cache, sharding=where)
-
     params = tuple(
         jax.ShapeDtypeStruct(
             spec.shape, spec.dtype, sharding=sharding.named_sharding(mesh, spec.axes, spec.shape)
@@ -85,8 +82,7 @@ def abstract_arguments(
         for spec in abstract_state(model, precision).values()
     )
     specs = build(model, precision, abstract=True).cache_specs()
-    sizes = [(shape.num_pages, shape.page_size, s.num_kv_heads, s.head_dim) for s in specs]
-    caches = tuple(LayerCache(pages(size), pages(size)) for size in sizes)
+    caches = declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
     tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
     return params, whole((shape.layout.size,)), caches, tokens
 
@@ -94,7 +90,8 @@ def abstract_arguments(
 def argument_names(model: ModelConfig, precision: Precision) -> list[str]:
     """Names of the compiled program's parameters, in order."""
     layers = range(model.num_hidden_layers)
-    caches = [f"caches[{i}].{part}" for i in layers for part in LayerCache._fields]
+    parts = LayerCache._fields if has_scales(precision.cache) else LayerCache._fields[:2]
+    caches = [f"caches[{i}].{part}" for i in layers for part in parts]
     return [*abstract_state(model, precision), "vector", *caches, "tokens"]
 
 
@@ -109,6 +106,5 @@ def compile_step(
     """The step, compiled for the mesh; options go to XLA."""
     function = forward(model, precision, shape.layout, mesh)
     arguments = abstract_arguments(model, precision, shape, mesh)
-    major, minor = gpu.compute_capability
-    with tracing_for(Target("gpu", 10 * major + minor)):
+    with tracing_for(gpu.target):
         return function.lower(*arguments).compile(options or {})

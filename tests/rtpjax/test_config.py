@@ -6,9 +6,10 @@ import logging
 import jax.numpy as jnp
 import pytest
 
-from rtpjax.config import GIB, MIB, EngineConfig, EngineSettings, resolve
+from pallas_kernels.registry import Target
+from rtpjax.config import GIB, MIB, EngineConfig, EngineSettings, check_cache_dtype, resolve
 from rtpjax.errors import ConfigError
-from rtpjax.models import CacheSpec, ModelConfig
+from rtpjax.models import CacheSpec, ModelConfig, Precision
 
 MODEL = ModelConfig.from_hf(
     {
@@ -142,3 +143,32 @@ def test_a_context_that_does_not_fit_is_refused_with_what_would():
 def test_what_cannot_be_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         resolved(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "dtype", "num_pages"),
+    # 32 tokens of 16 layers' 8 heads: 1 MiB in bf16; in a byte half, and 16 * 2 * 8 scales.
+    [(None, jnp.bfloat16, 1024), ("int8", jnp.int8, 2044), ("fp8", jnp.float8_e4m3fn, 2044)],
+)
+def test_a_quantized_cache_holds_twice_the_tokens_less_its_scales(
+    kv_cache_dtype, dtype, num_pages, caplog
+):
+    with caplog.at_level(logging.INFO):
+        config = resolved(
+            "gpu", page_size=32, kv_cache_dtype=kv_cache_dtype, reserved_bytes=0, free_bytes=GIB
+        )
+    assert config.precision == Precision(jnp.bfloat16, jnp.bfloat16, dtype)
+    assert config.num_pages == num_pages == GIB // (MIB // 2 + 1024 if kv_cache_dtype else MIB)
+    assert f"/{jnp.dtype(dtype).name} " in caplog.text
+
+
+FP8, INT8 = (EngineSettings(kv_cache_dtype=name) for name in ("fp8", "int8"))
+
+
+def test_fp8_caches_are_refused_where_a_gpu_cannot_compute_with_them():
+    with pytest.raises(ConfigError, match=r"8\.9 or later, and this GPU has 8\.0.*INT8_KV_CACHE=1"):
+        check_cache_dtype(FP8, Target("gpu", 80))
+    for target in (Target("gpu", 89), Target("gpu", 100), Target("cpu")):
+        check_cache_dtype(FP8, target)
+    for settings in (INT8, EngineSettings()):
+        check_cache_dtype(settings, Target("gpu", 80))

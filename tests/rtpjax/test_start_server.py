@@ -10,6 +10,7 @@ import pytest
 from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.settings import SETTINGS
 from rtpjax.start_server import (
+    _engine_settings,
     main,
     read_settings,
     resolve_checkpoint,
@@ -63,6 +64,23 @@ def test_rtp_llm_settings_without_effect_are_named(caplog):
     with caplog.at_level(logging.WARNING):
         warn_not_yet({"INT8_MODE": "1", "DP_SIZE": "1", "SP_TYPE": "eagle", "WORLD_SIZE": "2"})
     assert {m.split("=")[0] for m in caplog.messages} == {"INT8_MODE", "SP_TYPE", "WORLD_SIZE"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"INT8_KV_CACHE": "1"}, "int8"),
+        ({"FP8_KV_CACHE": "1", "INT8_KV_CACHE": "0"}, "fp8"),
+    ],
+)
+def test_the_format_of_the_cache(environment, expected):
+    assert _engine_settings(read_settings([], environment)).kv_cache_dtype == expected
+
+
+def test_a_cache_has_one_format(capsys):
+    assert main(["--start_port", "0", "--int8_kv_cache", "1", "--fp8_kv_cache", "1"]) == 1
+    assert "INT8_KV_CACHE and FP8_KV_CACHE are both set" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there():

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -9,11 +10,25 @@ SPECS = (CacheSpec(num_kv_heads=2, head_dim=8), CacheSpec(num_kv_heads=4, head_d
 
 
 def test_bytes_of_a_page_are_those_of_its_arrays():
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn):
         caches = kv_cache.allocate(SPECS, 5, 16, dtype, sharding.make_mesh(1))
-        arrays = [array for cache in caches for array in cache]
+        arrays = jax.tree.leaves(caches)
         assert sum(array.nbytes for array in arrays) == 5 * kv_cache.page_bytes(SPECS, 16, dtype)
-        assert {array.dtype for array in arrays} == {jnp.dtype(dtype)}
+        stored = jnp.uint8 if dtype == jnp.float8_e4m3fn else dtype  # on the CPU
+        assert {cache.k_pages.dtype for cache in caches} == {jnp.dtype(stored)}
+    # By hand: 16 tokens of 2 * (2 * 8 + 4 * 16) numbers, and a float32 for each of 2 * 6 heads.
+    assert kv_cache.page_bytes(SPECS, 16, jnp.int8) == 16 * 160 + 12 * 4
+    assert kv_cache.page_bytes(SPECS, 16, jnp.bfloat16) == 16 * 160 * 2
+
+
+def test_only_quantized_caches_have_scales_and_they_are_split_like_the_heads():
+    mesh = sharding.make_mesh(2)
+    quantized, plain = (kv_cache.allocate(SPECS, 3, 4, d, mesh) for d in (jnp.int8, jnp.bfloat16))
+    assert (plain[0].k_scales, plain[0].v_scales) == (None, None)
+    assert quantized[1].v_scales.dtype == jnp.float32
+    shards = quantized[1].v_scales.addressable_shards
+    assert [s.data.shape for s in shards] == [(3, 2), (3, 2)]
+    assert len({x.unsafe_buffer_pointer() for x in _shards(quantized)}) == 16
 
 
 def test_caches_have_an_array_each_with_its_heads_split_over_the_devices():
@@ -22,11 +37,11 @@ def test_caches_have_an_array_each_with_its_heads_split_over_the_devices():
     assert caches[1].v_pages.addressable_shards[1].data.shape == (3, 4, 2, 16)
     # Donation needs buffers of their own.
     assert len({array.unsafe_buffer_pointer() for array in _shards(caches)}) == 8
-    assert not any(array.any() for cache in caches for array in cache)
+    assert not any(array.any() for array in jax.tree.leaves(caches))
 
 
 def _shards(caches):
-    return [s.data for cache in caches for array in cache for s in array.addressable_shards]
+    return [s.data for array in jax.tree.leaves(caches) for s in array.addressable_shards]
 
 
 @pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (16, 1), (17, 2), (32, 2)])

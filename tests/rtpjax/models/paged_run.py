@@ -16,6 +16,7 @@ from flax import nnx
 
 from rtpjax.models import CausalLM, LayerCache, ModelConfig, Precision, StepInputs, build
 from rtpjax.models import abstract_state as abstract_state_of
+from rtpjax.models.cache_write import has_scales
 from tests.golden import cases
 
 PAGE_SIZE = 4
@@ -33,6 +34,13 @@ def golden_model(case_name: str, precision: Precision = FP32) -> CausalLM:
     return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
+def _garbage(shape: tuple[int, ...], dtype) -> LayerCache:
+    """A layer's cache full of NaN; int8 has none, but its scales have."""
+    pages = jnp.full(shape, 127 if jnp.issubdtype(dtype, jnp.integer) else jnp.nan, dtype)
+    scales = jnp.full((shape[0], shape[2]), jnp.nan) if has_scales(dtype) else None
+    return LayerCache(pages, pages, scales, scales)
+
+
 class PagedRun:
     """Sequences of one model, each with its pages.
 
@@ -47,9 +55,8 @@ class PagedRun:
         self.page_table = owned.reshape(num_rows, pages_per_row).astype(np.int32)
         self.lens = [0] * num_rows
         self.caches = tuple(
-            LayerCache(*2 * (jnp.full(shape, jnp.nan, dtype),))
+            _garbage((num_pages, PAGE_SIZE, spec.num_kv_heads, spec.head_dim), dtype)
             for spec in model.cache_specs()
-            for shape in [(num_pages, PAGE_SIZE, spec.num_kv_heads, spec.head_dim)]
         )
         graphdef, state = nnx.split(model)
         self.leaves, treedef = jax.tree.flatten(state)

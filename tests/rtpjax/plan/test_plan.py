@@ -56,6 +56,18 @@ def test_limits_are_for_what_fits_together():
     assert rows == [1, 8]  # 10 fit
 
 
+def test_a_quantized_cache_holds_more_tokens():
+    plain, int8 = (
+        as_dict(plan("llama-3.1-8b", "h100", max_model_len=32768, kv_cache_dtype=dtype))
+        for dtype in (None, "int8")
+    )
+    free = int(84942979072 * 0.75) - 2 * 8_030_261_248 - 2 * config.GIB
+    page = 64 * 65536 + 32 * 2 * 8 * 4  # and a scale for each layer, keys and values, and head
+    assert int8["cache_tokens"] == (free // page - 1) * 64
+    assert int8["memory_per_gpu"]["cache_bytes"] == free // page * page
+    assert int8["cache_tokens"] > 1.99 * plain["cache_tokens"]
+
+
 def run(*argv: str) -> int:
     return main(argv, read_config=lambda path: pytest.fail(f"read {path}"))
 
@@ -82,6 +94,7 @@ def test_a_folder_is_read_without_weights(tmp_path, capsys):
         (("smollm2-135m", "--gpu", "tpu"), "known are a100"),
         (("no-such-model", "--gpu", "l4"), "Presets: llama-3.1-8b"),
         (("qwen3-32b", "--gpu", "l4", "--tp", "3"), "one of [1, 2, 4, 8]"),
+        (("smollm2-135m", "--gpu", "a100", "--kv-cache-dtype", "fp8"), "Use an int8 cache"),
         (("smollm2-135m", "--gpu", "l4", "--tp", "0"), "--tp must be at least 1"),
     ],
 )
