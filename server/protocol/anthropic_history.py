@@ -118,8 +118,10 @@ def _text(where: str, content: Any) -> str:
 
 def _block_text(where: str, block: dict[str, Any]) -> str:
     if block.get("type") != "text":
-        found = describe(block.get("type"))
-        raise field_error(f"{where}.type", f"only text is supported, found {found}")
+        kind = block.get("type")
+        if kind in ("image", "document"):
+            raise field_error(f"{where}.type", f"{kind} input is not supported, only text is")
+        raise field_error(f"{where}.type", f"only text is supported, found {describe(kind)}")
     _check_keys(where, block, {"text"})
     return _string(where, block, "text", is_empty_allowed=True)
 

@@ -11,7 +11,7 @@ NAMES = (
     (r"tools\[(\d+)\]\.function", r"tools[\1]"),
     (r"tool_choice\.function", "tool_choice"),
 )
-_FIELDS = frozenset({"type", "name", "description", "parameters", "strict"})
+_FIELDS = frozenset({"type", "name", "description", "parameters", "strict", "output_schema"})
 # The model calls directly and has been told of all functions, so these say nothing new.
 _NEUTRAL = {"allowed_callers": ["direct"], "defer_loading": False, "async": False}
 

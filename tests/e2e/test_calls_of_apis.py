@@ -32,7 +32,7 @@ ITEMS: Any = [
 TOOLS: Any = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.items()]
 ASK: Any = {"role": "user", "content": "What is the weather like in Paris?"}
 NAMED: Any = {"type": "function", "name": "get_weather"}
-FIELDS: Any = {"model": "x", "temperature": 0}
+FIELDS: Any = {"model": "x", "extra_body": {"temperature": 0}}  # newer clients lack the argument
 
 
 @pytest.fixture(scope="module")
