@@ -6,6 +6,8 @@ that `Items` yields, and their whole answers are what the changes of the same de
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -163,8 +165,19 @@ class Items:
 
 def object_of(arguments: str) -> dict[str, Any]:
     """The JSON object in a call's arguments; of one that was cut, what is there of it."""
-    value = _partial(arguments) if arguments.strip() else {}
+    value = _finite(_partial(arguments)) if arguments.strip() else {}
     return value if isinstance(value, dict) else {}
+
+
+def _finite(value: Any) -> Any:
+    """The value with the largest number there is for larger ones: JSON cannot write infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and math.isinf(value):
+        return math.copysign(sys.float_info.max, value)
+    return value
 
 
 def object_part(before: str, fragment: str) -> int:

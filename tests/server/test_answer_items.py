@@ -321,3 +321,9 @@ def test_every_beginning_of_an_object_is_one(value: Any, is_ascii: bool, data: A
     assert object_part(text[:at], text[at:]) == len(text) - at
     assert object_of(text) == {"a": value}
     assert isinstance(object_of(text[:at]), dict)
+
+
+def test_a_number_beyond_all_is_the_largest() -> None:
+    value = object_of('{"a": [1e999, {"b": -1e999}]}')
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert value["a"][0] == -value["a"][1]["b"] > 1e308
