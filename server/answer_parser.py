@@ -121,11 +121,3 @@ async def parsed(
                 finish_reason = syntaxes[delta.index].finish_reason
         if events or delta.logprobs or finish_reason:
             yield replace(delta, text="", events=tuple(events), finish_reason=finish_reason)
-
-
-async def contents(parsed_deltas: AsyncIterator[Delta]) -> AsyncGenerator[Delta, None]:
-    """Parsed deltas with their content as text again, and without all else."""
-    async for delta in parsed_deltas:
-        text = "".join(e.text for e in delta.events or () if isinstance(e, Content))
-        if text or delta.logprobs or delta.finish_reason:
-            yield replace(delta, text=text, events=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
@@ -57,3 +57,25 @@ def constrained_requests(
     budget = body.thinking_budget
     limits = [support.reasoning_limit(budget, p.text) for p in prompts for _ in params]
     return [replace(r, reasoning_limit=x) for r, x in zip(requests, limits, strict=True)]
+
+
+def with_names(
+    requests: Sequence[GenerationRequest], name: Callable[[str], str]
+) -> list[GenerationRequest]:
+    """The requests, whose grammars' errors name the fields of another API.
+
+    Args:
+        requests: Of a chat request.
+        name: The other API's name of a chat request's field.
+    """
+    return [
+        request
+        if request.grammar is None
+        else replace(request, grammar=_named(request.grammar, name))
+        for request in requests
+    ]
+
+
+def _named(grammar: Grammar, name: Callable[[str], str]) -> Grammar:
+    other = None if grammar.instead is None else _named(grammar.instead, name)
+    return replace(grammar, param=name(grammar.param), instead=other)

@@ -15,7 +15,7 @@ from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
 from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import AnswerFormat, dumps
-from server.answer_parser import AnswerSyntax, contents, parsed
+from server.answer_parser import AnswerSyntax, parsed
 from server.context import ServerContext
 from server.engine_protocol import Engine
 from server.errors import HttpError
@@ -32,7 +32,6 @@ class Job:
 
     Attributes:
         syntax: How the text is to be read; None takes it as it is.
-        is_text_only: The answer's format has no place for reasoning: it is left out.
         recorder: Stands between us and the engine when the answer tells more than its text.
         end: What a stream ends with.
         failure: How a stream says that it failed.
@@ -44,7 +43,6 @@ class Job:
     is_stream: bool
     include_usage: bool
     syntax: AnswerSyntax | None = None
-    is_text_only: bool = False
     recorder: Recorder | None = None
     end: bytes = DONE
     failure: Callable[[HttpError], bytes] = openai_failure
@@ -156,9 +154,6 @@ async def _deltas(context: ServerContext, job: Job) -> AsyncIterator[AsyncGenera
         if job.syntax is not None:
             stream = parsed(stream, [job.syntax] * len(job.requests))
             await stack.enter_async_context(aclosing(stream))
-            if job.is_text_only:
-                stream = contents(stream)
-                await stack.enter_async_context(aclosing(stream))
         yield stream
 
 

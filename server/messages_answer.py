@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from server.answer import dumps
+from server.answer_items import Change, Item, Items, object_of
 from server.errors import HttpError
 from server.output import Choice, Delta, Usage
 from server.sse import named_event
@@ -33,18 +35,24 @@ def messages_failure(error: HttpError) -> bytes:
 
 
 class MessagesAnswer:
-    """Implements AnswerFormat.
+    """Implements AnswerFormat."""
 
-    Attributes:
-        usage_so_far: The job's, for the counts in the stream's first event.
-        is_cut: The context is too short for the tokens asked for, so its end is why the answer
-            ends if its length is.
-    """
+    def __init__(
+        self, model: str, usage_so_far: Usage, *, is_cut: bool, stop_sequences: Sequence[str]
+    ):
+        """An answer.
 
-    def __init__(self, model: str, usage_so_far: Usage, *, is_cut: bool):
+        Args:
+            model: Its name.
+            usage_so_far: The job's, for the counts in the stream's first event.
+            is_cut: The context is too short for the tokens asked for, so its end is why the answer
+                ends if its length is.
+            stop_sequences: The caller's. A format of calls may have others.
+        """
         self._usage = usage_so_far
         self._is_cut = is_cut
-        self._finish_reason: str | None = None
+        self._stop_sequences = frozenset(stop_sequences)
+        self._items = Items(has_object_arguments=True)
         self._message = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -59,27 +67,11 @@ class MessagesAnswer:
             "stop_sequence": None,
             "usage": self._counts(),
         }
-        block = {"type": "text", "text": ""}
-        return b"".join(
-            (
-                named_event({"type": "message_start", "message": message}),
-                named_event({"type": "content_block_start", "index": 0, "content_block": block}),
-                named_event({"type": "ping"}),
-            )
-        )
+        start = named_event({"type": "message_start", "message": message})
+        return start + named_event({"type": "ping"})
 
     def delta(self, delta: Delta) -> bytes:
-        events = b""
-        if delta.text:
-            # Joined from bytes: this is the path of every token.
-            events = (
-                b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-                b'"delta":{"type":"text_delta","text":%b}}\n\n' % dumps(delta.text)
-            )
-        if delta.finish_reason is not None:
-            self._finish_reason = delta.finish_reason
-            events += named_event({"type": "content_block_stop", "index": 0})
-        return events
+        return b"".join(_written(change) for change in self._items.take(delta))
 
     def usage(self, usage: Usage) -> bytes:
         return named_event(
@@ -88,24 +80,68 @@ class MessagesAnswer:
 
     def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         [choice] = choices
-        self._finish_reason = choice.finish_reason
-        content = [{"type": "text", "text": choice.text}] if choice.text else []
+        self._items.take_whole(choice)
+        content = [_block(item) for item in self._items.items]
         return self._message | {"content": content, **self._stop(), "usage": self._counts()}
 
     def _stop(self) -> dict[str, Any]:
-        if self._finish_reason == "length":
+        reason, stopped_by = self._items.finish_reason, self._usage.last[0].stop_reason
+        if reason == "length":
             reason = "model_context_window_exceeded" if self._is_cut else "max_tokens"
             return {"stop_reason": reason, "stop_sequence": None}
-        stopped_by = self._usage.last[0].stop_reason
-        if isinstance(stopped_by, str):
+        if reason == "tool_calls":
+            return {"stop_reason": "tool_use", "stop_sequence": None}
+        if stopped_by in self._stop_sequences:
             return {"stop_reason": "stop_sequence", "stop_sequence": stopped_by}
         return {"stop_reason": "end_turn", "stop_sequence": None}
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, Any]:
         usage = self._usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self._items.num_reasoning_tokens},
         }
+
+
+def _block(item: Item) -> dict[str, Any]:
+    match item.kind:
+        case "text":
+            return {"type": "text", "text": item.text}
+        case "reasoning":
+            return {"type": "thinking", "thinking": item.text, "signature": ""}
+        case "call":
+            arguments = object_of(item.text)
+            return {"type": "tool_use", "id": item.call_id, "name": item.name, "input": arguments}
+
+
+def _written(change: Change) -> bytes:
+    """The events of a change."""
+    item = change.item
+    if change.step == "open":
+        event = {"type": "content_block_start", "index": item.index, "content_block": _block(item)}
+        return named_event(event)
+    if change.step == "close":
+        # Clients expect a signature before the end; ours is empty, as nothing checks it.
+        signature = _delta(item, "signature_delta", "signature", "")
+        stop = named_event({"type": "content_block_stop", "index": item.index})
+        return signature + stop if item.kind == "reasoning" else stop
+    return _delta(item, *_DELTAS[item.kind], change.text)
+
+
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "reasoning": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+}
+
+
+def _delta(item: Item, kind: str, field: str, text: str) -> bytes:
+    # Joined from bytes: this is the path of every token.
+    return (
+        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+        b'"delta":{"type":"%b","%b":%b}}\n\n'
+        % (item.index, kind.encode(), field.encode(), dumps(text))
+    )

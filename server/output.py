@@ -20,6 +20,7 @@ class Delta:
 
     Attributes:
         events: What the text turned out to be, once it has been parsed; the text is "" then.
+        num_tokens: Tokens of this choice so far.
     """
 
     index: int
@@ -27,6 +28,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None
     events: tuple[Event, ...] | None = None
+    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class Choice:
 
     Attributes:
         message: What the text turned out to be, when it was parsed; the text is "" then.
+        parts: The deltas that it was joined from, for answers in which their order shows.
     """
 
     index: int
@@ -78,6 +81,7 @@ class Choice:
     logprobs: list[TokenLogprob] | None
     finish_reason: str | None
     message: Message | None = None
+    parts: list[Delta] = field(default_factory=list)
 
 
 async def deltas(
@@ -98,7 +102,13 @@ async def deltas(
             if output.finish_reason == "abort":
                 raise DrainingError("the server stopped before the answer was complete")
             if output.text or output.logprobs or output.finish_reason:
-                yield Delta(index, output.text, output.logprobs, output.finish_reason)
+                yield Delta(
+                    index,
+                    output.text,
+                    output.logprobs,
+                    output.finish_reason,
+                    num_tokens=output.num_output_tokens,
+                )
 
 
 def _failure(output: RequestOutput) -> RtpjaxError:
@@ -118,6 +128,7 @@ def join(parts: Iterable[Delta]) -> list[Choice]:
     choices: dict[int, Choice] = {}
     for delta in parts:
         choice = choices.setdefault(delta.index, Choice(delta.index, "", None, None))
+        choice.parts.append(delta)
         texts.setdefault(delta.index, []).append(delta.text)
         if delta.events is not None:
             events.setdefault(delta.index, []).extend(delta.events)

@@ -1,4 +1,4 @@
-"""Answers of the responses API: one message item, whole or as the events that build it."""
+"""Answers of the responses API: its output items, whole or as the events that build them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rtpjax.engine.request import TokenLogprob
+from server.answer_items import Change, Item, Items
 from server.errors import HttpError
 from server.output import Choice, Delta, Usage
 from server.protocol.responses import ResponsesBody
@@ -16,6 +17,7 @@ from server.token_text import TokenText
 
 # Why the answer ended -> the response's status and, if it is incomplete, its reason.
 _ENDS = {"length": ("incomplete", {"reason": "max_output_tokens"})}
+_ID_PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
 
 
 class ResponsesAnswer:
@@ -25,66 +27,29 @@ class ResponsesAnswer:
         self._tokens = tokens
         self._body = body
         self._id = f"resp_{secrets.token_hex(24)}"
-        self._item_id = f"msg_{secrets.token_hex(24)}"
         self._model = model
         self._created_at = int(time.time())
         self._num_events = 0
-        self._text: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
-        self._finish_reason: str | None = None
+        self._items = Items()
+        self._item_ids: list[str] = []
 
     def first(self, index: int) -> bytes | None:
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         return b"".join(
-            (
-                self._event("response.created", response=self._response("in_progress")),
-                self._event("response.in_progress", response=self._response("in_progress")),
-                self._event(
-                    "response.output_item.added",
-                    output_index=0,
-                    item=self._item("in_progress", with_content=False),
-                ),
-                self._part_event("response.content_part.added", part=part),
-            )
+            self._event(f"response.{kind}", response=self._response("in_progress"))
+            for kind in ("created", "in_progress")
         )
 
     def delta(self, delta: Delta) -> bytes:
-        logprobs = self._entries(delta.logprobs or ())
-        self._text.append(delta.text)
-        self._logprobs += logprobs
-        event = b""
-        if delta.text or logprobs:
-            event = self._part_event(
-                "response.output_text.delta", delta=delta.text, logprobs=logprobs
-            )
-        if delta.finish_reason is None:
-            return event
-        self._finish_reason = delta.finish_reason
-        part = self._part()
-        status, _ = self._end
-        return b"".join(
-            (
-                event,
-                self._part_event(
-                    "response.output_text.done", text=part["text"], logprobs=part["logprobs"]
-                ),
-                self._part_event("response.content_part.done", part=part),
-                self._event("response.output_item.done", output_index=0, item=self._item(status)),
-            )
-        )
+        return b"".join(self._written(change) for change in self._items.take(delta))
 
     def usage(self, usage: Usage) -> bytes:
         status, _ = self._end
-        response = self._response(status, usage)
-        return self._event(f"response.{status}", response=response)
+        return self._event(f"response.{status}", response=self._response(status, usage))
 
     def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         [choice] = choices
-        self._text = [choice.text]
-        self._logprobs = self._entries(choice.logprobs or ())
-        self._finish_reason = choice.finish_reason
-        status, _ = self._end
-        return self._response(status, usage)
+        self._items.take_whole(choice)
+        return self._response(self._end[0], usage)
 
     def failure(self, error: HttpError) -> bytes:
         """The last event of a stream that cannot go on."""
@@ -94,37 +59,95 @@ class ResponsesAnswer:
 
     @property
     def _end(self) -> tuple[str, dict[str, str] | None]:
-        return _ENDS.get(self._finish_reason or "", ("completed", None))
+        return _ENDS.get(self._items.finish_reason or "", ("completed", None))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number = self._num_events
         self._num_events += 1
         return named_event({"type": kind, "sequence_number": number, **fields})
 
-    def _part_event(self, kind: str, **fields: Any) -> bytes:
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        return self._event(kind, **place, **fields)
+    def _written(self, change: Change) -> bytes:
+        """The events of a change."""
+        item = change.item
+        if change.step == "open":
+            return self._opened(item)
+        if change.step == "close":
+            return self._closed(item)
+        match item.kind:
+            case "call":
+                kind, fields = "response.function_call_arguments.delta", {}
+            case "reasoning":
+                kind, fields = "response.reasoning_text.delta", {"content_index": 0}
+            case "text":
+                kind = "response.output_text.delta"
+                fields = {"content_index": 0, "logprobs": self._entries(change.logprobs)}
+        return self._event(kind, **self._place(item), **fields, delta=change.text)
 
-    def _part(self) -> dict[str, Any]:
+    def _opened(self, item: Item) -> bytes:
+        shown = self._item(item, "in_progress")
+        event = self._event("response.output_item.added", output_index=item.index, item=shown)
+        if item.kind == "call":
+            return event
+        part = self._part(item)
+        return event + self._event(
+            "response.content_part.added", **self._place(item), content_index=0, part=part
+        )
+
+    def _closed(self, item: Item) -> bytes:
+        place = self._place(item)
+        if item.kind == "call":
+            events = [
+                self._event(
+                    "response.function_call_arguments.done",
+                    **place, name=item.name, arguments=item.text,
+                )
+            ]  # fmt: skip
+        else:
+            place["content_index"] = 0
+            part = self._part(item)
+            name = "output_text" if item.kind == "text" else "reasoning_text"
+            done = {key: part[key] for key in ("text", "logprobs") if key in part}
+            events = [
+                self._event(f"response.{name}.done", **place, **done),
+                self._event("response.content_part.done", **place, part=part),
+            ]
+        shown = self._item(item, _status(item))
+        events.append(self._event("response.output_item.done", output_index=item.index, item=shown))
+        return b"".join(events)
+
+    def _place(self, item: Item) -> dict[str, Any]:
+        return {"item_id": self._id_of(item), "output_index": item.index}
+
+    def _id_of(self, item: Item) -> str:
+        while len(self._item_ids) <= item.index:
+            self._item_ids.append(f"{_ID_PREFIXES[item.kind]}_{secrets.token_hex(24)}")
+        return self._item_ids[item.index]
+
+    def _part(self, item: Item) -> dict[str, Any]:
+        if item.kind == "reasoning":
+            return {"type": "reasoning_text", "text": item.text}
         return {
             "type": "output_text",
-            "text": "".join(self._text),
+            "text": item.text,
             "annotations": [],
-            "logprobs": self._logprobs,
+            "logprobs": self._entries(item.logprobs),
         }
 
-    def _item(self, status: str, *, with_content: bool = True) -> dict[str, Any]:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": [self._part()] if with_content else [],
-        }
+    def _item(self, item: Item, status: str) -> dict[str, Any]:
+        """An item as it is now; its content shows once it is done."""
+        shown = {"id": self._id_of(item), "status": status}
+        if item.kind == "call":
+            call = {"call_id": item.call_id, "name": item.name, "arguments": item.text}
+            return {"type": "function_call", **shown, **call}
+        content = [] if status == "in_progress" else [self._part(item)]
+        if item.kind == "reasoning":
+            return {"type": "reasoning", **shown, "summary": [], "content": content}
+        return {"type": "message", **shown, "role": "assistant", "content": content}
 
     def _response(self, status: str, usage: Usage | None = None) -> dict[str, Any]:
         request, chat = self._body.request, self._body.chat
         is_done = status in ("completed", "incomplete")
+        output = [self._item(item, _status(item)) for item in self._items.items if is_done]
         return {
             "id": self._id,
             "object": "response",
@@ -139,20 +162,20 @@ class ResponsesAnswer:
             "max_tool_calls": request.max_tool_calls,
             "metadata": self._body.metadata,
             "model": self._model,
-            "output": [self._item(status)] if is_done else [],
-            "parallel_tool_calls": True,
+            "output": output,
+            "parallel_tool_calls": chat.parallel_tool_calls,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": chat.reasoning_effort, "summary": None},
             "service_tier": "default",
             "store": False,
             "temperature": chat.temperature,
             "text": {"format": request.text.format},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": self._body.tool_choice,
+            "tools": self._body.tools,
             "top_logprobs": request.top_logprobs,
             "top_p": chat.top_p,
             "truncation": "disabled",
-            "usage": None if usage is None else _usage(usage),
+            "usage": None if usage is None else _usage(usage, self._items.num_reasoning_tokens),
         }
 
     def _entries(self, entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
@@ -170,11 +193,15 @@ class ResponsesAnswer:
         }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _status(item: Item) -> str:
+    return "incomplete" if item.is_cut else "completed"
+
+
+def _usage(usage: Usage, num_reasoning_tokens: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

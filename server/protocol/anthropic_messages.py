@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rtpjax.errors import RequestError
 from server import limits
-from server.protocol.body import StrictModel, check_fields, describe, field_error, load_object
+from server.protocol import anthropic_tools
+from server.protocol.anthropic_history import chat_messages
+from server.protocol.body import StrictModel, check_fields, field_error, load_object
 from server.protocol.chat import ChatRequest
+from server.protocol.renamed import renamed, renamed_param
 from server.protocol.values import StopString, Temperature, TokenCount, TopK, TopP
 
 # They change nothing in the answer: prefixes are cached without being asked to be.
 _HARMLESS = frozenset({"cache_control", "inference_geo", "metadata", "service_tier"})
 
 
-class Thinking(StrictModel):
-    """`thinking`: it can be switched off, where the template knows how."""
+# How the chat request's fields are called here, for its errors.
+_NAMES = (
+    (r"stop\b", "stop_sequences"),
+    (r"response_format\.json_schema", "output_config.format"),
+    (r"response_format", "output_config.format"),
+    (r"reasoning_effort", "output_config.effort"),
+    (r"thinking_budget", "thinking.budget_tokens"),
+    *anthropic_tools.NAMES,
+)
 
-    type: Literal["disabled"]
+
+class Thinking(StrictModel):
+    """`thinking`: on or off where the template knows how, and for how many tokens at most."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: TokenCount | None = None
+    display: Literal["summarized"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Thinking:
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            is_missing = self.type == "enabled"
+            reason = "this field is required" if is_missing else f"not allowed if {self.type}"
+            raise field_error("thinking.budget_tokens", reason)
+        return self
+
+    def chat_fields(self) -> dict[str, Any]:
+        """What it means in a chat request."""
+        if self.type == "disabled":
+            return {"enable_thinking": False}
+        return {"enable_thinking": True, "thinking_budget": self.budget_tokens}
+
+
+class OutputFormat(StrictModel):
+    """`output_config.format`: what the answer must look like."""
+
+    type: Literal["json_schema"]
+    json_schema: Any = Field(alias="schema")
+
+
+class OutputConfig(StrictModel):
+    """`output_config`: the answer's form, and the effort that goes into it."""
+
+    effort: Any = None
+    format: OutputFormat | None = None
+
+    def chat_fields(self) -> dict[str, Any]:
+        """What it means in a chat request."""
+        fields: dict[str, Any] = {"reasoning_effort": self.effort}
+        if self.format is not None:
+            schema = {"name": "answer", "schema": self.format.json_schema, "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return fields
 
 
 class CountRequest(StrictModel):
@@ -31,6 +81,9 @@ class CountRequest(StrictModel):
     messages: Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     system: Any = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    tools: Any = None
+    tool_choice: Any = None
 
 
 class MessagesRequest(CountRequest):
@@ -72,102 +125,35 @@ def parse_count(body: bytes) -> ChatRequest:
 
 def _given(body: bytes) -> dict[str, Any]:
     fields = load_object(body).items()
-    given = {k: v for k, v in fields if v is not None and k not in _HARMLESS}
-    if given.get("tools"):
-        # The way in is here (`_user`, `_assistant` know calls and their results); what is missing
-        # is the way out, tool_use blocks in server.messages_answer.
-        raise field_error("tools", "function calls are not supported in this API yet")
-    given.pop("tools", None)
-    return given
+    return {k: v for k, v in fields if v is not None and k not in _HARMLESS}
 
 
 def _chat(request: CountRequest, fields: dict[str, Any]) -> ChatRequest:
-    messages: list[dict[str, Any]] = []
-    if request.system is not None:
-        messages.append({"role": "system", "content": _text("system", request.system)})
-    for index, message in enumerate(request.messages):
-        messages += _message(f"messages[{index}]", message)
+    messages = chat_messages(request.system, request.messages)
+    fields |= {"messages": messages, "tools": anthropic_tools.chat_tools(request.tools or [])}
+    if request.tool_choice is not None:
+        fields |= anthropic_tools.chat_choice(request.tool_choice)
     if request.thinking is not None:
-        fields["enable_thinking"] = False
+        fields |= request.thinking.chat_fields()
+    if request.output_config is not None:
+        fields |= request.output_config.chat_fields()
     # Anthropic's API goes on with a last message of the assistant.
-    fields["continue_final_message"] = messages[-1]["role"] == "assistant"
+    if messages and messages[-1]["role"] == "assistant":
+        if "tool_calls" in messages[-1]:
+            reason = "it ends with calls; send their results in a message of the user"
+            raise field_error(f"messages[{len(request.messages) - 1}].content", reason)
+        fields["continue_final_message"] = True
     try:
-        return check_fields(fields | {"messages": messages}, ChatRequest)
+        return check_fields(fields, ChatRequest)
     except RequestError as error:
-        message = str(error).replace("stop[", "stop_sequences[")
-        raise RequestError(message, param=error.param, code=error.code) from error
+        raise in_our_names(error) from error
 
 
-def _message(where: str, message: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(message, dict):
-        raise field_error(where, f"expected an object, found {describe(message)}")
-    role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant"):
-        reason = f"expected user or assistant, found {describe(role)}"
-        raise field_error(f"{where}.role", reason)
-    for key in message.keys() - {"role", "content"}:
-        raise field_error(f"{where}.{key}", "unknown field")
-    where = f"{where}.content"
-    if isinstance(content, str):
-        yield {"role": role, "content": content}
-        return
-    blocks = _blocks(where, content)
-    yield from (_user if role == "user" else _assistant)(where, blocks)
+def in_our_names(error: RequestError) -> RequestError:
+    """An error of the chat request, with this API's name of the field."""
+    return renamed(error, _NAMES)
 
 
-def _blocks(where: str, content: Any) -> list[dict[str, Any]]:
-    if not isinstance(content, list):
-        expected = "expected a string or a list of blocks"
-        raise field_error(where, f"{expected}, found {describe(content)}")
-    for index, block in enumerate(content):
-        if not isinstance(block, dict):
-            expected = f"expected an object, found {describe(block)}"
-            raise field_error(f"{where}[{index}]", expected)
-    return content
-
-
-def _user(where: str, blocks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    texts: list[str] = []
-    for index, block in enumerate(blocks):
-        at = f"{where}[{index}]"
-        if block.get("type") == "tool_result":
-            content = _text(f"{at}.content", block.get("content", ""))
-            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
-        else:
-            texts.append(_block_text(at, block))
-    if texts or not blocks:
-        yield {"role": "user", "content": "\n".join(texts)}
-
-
-def _assistant(where: str, blocks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    texts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for index, block in enumerate(blocks):
-        kind = block.get("type")
-        if kind == "tool_use":
-            arguments = json.dumps(block.get("input", {}), ensure_ascii=False)
-            function = {"name": block.get("name"), "arguments": arguments}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind not in ("thinking", "redacted_thinking"):  # of a former turn: left out
-            texts.append(_block_text(f"{where}[{index}]", block))
-    message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}
-    yield message | {"tool_calls": calls} if calls else message
-
-
-def _text(where: str, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    blocks = _blocks(where, content)
-    return "\n".join(_block_text(f"{where}[{i}]", block) for i, block in enumerate(blocks))
-
-
-def _block_text(where: str, block: dict[str, Any]) -> str:
-    if block.get("type") != "text":
-        found = describe(block.get("type"))
-        raise field_error(f"{where}.type", f"only text is supported, found {found}")
-    if not isinstance(block.get("text"), str):
-        found = describe(block.get("text"))
-        raise field_error(f"{where}.text", f"expected a string, found {found}")
-    for key in block.keys() - {"type", "text", "cache_control", "citations"}:
-        raise field_error(f"{where}.{key}", "unknown field")
-    return block["text"]
+def our_name(param: str) -> str:
+    """This API's name of a chat request's field."""
+    return renamed_param(param, _NAMES)

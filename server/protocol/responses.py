@@ -9,8 +9,11 @@ from pydantic import Field
 
 from rtpjax.errors import RequestError
 from server import limits
+from server.protocol import responses_tools
 from server.protocol.body import StrictModel, check_fields, describe, field_error, load_object
 from server.protocol.chat import ChatRequest
+from server.protocol.renamed import renamed, renamed_param
+from server.protocol.responses_input import input_messages
 from server.protocol.sampling import SamplingFields
 from server.protocol.values import Temperature, TokenCount, TopP
 
@@ -20,15 +23,17 @@ _LOGPROBS = "message.output_text.logprobs"
 _PASSED = SamplingFields.model_fields.keys() - {
     *("model", "n", "stream", "stream_options", "max_tokens", "temperature", "top_p"),
     *("prompt_logprobs", "return_token_ids", "aux_info"),
-} | {"chat_template_kwargs", "enable_thinking"}
+} | {"chat_template_kwargs", "enable_thinking", "thinking_budget"}
 
 # How the chat request's fields are called here, for its errors.
-NAME_OF = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "response_format.json_schema": "text.format",
-    "response_format": "text.format",
-}
+_NAMES = (
+    (r"messages.*", "input"),
+    (r"max_tokens", "max_output_tokens"),
+    (r"response_format(\.json_schema)?", "text.format"),
+    (r"reasoning_effort", "reasoning.effort"),
+    (r"logprobs", "top_logprobs"),
+    *responses_tools.NAMES,
+)
 
 
 class TextConfig(StrictModel):
@@ -39,10 +44,13 @@ class TextConfig(StrictModel):
 
 
 class ReasoningConfig(StrictModel):
-    """`reasoning`: only what changes nothing, until reasoning is told apart from the answer."""
+    """`reasoning`: how much of it. There are no summaries, as the answer has all of it."""
 
-    effort: Literal["none"] | None = None
+    effort: Any = None
     summary: Literal["auto"] | None = None
+    generate_summary: Literal["auto"] | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
 
 
 class StreamOptions(StrictModel):
@@ -67,6 +75,9 @@ class ResponsesRequest(StrictModel):
     )
     text: TextConfig = Field(default_factory=TextConfig)
     reasoning: ReasoningConfig | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
     truncation: Literal["disabled"] = "disabled"
     background: Literal[False] = False
     stream: bool = False
@@ -80,6 +91,11 @@ class ResponsesBody:
     request: ResponsesRequest
     chat: ChatRequest
     metadata: dict[str, Any]
+    tools: list[dict[str, Any]]
+
+    @property
+    def tool_choice(self) -> Any:
+        return self.request.tool_choice or "auto"
 
 
 def parse_responses(body: bytes) -> ResponsesBody:
@@ -92,20 +108,29 @@ def parse_responses(body: bytes) -> ResponsesBody:
     metadata = given.get("metadata", {})
     if not isinstance(metadata, dict):
         raise field_error("metadata", f"expected an object, found {describe(metadata)}")
-    if given.get("tools"):
-        # The way in is here (`_item` knows calls and their results); what is missing is the way
-        # out, function_call items in server.responses_answer.
-        raise field_error("tools", "function calls are not supported in this API yet")
     for name in ("previous_response_id", "conversation", "prompt"):
         if name in given:
             raise field_error(name, "nothing is stored here; send all items as input")
     passed = {name: given.pop(name) for name in _PASSED & given.keys()}
     request = check_fields(given, ResponsesRequest)
-    return ResponsesBody(request, _chat(request, passed), metadata)
+    tools = responses_tools.chat_tools(request.tools or [])
+    chat = _chat(request, tools, passed)
+    return ResponsesBody(request, chat, metadata, responses_tools.shown_tools(tools))
 
 
-def _chat(request: ResponsesRequest, passed: dict[str, Any]) -> ChatRequest:
-    fields = passed | {"messages": _messages(request), "stream": request.stream}
+def _chat(
+    request: ResponsesRequest, tools: list[dict[str, Any]], passed: dict[str, Any]
+) -> ChatRequest:
+    choice, offered = responses_tools.chat_choice(request.tool_choice, tools)
+    fields = passed | {
+        "messages": input_messages(request.instructions, request.input),
+        "stream": request.stream,
+        "tools": offered,
+        "tool_choice": choice,
+        "parallel_tool_calls": request.parallel_tool_calls,
+    }
+    if request.reasoning is not None:
+        fields["reasoning_effort"] = request.reasoning.effort
     for name in ("temperature", "top_p"):
         if getattr(request, name) is not None:
             fields[name] = getattr(request, name)
@@ -118,17 +143,17 @@ def _chat(request: ResponsesRequest, passed: dict[str, Any]) -> ChatRequest:
     try:
         return check_fields(fields, ChatRequest)
     except RequestError as error:
-        raise renamed(error) from error
+        raise in_our_names(error) from error
 
 
-def renamed(error: RequestError) -> RequestError:
+def in_our_names(error: RequestError) -> RequestError:
     """An error of the chat request, with this API's name of the field."""
-    for name, ours in NAME_OF.items():
-        if error.param is not None and error.param.startswith(name):
-            param = ours + error.param.removeprefix(name)
-            message = str(error).replace(error.param, param, 1)
-            return RequestError(message, param=param, code=error.code)
-    return error
+    return renamed(error, _NAMES)
+
+
+def our_name(param: str) -> str:
+    """This API's name of a chat request's field."""
+    return renamed_param(param, _NAMES)
 
 
 def _format(given: dict[str, Any]) -> dict[str, Any]:
@@ -136,64 +161,3 @@ def _format(given: dict[str, Any]) -> dict[str, Any]:
         return given
     schema = {name: value for name, value in given.items() if name != "type"}
     return {"type": "json_schema", "json_schema": schema}
-
-
-def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    if request.instructions is not None:
-        messages.append({"role": "system", "content": request.instructions})
-    if isinstance(request.input, str):
-        return [*messages, {"role": "user", "content": request.input}]
-    if not isinstance(request.input, list) or len(request.input) > limits.MAX_MESSAGES:
-        expected = f"expected a string or at most {limits.MAX_MESSAGES} items"
-        raise field_error("input", f"{expected}, found {describe(request.input)}")
-    for index, item in enumerate(request.input):
-        if not isinstance(item, dict):
-            raise field_error(f"input[{index}]", f"expected an object, found {describe(item)}")
-        message = _item(f"input[{index}]", item)
-        if message is not None:
-            messages.append(message)
-    if not messages:
-        raise field_error("input", "expected at least one message")
-    return messages
-
-
-def _item(where: str, item: dict[str, Any]) -> dict[str, Any] | None:
-    """One item as a message; None for an item that says nothing to this model."""
-    kind = item.get("type", "message")
-    if kind == "message":
-        role = item.get("role")
-        if role not in ("user", "assistant", "system", "developer"):
-            raise field_error(f"{where}.role", f"unknown role, found {describe(role)}")
-        return {"role": role, "content": _content(f"{where}.content", item.get("content"))}
-    if kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
-        return {"role": "assistant", "content": "", "tool_calls": [call]}
-    if kind == "function_call_output":
-        content = _content(f"{where}.output", item.get("output"))
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
-    if kind == "reasoning":
-        return None  # of a former turn: templates leave it out
-    raise field_error(f"{where}.type", f"not supported, found {describe(kind)}")
-
-
-def _content(where: str, content: Any) -> str | list[dict[str, Any]]:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        expected = "expected a string or a list of text parts"
-        raise field_error(where, f"{expected}, found {describe(content)}")
-    return [_part(f"{where}[{index}]", part) for index, part in enumerate(content)]
-
-
-def _part(where: str, part: Any) -> dict[str, Any]:
-    if not isinstance(part, dict):
-        raise field_error(where, f"expected an object, found {describe(part)}")
-    kind = part.get("type")
-    if kind not in ("input_text", "output_text", "text", "refusal"):
-        raise field_error(f"{where}.type", f"only text is supported, found {describe(kind)}")
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if not isinstance(text, str):
-        raise field_error(f"{where}.text", f"expected a string, found {describe(text)}")
-    return {"type": "text", "text": text}

@@ -5,16 +5,21 @@ from __future__ import annotations
 from sanic import HTTPResponse, Request
 from sanic.response import json
 
+from rtpjax.errors import RequestError
 from server.chat_job import chat_requests, encode_chat
+from server.constrained import with_names
 from server.generation import Job, answer
 from server.messages_answer import MessagesAnswer, messages_failure
 from server.output import Usage
 from server.protocol.anthropic_messages import (
     CountRequest,
     MessagesRequest,
+    in_our_names,
+    our_name,
     parse_count,
     parse_messages,
 )
+from server.reasoning_parsers import NONE
 from server.routes import context_of, takes
 
 
@@ -24,20 +29,27 @@ async def messages(request: Request) -> HTTPResponse | None:
     context = context_of(request)
     context.check_available()
     body = parse_messages(request.body)
-    # Its clients ask for more tokens than a small model's context has; the answer says when it
-    # ends there.
-    prompt, requests, syntax = await chat_requests(context, body, is_cut_to_fit=True)
+    if context.calls.reasoning_format == NONE:
+        body.thinking_budget = None  # a model that does not reason keeps to any
+    try:
+        # Its clients ask for more tokens than a small model's context has; the answer says when
+        # it ends there.
+        prompt, requests, syntax = await chat_requests(context, body, is_cut_to_fit=True)
+    except RequestError as error:
+        raise in_our_names(error) from error
+    requests = with_names(requests, our_name)
     wanted = body.max_tokens or 0
     is_cut = wanted > context.engine.max_model_len - len(prompt.token_ids)
     usage = Usage()
     job = Job(
         requests=requests,
-        answer=MessagesAnswer(context.engine.model_name, usage, is_cut=is_cut),
+        answer=MessagesAnswer(
+            context.engine.model_name, usage, is_cut=is_cut, stop_sequences=body.stop
+        ),
         usage=usage,
         is_stream=body.stream,
         include_usage=True,
         syntax=syntax,
-        is_text_only=True,
         end=b"",
         failure=messages_failure,
     )
@@ -47,7 +59,11 @@ async def messages(request: Request) -> HTTPResponse | None:
 @takes(CountRequest)
 async def count_tokens(request: Request) -> HTTPResponse:
     """The length of a prompt."""
-    prompt = await encode_chat(context_of(request), parse_count(request.body))
+    body = parse_count(request.body)
+    try:
+        prompt = await encode_chat(context_of(request), body)
+    except RequestError as error:
+        raise in_our_names(error) from error
     return json({"input_tokens": len(prompt.token_ids)})
 
 

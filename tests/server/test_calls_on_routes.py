@@ -67,24 +67,6 @@ def test_user_template_decides_how_tools_are_offered(
     assert "get_current_weather" in engine.prompt()  # in a system text: it knows no tools
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_other_apis_leave_reasoning_out(
-    server: LiveServer, engine: SpeakingEngine, stream: bool
-) -> None:
-    engine.answer = "<think>secret thoughts</think>Hello you"
-    body: dict[str, Any] = {"stream": stream}
-    messages = post(
-        server, "/v1/messages", max_tokens=50, messages=[{"role": "user", "content": "a"}], **body
-    )
-    responses = post(server, "/v1/responses", input="a", **body)
-    for response in (messages, responses):
-        assert response.status_code == 200, response.text
-        assert "secret" not in response.text and "think" not in response.text
-    if not stream:
-        assert messages.json()["content"] == [{"type": "text", "text": "Hello you"}]
-        assert responses.json()["output"][0]["content"][0]["text"] == "Hello you"
-
-
 def test_grammar_of_a_response(server: LiveServer, engine: SpeakingEngine) -> None:
     engine.answer = "{}"
     assert post(server, "/v1/responses", input="a", text={"format": FORMAT}).status_code == 200

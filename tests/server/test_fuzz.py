@@ -164,6 +164,85 @@ def test_other_routes(server: LiveServer, path: str, data: st.DataObject) -> Non
     check(server, path, json.dumps(body).encode())
 
 
+BLOCK = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "thinking", "tool_use", "tool_result", "function_call"])},
+    optional={
+        "text": st.text(max_size=5),
+        "thinking": st.one_of(st.text(max_size=5), JSON),
+        "id": st.sampled_from(["a", "b"]),
+        "tool_use_id": st.sampled_from(["a", "b"]),
+        "name": st.sampled_from(["f", "g"]),
+        "input": st.one_of(st.dictionaries(st.text(max_size=3), JSON, max_size=2), JSON),
+        "content": st.one_of(st.text(max_size=5), JSON),
+        "is_error": st.booleans(),
+    },
+)
+CALL_ITEM = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "type": st.just("function_call"),
+            "call_id": st.sampled_from(["a", "b"]),
+            "name": st.sampled_from(["f", "g"]),
+            "arguments": st.text(max_size=9),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("function_call_output"),
+            "call_id": st.sampled_from(["a", "b"]),
+            "output": st.one_of(st.text(max_size=9), JSON),
+        }
+    ),
+    st.fixed_dictionaries({"type": st.just("reasoning"), "content": JSON, "summary": JSON}),
+    MESSAGE,
+)
+CHOICE = st.one_of(
+    st.sampled_from(["auto", "none", "required"]),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["auto", "any", "tool", "none", "function", "allowed_tools"])},
+        optional={"name": st.sampled_from(["f", "x"]), "mode": JSON, "tools": JSON},
+    ),
+    JSON,
+)
+
+
+@SETTINGS
+@given(
+    items=st.lists(CALL_ITEM, max_size=4),
+    functions=st.lists(FUNCTION, max_size=2),
+    fields=st.fixed_dictionaries({}, optional={"tool_choice": CHOICE, "reasoning": JSON}),
+)
+def test_items_and_tools(
+    server: LiveServer, items: list[Any], functions: list[Any], fields: dict[str, Any]
+) -> None:
+    tools = [{"type": "function", **function} for function in functions]
+    body = {"input": items, "max_output_tokens": 2, "tools": tools, **fields}
+    check(server, "/v1/responses", json.dumps(body).encode())
+
+
+@SETTINGS
+@given(
+    turns=st.lists(st.lists(BLOCK, max_size=3), min_size=1, max_size=4),
+    functions=st.lists(FUNCTION, max_size=2),
+    fields=st.fixed_dictionaries(
+        {}, optional={"tool_choice": CHOICE, "thinking": JSON, "output_config": JSON}
+    ),
+)
+def test_blocks_and_tools(
+    server: LiveServer, turns: list[Any], functions: list[Any], fields: dict[str, Any]
+) -> None:
+    tools = [
+        {"input_schema": function.pop("parameters", {}), **function}
+        for function in map(dict, functions)
+    ]
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": blocks}
+        for number, blocks in enumerate(turns)
+    ]
+    body = {"messages": messages, "max_tokens": 2, "tools": tools, **fields}
+    check(server, "/v1/messages", json.dumps(body).encode())
+
+
 @SETTINGS
 @given(content=st.binary(max_size=60))
 def test_bytes(server: LiveServer, content: bytes) -> None:

@@ -167,7 +167,7 @@ def test_an_error_in_the_middle(engine: ScriptedEngine) -> None:
         ({"input": [{"type": "reasoning"}]}, "input"),
         ({"input": "x" * 600}, "input"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),

@@ -1,0 +1,73 @@
+"""Chat messages from APIs that take a conversation apart: into items, or into blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.protocol.body import describe, field_error
+
+
+class History:
+    """Collects messages; what the assistant wrote without a break is one message."""
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._open_calls: dict[str, str] = {}
+        self._answered: set[str] = set()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """In chat_messages' form; reasoning that neither text nor a call follows is left out."""
+        only_reasoning = {"role", "content", "reasoning_content"}
+        return [m for m in self._messages if m["content"] or m.keys() != only_reasoning]
+
+    def say(self, role: str, text: str) -> None:
+        """Adds a message of the user or the system."""
+        self._open_calls = {}
+        self._messages.append({"role": role, "content": text})
+
+    def write(self, text: str) -> None:
+        """Adds to what the assistant said."""
+        self._append("content", text)
+
+    def think(self, text: str) -> None:
+        """Adds to the assistant's reasoning. Templates leave that of former turns out."""
+        self._append("reasoning_content", text)
+
+    def call(self, where: str, call_id: str, name: str, arguments: str) -> None:
+        """Adds a call of the assistant's.
+
+        Raises:
+            RequestError: Naming `where`: the id is that of a call beside it.
+        """
+        calls = self._assistant().setdefault("tool_calls", [])
+        if call_id in self._open_calls:
+            raise field_error(where, f"{describe(call_id)} is there already")
+        self._open_calls[call_id] = name
+        function = {"name": name, "arguments": arguments}
+        calls.append({"id": call_id, "type": "function", "function": function})
+
+    def answer(self, where: str, call_id: str, text: str) -> None:
+        """Adds the result of a call.
+
+        Raises:
+            RequestError: Naming `where`: there is no such call right before it, or it has a result.
+        """
+        if call_id not in self._open_calls:
+            reason = f"{describe(call_id)} is not the id of a call right before it"
+            raise field_error(where, reason)
+        if call_id in self._answered:
+            raise field_error(where, f"the call {describe(call_id)} has a result already")
+        self._answered.add(call_id)
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+
+    def _append(self, key: str, text: str) -> None:
+        message = self._assistant()
+        message[key] = "\n".join(filter(None, (message.get(key), text)))
+
+    def _assistant(self) -> dict[str, Any]:
+        """The message that the assistant is at."""
+        if not self._messages or self._messages[-1]["role"] != "assistant":
+            self._open_calls, self._answered = {}, set()
+            self._messages.append({"role": "assistant", "content": ""})
+        return self._messages[-1]
