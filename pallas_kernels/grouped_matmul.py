@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.paged_tiles import Ref, power_of_two
-from pallas_kernels.registry import Op, Target, UnsupportedError
+from pallas_kernels.registry import Op, Target, refuse
 
 OP = Op("grouped_matmul")
 
@@ -48,7 +48,8 @@ def grouped_matmul(
 def _supports(target: Target, x: jax.Array, weight: jax.Array, starts: jax.Array) -> None:
     del starts
     formats = (jnp.bfloat16, jnp.float16)
-    checks = (
+    refuse(
+        "xla",
         (
             target.compute_capability >= 80,
             f"compute capability {target.compute_capability}",
@@ -61,11 +62,6 @@ def _supports(target: Target, x: jax.Array, weight: jax.Array, starts: jax.Array
         ),
         (x.shape[1] % 16 == 0, f"{x.shape[1]} inputs", "multiples of 16"),
     )
-    for holds, value, supported in checks:
-        if not holds:
-            raise UnsupportedError(
-                f"{value} is not supported; supported: {supported}; use implementation xla instead."
-            )
 
 
 @dataclasses.dataclass(frozen=True)

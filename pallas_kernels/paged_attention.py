@@ -8,7 +8,8 @@ A row's query tokens are the last ones of its context, and attend causally. What
 a row's context, and what stands in pages it does not own, never reaches its result, NaN included.
 
 Implementations share one signature: `paged_attention` below documents it, `reference` is the plain
-twin that says what is meant, `pallas` serves on NVIDIA GPUs, and `xla` where it does not.
+twin that says what is meant, `pallas` serves on NVIDIA GPUs, and `xla` where it does not. `mosaic`
+does rows of several tokens with Hopper's own instructions, if it is named.
 """
 
 from __future__ import annotations
@@ -21,10 +22,79 @@ from jax import lax
 
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
-from pallas_kernels.paged_tiles import MASKED, Operands, Scores, check_supported
-from pallas_kernels.registry import Op, Target
+from pallas_kernels.paged_tiles import (
+    MASKED,
+    QUANTIZED_CACHES,
+    Operands,
+    Scores,
+    check_supported,
+)
+from pallas_kernels.registry import Op, Target, refuse
 
-OP = Op("paged_attention")
+
+def _check(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    context_lens: jax.Array,
+    *,
+    sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
+    **options: object,
+) -> None:
+    """What every implementation asks of the shapes; `paged_attention` documents them.
+
+    Raises:
+        ValueError: Names the argument, what it is and what it should be.
+    """
+    B = page_table.shape[0] if page_table.ndim else 0
+    ranks = (("q", q, "T, N, H", 3), ("k_pages", k_pages, "P, page_size, K, H", 4))
+    for name, array, axes, rank in (*ranks, ("page_table", page_table, "B, max_pages", 2)):
+        if array.ndim != rank:
+            raise ValueError(f"{OP.name}: {name} is {_shown(array)}; expected [{axes}].")
+    P, _, K, H = k_pages.shape
+    expected: list[tuple[str, jax.Array | None, tuple[int, ...], bool]] = [
+        ("v_pages", v_pages, k_pages.shape, False),
+        ("query_start", query_start, (B + 1,), True),
+        ("context_lens", context_lens, (B,), True),
+        ("page_table", page_table, page_table.shape, True),
+        ("q", q, (*q.shape[:2], H), False),
+        ("sinks", sinks, q.shape[1:2], False),
+        ("k_scales", k_scales, (P, K), False),
+        ("v_scales", v_scales, (P, K), False),
+    ]
+    for name, array, shape, is_int32 in expected:
+        if array is None:
+            continue
+        if array.shape != shape or (is_int32 and array.dtype != jnp.int32):
+            wanted = f"{'int32 ' if is_int32 else ''}{list(shape)}"
+            raise ValueError(f"{OP.name}: {name} is {_shown(array)}; expected {wanted}.")
+    if q.shape[1] % K:
+        raise ValueError(
+            f"{OP.name}: {q.shape[1]} query heads are no multiple of {K} kv heads; each kv head "
+            "serves the same number of query heads."
+        )
+    is_quantized = k_pages.dtype in QUANTIZED_CACHES
+    if (k_scales is None, v_scales is None) != (not is_quantized, not is_quantized):
+        raise ValueError(
+            f"{OP.name}: a cache of {k_pages.dtype} {'needs' if is_quantized else 'has no'} "
+            "k_scales and v_scales."
+        )
+    if options.get("decode") and q.shape[0] != B:
+        raise ValueError(
+            f"{OP.name}: a decode has one token a row; q has {q.shape[0]} tokens and page_table "
+            f"{B} rows."
+        )
+
+
+def _shown(array: jax.Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+OP = Op("paged_attention", _check)
 
 DECODE_ROWS = 16  # rows a decode tile works on at once
 QUERY_TILE = 64  # query tokens a prefill tile works on at once
@@ -190,13 +260,60 @@ def _supports(
 
 @OP.register("pallas", "gpu", supports=_supports)
 def pallas(
+    *arrays: jax.Array,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
+    decode: bool = False,
+    interpret: bool = False,
+) -> jax.Array:
+    """The kernels of paged_decode and paged_prefill; interpret runs them on the CPU, for tests."""
+    operands = Operands(*arrays, sinks=sinks, k_scales=k_scales, v_scales=v_scales)
+    kernel = paged_decode if decode else paged_prefill
+    return kernel(operands, Scores(scale, window, soft_cap), interpret=interpret)
+
+
+def _supports_mosaic(
+    target: Target,
     q: jax.Array,
     k_pages: jax.Array,
     v_pages: jax.Array,
-    page_table: jax.Array,
-    query_start: jax.Array,
-    context_lens: jax.Array,
-    *,
+    *_: jax.Array,
+    decode: bool = False,
+    **__: object,
+) -> None:
+    check_supported(target, q, k_pages, v_pages)
+    if decode:
+        return
+    page_size, head_dim = k_pages.shape[1], q.shape[2]
+    half = (jnp.bfloat16, jnp.float16)
+    refuse(
+        "pallas",
+        (
+            target.compute_capability == 90,
+            f"compute capability {target.compute_capability}",
+            "90 (Hopper: wgmma and TMA)",
+        ),
+        (head_dim in (64, 128), f"head_dim {head_dim}", "64 and 128"),
+        (
+            q.dtype in half and k_pages.dtype == q.dtype,
+            f"q of {q.dtype} and a cache of {k_pages.dtype}",
+            "bfloat16 and float16, the same in both",
+        ),
+        (
+            page_size >= 8 and page_size & (page_size - 1) == 0,
+            f"page size {page_size}",
+            "powers of two from 8 on",
+        ),
+    )
+
+
+@OP.register("mosaic", "gpu", supports=_supports_mosaic, is_automatic=False)
+def mosaic(
+    *arrays: jax.Array,
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
@@ -205,20 +322,15 @@ def pallas(
     v_scales: jax.Array | None = None,
     decode: bool = False,
 ) -> jax.Array:
-    """The kernels of paged_decode and paged_prefill."""
-    operands = Operands(
-        q,
-        k_pages,
-        v_pages,
-        page_table,
-        query_start,
-        context_lens,
-        sinks=sinks,
-        k_scales=k_scales,
-        v_scales=v_scales,
-    )
-    kernel = paged_decode if decode else paged_prefill
-    return kernel(operands, Scores(scale, window, soft_cap))
+    """The kernel of paged_prefill_mosaic for Hopper; decodes are those of `pallas`."""
+    operands = Operands(*arrays, sinks=sinks, k_scales=k_scales, v_scales=v_scales)
+    scores = Scores(scale, window, soft_cap)
+    if decode:
+        return paged_decode(operands, scores)
+    # Imported when called: Mosaic GPU takes seconds to import, and few servers ask for it.
+    from pallas_kernels.paged_prefill_mosaic import paged_prefill_mosaic
+
+    return paged_prefill_mosaic(operands, scores)
 
 
 @OP.register("xla", "cpu", "gpu")

@@ -32,7 +32,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.paged_tiles import Ref, power_of_two
-from pallas_kernels.registry import Op, Target, UnsupportedError
+from pallas_kernels.registry import Op, Target, refuse
 
 OP = Op("quantized_matmul")
 
@@ -93,7 +93,8 @@ def _supports(
     del zeros
     is_int4 = weight.dtype == jnp.uint8
     group = group_size(weight, scales) if is_int4 else 0
-    checks = (
+    refuse(
+        "xla",
         (
             target.compute_capability >= 80,
             f"compute capability {target.compute_capability}",
@@ -109,11 +110,6 @@ def _supports(
         (not is_int4 or group in (32, 64, 128), f"group {group}", "groups of 32, 64 and 128"),
         (weight.size <= 2**31, f"a weight of {weight.size} bytes", f"up to {2**31} bytes"),
     )
-    for holds, value, supported in checks:
-        if not holds:
-            raise UnsupportedError(
-                f"{value} is not supported; supported: {supported}; use implementation xla instead."
-            )
 
 
 @OP.register("pallas", "gpu", supports=_supports)

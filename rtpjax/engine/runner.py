@@ -23,6 +23,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from pallas_kernels import paged_attention
+from pallas_kernels.registry import UnsupportedError, using
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache
 from rtpjax.engine.batch import (
@@ -44,6 +46,7 @@ from rtpjax.engine.sampling import (
 )
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.step import Caches, Model, choose, forward
+from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -240,7 +243,13 @@ class Runner:
             step, donate_argnums=(2, 3), out_shardings=(everywhere, everywhere, None, everywhere)
         )
         vector = self._abstract((layout.size,), jnp.int32)
-        return jitted.lower(self._params, vector, self._caches, self._state.tokens).compile()
+        name = self.config.attention_implementation
+        with using({} if name is None else {paged_attention.OP.name: name}):
+            try:
+                lowered = jitted.lower(self._params, vector, self._caches, self._state.tokens)
+            except UnsupportedError as error:
+                raise ConfigError(f"ATTENTION_IMPLEMENTATION is {name!r}: {error}") from error
+        return lowered.compile()
 
     def _compile_choose(self, num_rows: int) -> Callable[..., Any]:
         step = self._counted(partial(choose, self.num_tokens))

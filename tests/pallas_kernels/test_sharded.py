@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import Mesh
 
 from pallas_kernels import sharded
+from pallas_kernels.cases import case
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
 from pallas_kernels.paged_tiles import Operands, Scores
 from pallas_kernels.shapes import AttentionShape
-from tests.pallas_kernels.cases import assert_matches, case
+from tests.pallas_kernels.shapes import assert_matches
 
 SHAPE = AttentionShape("gpt-oss-like", 8, 4, 16, has_sinks=True, cache_dtype="int8")
 SCORES = Scores(0.25, 20, None)
