@@ -285,6 +285,9 @@ def _supports_mosaic(
     decode: bool = False,
     **__: object,
 ) -> None:
+    capability = target.compute_capability
+    hopper = "90 (Hopper: wgmma and TMA)"
+    refuse("pallas", (capability == 90, f"compute capability {capability}", hopper))
     check_supported(target, q, k_pages, v_pages)
     if decode:
         return
@@ -292,11 +295,6 @@ def _supports_mosaic(
     half = (jnp.bfloat16, jnp.float16)
     refuse(
         "pallas",
-        (
-            target.compute_capability == 90,
-            f"compute capability {target.compute_capability}",
-            "90 (Hopper: wgmma and TMA)",
-        ),
         (head_dim in (64, 128), f"head_dim {head_dim}", "64 and 128"),
         (
             q.dtype in half and k_pages.dtype == q.dtype,

@@ -47,7 +47,7 @@ from pallas_kernels.paged_prefill_mosaic_tiles import (
 from pallas_kernels.paged_tiles import LOG2_E, MASKED, Operands, Ref, Scores
 
 # Registers a thread, of 65,536 for 3 warpgroups of 128 threads: copying needs few.
-_COMPUTE_REGISTERS, _COPY_REGISTERS = 232, 40
+_COMPUTE_REGISTERS, _COPY_REGISTERS = 240, 24
 
 
 def paged_prefill_mosaic(
@@ -147,16 +147,16 @@ class _Call:
 
         return pl.run_scoped(multiply, plgpu.ACC((q.shape[0], k.shape[0]), jnp.float32))
 
-    def weighted(self, weights: jax.Array, v: Ref) -> jax.Array:
-        """weights `[64, BLOCK_S]` x v `[BLOCK_S, H]` in shared memory: float32 `[64, H]`."""
+    def add_weighted(self, sums: jax.Array, weights: jax.Array, v: Ref) -> jax.Array:
+        """float32 sums `[64, H]` and weights `[64, BLOCK_S]` x v `[BLOCK_S, H]` in shared memory."""
+        weights = weights.astype(v.dtype)
         if self.is_interpreted:
-            return _dot(weights.astype(v.dtype), v[...])
+            return sums + _dot(weights, v[...])
 
-        def multiply(sums: Ref) -> jax.Array:
-            plgpu.wgmma(sums, weights.astype(v.dtype), v)
-            return sums[...]
+        def multiply(total: Ref) -> None:
+            plgpu.wgmma(total, weights, v)
 
-        return pl.run_scoped(multiply, plgpu.ACC((weights.shape[0], v.shape[1]), jnp.float32))
+        return pl.run_state(multiply)(plgpu.ACC.init(sums))
 
     def score(self, products: jax.Array) -> jax.Array:
         """Scores in base 2. tanh by exponentials: the instruction of that name is too coarse."""
@@ -254,30 +254,34 @@ def _attend(
 ) -> _State:
     """The sums of a warpgroup's rows over all steps of its tile."""
     head_dim, window = q.shape[1], call.scores.window
-    m = call.iota((WARPGROUP_M, BLOCK_S), 0) + warpgroup * WARPGROUP_M
-    # A division by a constant, exact for the few numbers there are.
-    positions = where.first_position + lax.shift_right_logical(
-        m * math.ceil(2**16 / call.tiling.group), jnp.int32(16)
-    )
+
+    def mask(step: jax.Array, scores: jax.Array) -> jax.Array:
+        m = call.iota((WARPGROUP_M, BLOCK_S), 0) + warpgroup * WARPGROUP_M
+        # A division by a constant, exact for the few numbers there are.
+        token = lax.shift_right_logical(m * math.ceil(2**16 / call.tiling.group), jnp.int32(16))
+        tokens = step * BLOCK_S + call.iota((WARPGROUP_M, BLOCK_S), 1)
+        seen = is_seen(where.first_position + token, tokens, where.end, window)
+        return jnp.where(seen, scores, MASKED)
 
     def add_step(step: jax.Array, state: _State, *, is_masked: bool) -> _State:
         stage = lax.rem(step - where.first_step, jnp.int32(call.tiling.num_stages))
+        v = scratch["v"].at[stage]
+        if is_masked:  # before there are scores, which take the registers that this needs
+            plgpu.barrier_wait(scratch["v_ready"].at[stage])
+            _mask_values(call, where, step, warpgroup, v, scratch["v_masked"])
         plgpu.barrier_wait(scratch["k_ready"].at[stage])
         scores = call.score(call.products(q, scratch["k"].at[stage]))
         plgpu.barrier_arrive(scratch["k_free"].at[stage])
         if is_masked:
-            tokens = step * BLOCK_S + call.iota((WARPGROUP_M, BLOCK_S), 1)
-            scores = jnp.where(is_seen(positions, tokens, where.end, window), scores, MASKED)
+            scores = mask(step, scores)
         maximum = jnp.maximum(state.maximum, scores.max(axis=1))
         keep = jnp.exp2(state.maximum - maximum)
         weights = jnp.exp2(scores - lax.broadcast_in_dim(maximum, scores.shape, [0]))
         total = state.total * keep + weights.sum(axis=1)
-        plgpu.barrier_wait(scratch["v_ready"].at[stage])
-        v = scratch["v"].at[stage]
-        if is_masked:
-            _mask_values(call, where, step, warpgroup, v, scratch["v_masked"])
+        if not is_masked:
+            plgpu.barrier_wait(scratch["v_ready"].at[stage])
         keep = lax.broadcast_in_dim(keep, state.weighted.shape, [0])
-        weighted = state.weighted * keep + call.weighted(weights, v)
+        weighted = call.add_weighted(state.weighted * keep, weights, v)
         plgpu.barrier_arrive(scratch["v_free"].at[stage])
         return _State(maximum, total, weighted)
 
