@@ -14,7 +14,22 @@ import numpy as np
 
 from pallas_kernels import paged_attention as op
 from pallas_kernels.paged_tiles import Operands, Scores
-from pallas_kernels.shapes import AttentionShape
+from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
+
+_DISTINCT = (
+    "SmolLM2-135M",
+    "Llama-3.1-8B",
+    "Llama-3.1-8B int8 cache",
+    "Llama-3.1-8B fp8 cache",
+    "Llama-3.1-8B float16",
+    "Gemma-2-2B",
+    "phi-2",
+    "Phi-3-mini",
+    "gpt-oss-20b",
+)
+DISTINCT_SHAPES = tuple(shape for shape in ATTENTION_SHAPES if shape.name in _DISTINCT)
+"""One shape of each head_dim, format and option, for runs that must not take long."""
+assert len(DISTINCT_SHAPES) == len(_DISTINCT)
 
 # By the format of the result: what a kernel may differ from its twin by, relative and absolute.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
@@ -29,6 +44,32 @@ def reduced(shape: AttentionShape, *, num_kv_heads: int = 2, window: int = 37) -
         num_kv_heads=K,
         window=shape.window and min(shape.window, window),
     )
+
+
+def decode_lens(page_size: int) -> list[int]:
+    """Contexts at every edge of pages and tiles, and rows that are not used."""
+    return [0, 1, page_size - 1, page_size, page_size + 1, 129, 0, 8 * page_size]
+
+
+def mixed_lens(page_size: int) -> tuple[list[int], list[int]]:
+    """Query and context lengths of one call.
+
+    Decodes, rows that verify 1 to 7 drafts, chunks after a cached prefix, whole prompts, and a row
+    that is not used.
+    """
+    rows = [
+        (1, page_size),
+        (1, 1),
+        (2, page_size + 1),
+        (8, 4 * page_size),
+        (5, 5),
+        (page_size - 1, page_size - 1),
+        (page_size + 1, 3 * page_size),
+        (70, 8 * page_size),
+        (page_size, page_size),
+        (0, 0),
+    ]
+    return [query for query, _ in rows], [max(pair) for pair in rows]
 
 
 def scores_of(shape: AttentionShape) -> Scores:
@@ -80,7 +121,7 @@ def case(
     scales: list[jax.Array | None] = [None, None]
     if shape.is_quantized:
         top = 127 if shape.cache_dtype == "int8" else 448
-        owned = live.any(1)[:, None]
+        owned = np.asarray(live.any(axis=1))[:, None]
         scales = [
             jnp.asarray(np.where(owned, rng.uniform(1, 3, (total, K)) / top, np.nan), jnp.float32)
             for _ in range(2)

@@ -145,10 +145,12 @@ class _Call:
             plgpu.wgmma(sums, q, plgpu.transpose_ref(k, (1, 0)))
             return sums[...]
 
-        return pl.run_scoped(multiply, plgpu.ACC((q.shape[0], k.shape[0]), jnp.float32))
+        return pl.run_scoped(
+            multiply, plgpu.WGMMAAccumulatorRef((q.shape[0], k.shape[0]), jnp.float32)
+        )
 
     def add_weighted(self, sums: jax.Array, weights: jax.Array, v: Ref) -> jax.Array:
-        """float32 sums `[64, H]` and weights `[64, BLOCK_S]` x v `[BLOCK_S, H]` in shared memory."""
+        """sums `[64, H]`, float32, and weights `[64, BLOCK_S]` x v `[BLOCK_S, H]`."""
         weights = weights.astype(v.dtype)
         if self.is_interpreted:
             return sums + _dot(weights, v[...])
@@ -156,7 +158,9 @@ class _Call:
         def multiply(total: Ref) -> None:
             plgpu.wgmma(total, weights, v)
 
-        return pl.run_state(multiply)(plgpu.ACC.init(sums))
+        # An accumulator that starts with sums; typed as a reference, it comes back as an array.
+        total: Any = plgpu.WGMMAAccumulatorRef.init(sums)
+        return pl.run_state(multiply)(total)
 
     def score(self, products: jax.Array) -> jax.Array:
         """Scores in base 2. tanh by exponentials: the instruction of that name is too coarse."""
@@ -229,8 +233,11 @@ def _copy_pages(
     """Brings every step's pages as soon as its place in the ring is free."""
     k_ref, v_ref, table_ref = refs
 
+    def stage_of(step: jax.Array) -> jax.Array:
+        return lax.rem(step - where.first_step, jnp.int32(tiling.num_stages))
+
     def bring(step: jax.Array, _: None) -> None:
-        stage = lax.rem(step - where.first_step, jnp.int32(tiling.num_stages))
+        stage = stage_of(step)
         for name, source in (("k", k_ref), ("v", v_ref)):
 
             @pl.when(step - where.first_step >= tiling.num_stages)
@@ -246,7 +253,14 @@ def _copy_pages(
                     scratch[f"{name}_ready"].at[stage],
                 )
 
+    def see_freed(step: jax.Array, _: None) -> None:
+        for name in ("k_free", "v_free"):
+            plgpu.barrier_wait(scratch[name].at[stage_of(step)])
+
     lax.fori_loop(where.first_step, where.end_step, bring, None)
+    # No barrier is left with an arrival that nobody has seen.
+    last = jnp.maximum(where.first_step, where.end_step - tiling.num_stages)
+    lax.fori_loop(last, where.end_step, see_freed, None)
 
 
 def _attend(

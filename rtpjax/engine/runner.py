@@ -8,6 +8,7 @@ afterwards: a shape that is not among the buckets is an error, never a compilati
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -161,8 +162,12 @@ class Runner:
         started = time.perf_counter()
         previous = threading.stack_size(_COMPILE_STACK_BYTES)
         with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
-            # The threads start here, with the larger stack.
-            forwards = {b: pool.submit(self._compile_forward, b) for b in self.buckets}
+            # The threads start here, with the larger stack. What this thread traces for
+            # (pallas_kernels.registry) they do too.
+            forwards = {
+                b: pool.submit(contextvars.copy_context().run, self._compile_forward, b)
+                for b in self.buckets
+            }
             chooses = {n: pool.submit(self._compile_choose, n) for n in self._row_counts}
             threading.stack_size(previous)
             report = progress or (lambda count: None)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.cases import case, reduced, scores_of
+from pallas_kernels.cases import DISTINCT_SHAPES, case, reduced, scores_of
 from pallas_kernels.paged_decode import MAX_SPLITS, Tiling, paged_decode
 from pallas_kernels.paged_tiles import Scores
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
-from tests.pallas_kernels.shapes import DISTINCT_SHAPES, assert_matches
+from tests.pallas_kernels.shapes import assert_matches
 
 SMALL = AttentionShape("small", 6, 2, 16, cache_dtype="float32")
 FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
