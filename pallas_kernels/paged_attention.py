@@ -14,6 +14,7 @@ does rows of several tokens with Hopper's own instructions, if it is named.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from pallas_kernels.paged_tiles import (
     Scores,
     check_supported,
 )
-from pallas_kernels.registry import Op, Target, refuse
+from pallas_kernels.registry import Op, Target, expect, refuse
 
 
 def _check(
@@ -50,28 +51,20 @@ def _check(
     Raises:
         ValueError: Names the argument, what it is and what it should be.
     """
-    B = page_table.shape[0] if page_table.ndim else 0
-    ranks = (("q", q, "T, N, H", 3), ("k_pages", k_pages, "P, page_size, K, H", 4))
-    for name, array, axes, rank in (*ranks, ("page_table", page_table, "B, max_pages", 2)):
-        if array.ndim != rank:
-            raise ValueError(f"{OP.name}: {name} is {_shown(array)}; expected [{axes}].")
-    P, _, K, H = k_pages.shape
-    expected: list[tuple[str, jax.Array | None, tuple[int, ...], bool]] = [
-        ("v_pages", v_pages, k_pages.shape, False),
-        ("query_start", query_start, (B + 1,), True),
-        ("context_lens", context_lens, (B,), True),
-        ("page_table", page_table, page_table.shape, True),
-        ("q", q, (*q.shape[:2], H), False),
-        ("sinks", sinks, q.shape[1:2], False),
-        ("k_scales", k_scales, (P, K), False),
-        ("v_scales", v_scales, (P, K), False),
-    ]
-    for name, array, shape, is_int32 in expected:
-        if array is None:
-            continue
-        if array.shape != shape or (is_int32 and array.dtype != jnp.int32):
-            wanted = f"{'int32 ' if is_int32 else ''}{list(shape)}"
-            raise ValueError(f"{OP.name}: {name} is {_shown(array)}; expected {wanted}.")
+    check = partial(expect, OP.name)
+    check("q", q, ("T", "N", "H"))
+    check("k_pages", k_pages, ("P", "page_size", "K", "H"))
+    check("page_table", page_table, ("B", "max_pages"), jnp.int32)
+    (P, _, K, H), B = k_pages.shape, page_table.shape[0]
+    check("q", q, (*q.shape[:2], H))
+    check("v_pages", v_pages, k_pages.shape)
+    check("query_start", query_start, (B + 1,), jnp.int32)
+    check("context_lens", context_lens, (B,), jnp.int32)
+    if sinks is not None:
+        check("sinks", sinks, (q.shape[1],))
+    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+        if scales is not None:
+            check(name, scales, (P, K))
     if q.shape[1] % K:
         raise ValueError(
             f"{OP.name}: {q.shape[1]} query heads are no multiple of {K} kv heads; each kv head "
@@ -88,10 +81,6 @@ def _check(
             f"{OP.name}: a decode has one token a row; q has {q.shape[0]} tokens and page_table "
             f"{B} rows."
         )
-
-
-def _shown(array: jax.Array) -> str:
-    return f"{array.dtype}{list(array.shape)}"
 
 
 OP = Op("paged_attention", _check)

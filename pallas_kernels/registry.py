@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,29 @@ class UnsupportedError(ValueError):
 
 Check = tuple[bool, str, str]
 """Whether something holds, what is there, and what would do."""
+
+
+def expect(
+    op: str, name: str, array: jax.Array, shape: tuple[int | str, ...], dtype: Any = None
+) -> None:
+    """Raises ValueError if an argument has another shape, or dtype where one is given.
+
+    Args:
+        op: The op's name.
+        name: The argument's.
+        array: The argument.
+        shape: Sizes; a letter or name stands for any size.
+        dtype: A numpy dtype, or None for any.
+    """
+    sizes_fit = array.ndim == len(shape) and all(
+        isinstance(want, str) or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not sizes_fit or (dtype is not None and array.dtype != dtype):
+        wanted = f"[{', '.join(map(str, shape))}]"
+        raise ValueError(
+            f"{op}: {name} is {array.dtype}{list(array.shape)}; expected "
+            f"{'' if dtype is None else f'{jnp.dtype(dtype).name} '}{wanted}."
+        )
 
 
 def refuse(instead: str, *checks: Check) -> None:
