@@ -31,6 +31,13 @@ DISTINCT_SHAPES = tuple(shape for shape in ATTENTION_SHAPES if shape.name in _DI
 """One shape of each head_dim, format and option, for runs that must not take long."""
 assert len(DISTINCT_SHAPES) == len(_DISTINCT)
 
+WHOLE_SHAPES = ATTENTION_SHAPES + tuple(
+    dataclasses.replace(shape, name=f"{shape.name} float32", cache_dtype="float32")
+    for shape in ATTENTION_SHAPES
+    if shape.cache_dtype == "bfloat16"
+)
+"""The whole table, and its shapes in float32, where a kernel has to be exact."""
+
 # By the format of the result: what a kernel may differ from its twin by, relative and absolute.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 
