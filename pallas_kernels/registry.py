@@ -17,7 +17,7 @@ import contextvars
 import dataclasses
 import logging
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -89,6 +89,15 @@ def current_target() -> Target:
         return Target(device.platform)
     major, minor = str(device.compute_capability).split(".")
     return Target("gpu", 10 * int(major) + int(minor))
+
+
+def current_choice() -> Hashable:
+    """What implementations are chosen by, besides the arguments of an op.
+
+    A function that `jax.jit` has traced keeps the implementations it got then. One that outlives a
+    step takes this as a static argument: it is then traced once for each choice.
+    """
+    return current_target(), frozenset(_NAMED.get().items())
 
 
 class UnsupportedError(ValueError):

@@ -153,13 +153,18 @@ def agreement(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) ->
 
 def check_interpreted(model: Model) -> Result:
     """The kernels in interpret mode in a model, against XLA's attention."""
-    kernels = Implementation(
-        "pallas, interpreted", partial(paged_attention.pallas, interpret=True), ("cpu",)
-    )
+    kinds = set()
+
+    def interpreted(*arrays: jax.Array, **options: Any) -> jax.Array:
+        kinds.add("decode" if options["decode"] else "prefill")
+        return paged_attention.pallas(*arrays, **options, interpret=True)
+
+    kernels = Implementation("pallas, interpreted", interpreted, ("cpu",))
     run = partial(greedy_tokens, model, "FP32", NUM_INTERPRETED_TOKENS, NUM_INTERPRETED_LAYERS)
     want = run()
     with using({paged_attention.OP.name: kernels}):
         got = run()
+    assert kinds == {"decode", "prefill"}  # it was the kernels that computed this
     case = f"first {NUM_INTERPRETED_LAYERS} layers, float32"
     detail = "interpreted kernels against XLA's attention, both on the CPU"
     return _compared(case, got, want, detail)
