@@ -23,9 +23,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.paged_tiles import Ref, power_of_two
-from pallas_kernels.registry import Op, Target, UnsupportedError
+from pallas_kernels.registry import Op, Target, expect, refuse
 
-OP = Op("grouped_matmul")
+
+def _check(x: jax.Array, weight: jax.Array, starts: jax.Array) -> None:
+    """What every implementation asks of the shapes.
+
+    Raises:
+        ValueError: Names the argument, what it is and what it should be.
+    """
+    expect(OP.name, "x", x, ("T", "in"))
+    expect(OP.name, "weight", weight, ("E", "out", "in"))
+    expect(OP.name, "x", x, (x.shape[0], weight.shape[2]))
+    expect(OP.name, "starts", starts, (weight.shape[0] + 1,), jnp.int32)
+
+
+OP = Op("grouped_matmul", _check)
 
 
 def grouped_matmul(
@@ -48,7 +61,8 @@ def grouped_matmul(
 def _supports(target: Target, x: jax.Array, weight: jax.Array, starts: jax.Array) -> None:
     del starts
     formats = (jnp.bfloat16, jnp.float16)
-    checks = (
+    refuse(
+        "xla",
         (
             target.compute_capability >= 80,
             f"compute capability {target.compute_capability}",
@@ -61,11 +75,6 @@ def _supports(target: Target, x: jax.Array, weight: jax.Array, starts: jax.Array
         ),
         (x.shape[1] % 16 == 0, f"{x.shape[1]} inputs", "multiples of 16"),
     )
-    for holds, value, supported in checks:
-        if not holds:
-            raise UnsupportedError(
-                f"{value} is not supported; supported: {supported}; use implementation xla instead."
-            )
 
 
 @dataclasses.dataclass(frozen=True)

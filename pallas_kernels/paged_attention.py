@@ -8,11 +8,13 @@ A row's query tokens are the last ones of its context, and attend causally. What
 a row's context, and what stands in pages it does not own, never reaches its result, NaN included.
 
 Implementations share one signature: `paged_attention` below documents it, `reference` is the plain
-twin that says what is meant, `pallas` serves on NVIDIA GPUs, and `xla` where it does not.
+twin that says what is meant, `pallas` serves on NVIDIA GPUs, and `xla` where it does not. `mosaic`
+does rows of several tokens with Hopper's own instructions, if it is named.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,10 +23,67 @@ from jax import lax
 
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
-from pallas_kernels.paged_tiles import MASKED, Operands, Scores, check_supported
-from pallas_kernels.registry import Op, Target
+from pallas_kernels.paged_tiles import (
+    MASKED,
+    QUANTIZED_CACHES,
+    Operands,
+    Scores,
+    check_supported,
+)
+from pallas_kernels.registry import Op, Target, expect, refuse
 
-OP = Op("paged_attention")
+
+def _check(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    query_start: jax.Array,
+    context_lens: jax.Array,
+    *,
+    sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
+    **options: object,
+) -> None:
+    """What every implementation asks of the shapes; `paged_attention` documents them.
+
+    Raises:
+        ValueError: Names the argument, what it is and what it should be.
+    """
+    check = partial(expect, OP.name)
+    check("q", q, ("T", "N", "H"))
+    check("k_pages", k_pages, ("P", "page_size", "K", "H"))
+    check("page_table", page_table, ("B", "max_pages"), jnp.int32)
+    (P, _, K, H), B = k_pages.shape, page_table.shape[0]
+    check("q", q, (*q.shape[:2], H))
+    check("v_pages", v_pages, k_pages.shape)
+    check("query_start", query_start, (B + 1,), jnp.int32)
+    check("context_lens", context_lens, (B,), jnp.int32)
+    if sinks is not None:
+        check("sinks", sinks, (q.shape[1],))
+    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+        if scales is not None:
+            check(name, scales, (P, K))
+    if q.shape[1] % K:
+        raise ValueError(
+            f"{OP.name}: {q.shape[1]} query heads are no multiple of {K} kv heads; each kv head "
+            "serves the same number of query heads."
+        )
+    is_quantized = k_pages.dtype in QUANTIZED_CACHES
+    if (k_scales is None, v_scales is None) != (not is_quantized, not is_quantized):
+        raise ValueError(
+            f"{OP.name}: a cache of {k_pages.dtype} {'needs' if is_quantized else 'has no'} "
+            "k_scales and v_scales."
+        )
+    if options.get("decode") and q.shape[0] != B:
+        raise ValueError(
+            f"{OP.name}: a decode has one token a row; q has {q.shape[0]} tokens and page_table "
+            f"{B} rows."
+        )
+
+
+OP = Op("paged_attention", _check)
 
 DECODE_ROWS = 16  # rows a decode tile works on at once
 QUERY_TILE = 64  # query tokens a prefill tile works on at once
@@ -197,13 +256,58 @@ def _supports(
 
 @OP.register("pallas", "gpu", supports=_supports)
 def pallas(
+    *arrays: jax.Array,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    k_scales: jax.Array | None = None,
+    v_scales: jax.Array | None = None,
+    decode: bool = False,
+    interpret: bool = False,
+) -> jax.Array:
+    """The kernels of paged_decode and paged_prefill; interpret runs them on the CPU, for tests."""
+    operands = Operands(*arrays, sinks=sinks, k_scales=k_scales, v_scales=v_scales)
+    kernel = paged_decode if decode else paged_prefill
+    return kernel(operands, Scores(scale, window, soft_cap), interpret=interpret)
+
+
+def _supports_mosaic(
+    target: Target,
     q: jax.Array,
     k_pages: jax.Array,
     v_pages: jax.Array,
-    page_table: jax.Array,
-    query_start: jax.Array,
-    context_lens: jax.Array,
-    *,
+    *_: jax.Array,
+    decode: bool = False,
+    **__: object,
+) -> None:
+    capability = target.compute_capability
+    hopper = "90 (Hopper: wgmma and TMA)"
+    refuse("pallas", (capability == 90, f"compute capability {capability}", hopper))
+    check_supported(target, q, k_pages, v_pages)
+    if decode:
+        return
+    page_size, head_dim = k_pages.shape[1], q.shape[2]
+    half = (jnp.bfloat16, jnp.float16)
+    refuse(
+        "pallas",
+        (head_dim in (64, 128), f"head_dim {head_dim}", "64 and 128"),
+        (
+            q.dtype in half and k_pages.dtype == q.dtype,
+            f"q of {q.dtype} and a cache of {k_pages.dtype}",
+            "bfloat16 and float16, the same in both",
+        ),
+        (
+            page_size >= 8 and page_size & (page_size - 1) == 0,
+            f"page size {page_size}",
+            "powers of two from 8 on",
+        ),
+    )
+
+
+@OP.register("mosaic", "gpu", supports=_supports_mosaic, is_automatic=False)
+def mosaic(
+    *arrays: jax.Array,
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
@@ -212,20 +316,15 @@ def pallas(
     v_scales: jax.Array | None = None,
     decode: bool = False,
 ) -> jax.Array:
-    """The kernels of paged_decode and paged_prefill."""
-    operands = Operands(
-        q,
-        k_pages,
-        v_pages,
-        page_table,
-        query_start,
-        context_lens,
-        sinks=sinks,
-        k_scales=k_scales,
-        v_scales=v_scales,
-    )
-    kernel = paged_decode if decode else paged_prefill
-    return kernel(operands, Scores(scale, window, soft_cap))
+    """The kernel of paged_prefill_mosaic for Hopper; decodes are those of `pallas`."""
+    operands = Operands(*arrays, sinks=sinks, k_scales=k_scales, v_scales=v_scales)
+    scores = Scores(scale, window, soft_cap)
+    if decode:
+        return paged_decode(operands, scores)
+    # Imported when called: Mosaic GPU takes seconds to import, and few servers ask for it.
+    from pallas_kernels.paged_prefill_mosaic import paged_prefill_mosaic
+
+    return paged_prefill_mosaic(operands, scores)
 
 
 @OP.register("xla", "cpu", "gpu")

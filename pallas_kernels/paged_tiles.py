@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.registry import Target, UnsupportedError
+from pallas_kernels.registry import Target, refuse
 
 MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
 LOG2_E = math.log2(math.e)
@@ -206,7 +206,8 @@ def check_supported(target: Target, q: jax.Array, k_pages: jax.Array, v_pages: j
     num_kv_heads = k_pages.shape[2]
     formats = [jnp.dtype(d).name for d in (*FLOAT_CACHES, *QUANTIZED_CACHES)]
     elements, size = k_pages.size, k_pages.size * k_pages.dtype.itemsize
-    checks = (
+    refuse(
+        "xla",
         (
             target.compute_capability >= 80,
             f"compute capability {target.compute_capability}",
@@ -244,8 +245,3 @@ def check_supported(target: Target, q: jax.Array, k_pages: jax.Array, v_pages: j
             f"up to {2**31} elements, or more than {2**32}; change the number of pages",
         ),
     )
-    for holds, value, supported in checks:
-        if not holds:
-            raise UnsupportedError(
-                f"{value} is not supported; supported: {supported}; use implementation xla instead."
-            )

@@ -32,9 +32,38 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.paged_tiles import Ref, power_of_two
-from pallas_kernels.registry import Op, Target, UnsupportedError
+from pallas_kernels.registry import Op, Target, expect, refuse
 
-OP = Op("quantized_matmul")
+
+def _check(
+    x: jax.Array, weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None
+) -> None:
+    """What every implementation asks of the shapes.
+
+    Raises:
+        ValueError: Names the argument, what it is and what it should be.
+    """
+    check = partial(expect, OP.name)
+    check("x", x, ("T", "in"))
+    check("weight", weight, ("out", "in"))
+    out, num_inputs = weight.shape[0], x.shape[1]
+    if weight.dtype != jnp.uint8:
+        check("weight", weight, (out, num_inputs))
+        check("scales", scales, (out,))
+        return
+    check("weight", weight, (out, num_inputs // 2))
+    check("scales", scales, (out, "in / group"))
+    groups = scales.shape[1]
+    if groups == 0 or num_inputs % (2 * groups):
+        raise ValueError(
+            f"{OP.name}: {groups} groups do not divide {num_inputs} inputs into groups of an even "
+            "number of inputs."
+        )
+    if zeros is not None:
+        check("zeros", zeros, scales.shape, jnp.uint8)
+
+
+OP = Op("quantized_matmul", _check)
 
 _CONTRACT_LAST = (((1,), (1,)), ((), ()))
 
@@ -93,7 +122,8 @@ def _supports(
     del zeros
     is_int4 = weight.dtype == jnp.uint8
     group = group_size(weight, scales) if is_int4 else 0
-    checks = (
+    refuse(
+        "xla",
         (
             target.compute_capability >= 80,
             f"compute capability {target.compute_capability}",
@@ -109,11 +139,6 @@ def _supports(
         (not is_int4 or group in (32, 64, 128), f"group {group}", "groups of 32, 64 and 128"),
         (weight.size <= 2**31, f"a weight of {weight.size} bytes", f"up to {2**31} bytes"),
     )
-    for holds, value, supported in checks:
-        if not holds:
-            raise UnsupportedError(
-                f"{value} is not supported; supported: {supported}; use implementation xla instead."
-            )
 
 
 @OP.register("pallas", "gpu", supports=_supports)

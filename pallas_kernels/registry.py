@@ -2,9 +2,10 @@
 
 Callers call the op; which implementation runs is decided when the step is traced:
 
-    a name is given    that implementation runs, or an error says why it cannot
+    a name is given    by the caller, or by the operator for a whole step (`using`): that
+                       implementation runs, or an error says why it cannot
     no name            the first one registered for the platform that supports the arguments; why
-                       one was passed over is logged, once
+                       one was passed over is logged, once. Some are never chosen this way
 
 A new implementation registers itself and touches no caller.
 """
@@ -15,10 +16,12 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,26 @@ def tracing_for(target: Target) -> Iterator[None]:
         _TARGET.reset(token)
 
 
+_NAMED: contextvars.ContextVar[Mapping[str, str | Implementation]] = contextvars.ContextVar(
+    "named", default=types.MappingProxyType({})
+)
+
+
+@contextlib.contextmanager
+def using(named: Mapping[str, str | Implementation]) -> Iterator[None]:
+    """Names the implementations of ops whose callers name none, while a step is traced.
+
+    Args:
+        named: By the op's name, an implementation's name, or one that is in no registry: a check
+            traces a model with kernels in interpret mode that way.
+    """
+    token = _NAMED.set({**_NAMED.get(), **named})
+    try:
+        yield
+    finally:
+        _NAMED.reset(token)
+
+
 def current_target() -> Target:
     """The target of `tracing_for`, else the device that jax runs on."""
     target = _TARGET.get()
@@ -68,11 +91,62 @@ def current_target() -> Target:
     return Target("gpu", 10 * int(major) + int(minor))
 
 
+def current_choice() -> Hashable:
+    """What implementations are chosen by, besides the arguments of an op.
+
+    A function that `jax.jit` has traced keeps the implementations it got then. One that outlives a
+    step takes this as a static argument: it is then traced once for each choice.
+    """
+    return current_target(), frozenset(_NAMED.get().items())
+
+
 class UnsupportedError(ValueError):
     """An implementation cannot compute an op for these arguments or this target.
 
     The message names what was asked for, what could be, and the implementation to use instead.
     """
+
+
+Check = tuple[bool, str, str]
+"""Whether something holds, what is there, and what would do."""
+
+
+def expect(
+    op: str, name: str, array: jax.Array, shape: tuple[int | str, ...], dtype: Any = None
+) -> None:
+    """Raises ValueError if an argument has another shape, or dtype where one is given.
+
+    Args:
+        op: The op's name.
+        name: The argument's.
+        array: The argument.
+        shape: Sizes; a letter or name stands for any size.
+        dtype: A numpy dtype, or None for any.
+    """
+    sizes_fit = array.ndim == len(shape) and all(
+        isinstance(want, str) or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not sizes_fit or (dtype is not None and array.dtype != dtype):
+        wanted = f"[{', '.join(map(str, shape))}]"
+        raise ValueError(
+            f"{op}: {name} is {array.dtype}{list(array.shape)}; expected "
+            f"{'' if dtype is None else f'{jnp.dtype(dtype).name} '}{wanted}."
+        )
+
+
+def refuse(instead: str, *checks: Check) -> None:
+    """Raises UnsupportedError for the first check that does not hold.
+
+    Args:
+        instead: The implementation to use then.
+        *checks: Each whether it holds, the value that was found, and what is supported.
+    """
+    for holds, value, supported in checks:
+        if not holds:
+            raise UnsupportedError(
+                f"{value} is not supported; supported: {supported}; "
+                f"use implementation {instead} instead."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,30 +158,45 @@ class Implementation:
         function: Takes the op's arguments.
         platforms: Where it can run; the first implementation that names a platform is its default.
         supports: Takes the target and the op's arguments; raises UnsupportedError.
+        is_automatic: Whether it may be chosen where none is named.
     """
 
     name: str
     function: Callable[..., jax.Array]
     platforms: tuple[str, ...]
     supports: Callable[..., None] | None = None
+    is_automatic: bool = True
 
 
 class Op:
-    """A named computation with several implementations."""
+    """A named computation with several implementations.
 
-    def __init__(self, name: str):
+    Args:
+        name: What messages and settings call it.
+        check: Takes the op's arguments; raises ValueError for what no implementation takes, such
+            as shapes that do not belong together.
+    """
+
+    def __init__(self, name: str, check: Callable[..., None] | None = None):
         self.name = name
+        self._check = check
         self.implementations: dict[str, Implementation] = {}
         self._warned: set[str] = set()
 
     def register(
-        self, name: str, *platforms: str, supports: Callable[..., None] | None = None
+        self,
+        name: str,
+        *platforms: str,
+        supports: Callable[..., None] | None = None,
+        is_automatic: bool = True,
     ) -> Callable[..., Callable[..., jax.Array]]:
         """Decorator: adds the function as an implementation for the platforms (`cpu`, `gpu`)."""
 
         def add(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             assert name not in self.implementations
-            self.implementations[name] = Implementation(name, function, platforms, supports)
+            self.implementations[name] = Implementation(
+                name, function, platforms, supports, is_automatic
+            )
             return function
 
         return add
@@ -116,13 +205,19 @@ class Op:
         """The implementation of that name, or the target's default that supports the arguments.
 
         Raises:
-            ValueError: No such implementation, or it is not for this target's platform.
+            ValueError: The arguments fit no implementation; there is none of that name, or it is
+                not for this target's platform.
             UnsupportedError: The named one does not support the arguments.
         """
+        if self._check is not None and args:
+            self._check(*args, **kwargs)
         target = current_target()
+        named = name or _NAMED.get().get(self.name)
+        if isinstance(named, Implementation):
+            return named
+        name = named
         usable = [i for i in self.implementations.values() if target.platform in i.platforms]
-        if name is not None:
-            usable = [i for i in usable if i.name == name]
+        usable = [i for i in usable if (i.is_automatic if name is None else i.name == name)]
         for implementation in usable:
             try:
                 if implementation.supports is not None:

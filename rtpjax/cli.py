@@ -1,7 +1,8 @@
-"""The command `rtpjax`: serve, convert, plan, bench, chat."""
+"""The command `rtpjax`: serve, convert, plan, check, bench, chat."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ USAGE = """usage: rtpjax COMMAND ...
   serve     serve a model over the OpenAI API
   convert   convert a checkpoint (Hugging Face folder or .gguf) to safetensors or orbax
   plan      what a model needs and can reach on a GPU; needs no GPU
+  check     compare kernels and a model on this machine's GPU with what they should compute
   bench     measure a server or the engine
   chat      talk to a running server in the terminal
 
@@ -30,7 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
-    return {"serve": _serve, "convert": _convert, "plan": _plan, "bench": _bench, "chat": _chat}
+    return {
+        "serve": _serve,
+        "convert": _convert,
+        "plan": _plan,
+        "check": _check,
+        "bench": _bench,
+        "chat": _chat,
+    }
 
 
 # Imported when called: each brings libraries that the others do not need.
@@ -51,6 +60,20 @@ def _plan(argv: Sequence[str]) -> int:
     from rtpjax.plan.__main__ import main
 
     return main(argv, read_config=lambda path: open_checkpoint(path).config)
+
+
+def _check(argv: Sequence[str]) -> int:
+    from checkpoints_conv.readers import open_checkpoint
+    from rtpjax.check.__main__ import main
+    from rtpjax.start_server import read_settings, resolve_checkpoint
+
+    settings = read_settings((), os.environ)
+    cache = settings["RTPJAX_CACHE"].expanduser()
+    return main(
+        argv,
+        find_model=lambda named: resolve_checkpoint(named or settings["CHECKPOINT_PATH"], cache),
+        open_checkpoint=open_checkpoint,
+    )
 
 
 def _bench(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import psutil
 
 from pallas_kernels.registry import Target
+from pallas_kernels import paged_attention
 from rtpjax.engine import kv_cache
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
@@ -44,6 +45,8 @@ class EngineSettings:
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
         compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
+        attention_implementation: A name from the registry of pallas_kernels.paged_attention. Auto:
+            the platform's first one that supports the model.
     """
 
     act_type: ActType | None = None
@@ -58,6 +61,7 @@ class EngineSettings:
     use_prefix_cache: bool = True
     tp_size: int = 1
     compile_cache_dir: str | None = None
+    attention_implementation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,7 @@ class EngineConfig:
 
     precision: Number formats.
     num_pages: Pages of the cache, page 0 (padding) included.
+    attention_implementation: None where the registry chooses.
     """
 
     precision: Precision
@@ -77,6 +82,7 @@ class EngineConfig:
     max_num_waiting: int
     use_prefix_cache: bool
     tp_size: int
+    attention_implementation: str | None = None
 
     @property
     def table_width(self) -> int:
@@ -129,6 +135,7 @@ def resolve(
         ConfigError: A setting is out of range, or the context does not fit into memory.
     """
     is_cpu = platform == "cpu"
+    _check_implementation(settings.attention_implementation, platform)
     precision = precision_of(settings, platform)
     page_size = _or(settings.page_size, 32 if is_cpu else 64)
     if page_size & (page_size - 1) or not 1 <= page_size <= 1024:
@@ -181,6 +188,7 @@ def resolve(
         max_num_waiting=settings.max_num_waiting,
         use_prefix_cache=settings.use_prefix_cache,
         tp_size=settings.tp_size,
+        attention_implementation=settings.attention_implementation,
     )
     logger.info("Engine: %s", describe(config, bytes_per_page))
     return config
@@ -204,6 +212,17 @@ def _or(value: int | None, auto: int) -> int:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+
+
+def _check_implementation(name: str | None, platform: str) -> None:
+    """Whether it can do this model's shapes is said when the steps are compiled."""
+    known = paged_attention.OP.implementations
+    usable = sorted(i.name for i in known.values() if platform in i.platforms)
+    if name is not None and name not in usable:
+        raise ConfigError(
+            f"ATTENTION_IMPLEMENTATION is {name!r}; on this platform ({platform}) there are "
+            f"{', '.join(usable)}."
+        )
 
 
 def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None) -> int:

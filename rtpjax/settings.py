@@ -132,6 +132,13 @@ SETTINGS = (
     Setting("CONCURRENCY_LIMIT", _positive, None, "requests that run at once; further ones wait"),
     Setting("QUEUE_LIMIT", _positive, 4096, "requests that may wait; further ones get a 429"),
     Setting("MAX_BATCH_TOKENS_SIZE", _positive, None, "tokens computed in one step"),
+    Setting(
+        "ATTENTION_IMPLEMENTATION",
+        str,
+        None,
+        "how attention is computed, by name: pallas or mosaic (Hopper) on a GPU, xla anywhere "
+        "(default: the first that supports the model)",
+    ),
     Setting("TP_SIZE", _positive, 1, "devices that each layer is split over"),
     Setting(
         "API_KEYS",

@@ -156,6 +156,7 @@ def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         reserved_bytes=settings["RESERVER_RUNTIME_MEM_MB"] * MIB,
         use_prefix_cache=settings["REUSE_CACHE"],
         tp_size=settings["TP_SIZE"],
+        attention_implementation=settings["ATTENTION_IMPLEMENTATION"],
     )
 
 

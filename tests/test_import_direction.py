@@ -113,6 +113,7 @@ def test_only_entry_points_read_the_environment():
         "rtpjax.start_server",
         "rtpjax.plan.__main__",
         "rtpjax.plan.check",
+        "rtpjax.check.__main__",
         "checkpoints_conv.__main__",
         "server.chat",
     }

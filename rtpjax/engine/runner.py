@@ -8,6 +8,7 @@ afterwards: a shape that is not among the buckets is an error, never a compilati
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -23,6 +24,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from pallas_kernels import paged_attention
+from pallas_kernels.registry import UnsupportedError, using
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache
 from rtpjax.engine.batch import (
@@ -44,6 +47,7 @@ from rtpjax.engine.sampling import (
 )
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.step import Caches, Model, choose, forward
+from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -158,8 +162,12 @@ class Runner:
         started = time.perf_counter()
         previous = threading.stack_size(_COMPILE_STACK_BYTES)
         with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
-            # The threads start here, with the larger stack.
-            forwards = {b: pool.submit(self._compile_forward, b) for b in self.buckets}
+            # The threads start here, with the larger stack. What this thread traces for
+            # (pallas_kernels.registry) they do too.
+            forwards = {
+                b: pool.submit(contextvars.copy_context().run, self._compile_forward, b)
+                for b in self.buckets
+            }
             chooses = {n: pool.submit(self._compile_choose, n) for n in self._row_counts}
             threading.stack_size(previous)
             report = progress or (lambda count: None)
@@ -240,7 +248,13 @@ class Runner:
             step, donate_argnums=(2, 3), out_shardings=(everywhere, everywhere, None, everywhere)
         )
         vector = self._abstract((layout.size,), jnp.int32)
-        return jitted.lower(self._params, vector, self._caches, self._state.tokens).compile()
+        name = self.config.attention_implementation
+        with using({} if name is None else {paged_attention.OP.name: name}):
+            try:
+                lowered = jitted.lower(self._params, vector, self._caches, self._state.tokens)
+            except UnsupportedError as error:
+                raise ConfigError(f"ATTENTION_IMPLEMENTATION is {name!r}: {error}") from error
+        return lowered.compile()
 
     def _compile_choose(self, num_rows: int) -> Callable[..., Any]:
         step = self._counted(partial(choose, self.num_tokens))

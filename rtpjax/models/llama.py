@@ -5,13 +5,14 @@ Source: https://github.com/huggingface/transformers/tree/main/src/transformers/m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
+from pallas_kernels.registry import current_choice
 from rtpjax.models import rope
 from rtpjax.models.config import ModelConfig
 from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, product
@@ -45,15 +46,17 @@ class LlamaDecoderLayer(nnx.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), cache
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _run_layer(
-    graph: nnx.GraphDef[LlamaDecoderLayer], state: nnx.State, *args: Any
+    graph: nnx.GraphDef[LlamaDecoderLayer], choice: Hashable, state: nnx.State, *args: Any
 ) -> tuple[jax.Array, LayerCache]:
     """Calls a layer.
 
     As a function of its own it is traced once for all layers that are alike: 0.1 s in place of
-    0.6 s for 30 layers. XLA inlines it, so the layers are still unrolled.
+    0.6 s for 30 layers. XLA inlines it, so the layers are still unrolled. It is traced anew where
+    implementations are chosen otherwise (`current_choice`).
     """
+    del choice
     return nnx.merge(graph, state)(*args)
 
 
@@ -75,9 +78,11 @@ class LlamaModel(nnx.Module):
         """token_ids int32 `[T]` -> hidden states `[T, D]` and the updated caches."""
         x = self.embed_tokens(token_ids)
         cos_sin = rope.cos_sin(self.rope, step.positions)
+        choice = current_choice()
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = _run_layer(*nnx.split(layer), x, cos_sin, step, cache)
+            graph, state = nnx.split(layer)
+            x, cache = _run_layer(graph, choice, state, x, cos_sin, step, cache)
             new_caches.append(cache)
         return self.norm(x), tuple(new_caches)
 

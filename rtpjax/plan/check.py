@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rtpjax import gpus as gpu_data
 from rtpjax.plan import kernel_cases, topology
 from rtpjax.plan.job import Job, KernelJob, StepJob
 
@@ -38,7 +39,10 @@ _TIMEOUT_S = 300
 
 
 def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
-    """Every kernel with every shape (twins are not served), every model's steps, on every GPU."""
+    """Every kernel with every shape that it takes, every model's steps, on every GPU.
+
+    Twins are left out: they are not served.
+    """
     gpus = list(gpus)
     kernels = [
         KernelJob(op.name, implementation.name, case.name, gpu)
@@ -47,6 +51,7 @@ def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
         if "gpu" in implementation.platforms and implementation.name != "reference"
         for case in kernel_cases.cases(op.name)
         for gpu in gpus
+        if kernel_cases.is_supported(implementation, case, gpu_data.load(gpu))
     ]
     steps = [
         StepJob(model, gpu, tp_size, step, n)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -84,6 +85,8 @@ class KernelJob:
         where = NamedSharding(topology.make_mesh(gpu, 1), PartitionSpec())
         arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where) for a in case.arguments]
         with tempfile.TemporaryDirectory() as folder:
+            # Mosaic GPU does not write to XLA's folder by itself.
+            os.environ.update(MOSAIC_GPU_DUMP_PTX="1", MOSAIC_GPU_DUMP_TO=folder)
             lowered = jax.jit(lambda *a: function(*a, **case.options)).lower(*arguments)
             compiled = lowered.compile({"xla_dump_to": folder})
             resources = ptx.read_dump(Path(folder), gpu.ptx_target, ptxas)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
-from pallas_kernels.registry import Op
+from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError
+from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
 from rtpjax.plan import presets
 
@@ -41,6 +42,18 @@ def ops() -> dict[str, Op]:
         if isinstance(op, Op):
             found[op.name] = op
     return found
+
+
+def is_supported(implementation: Implementation, case: Case, gpu: Gpu) -> bool:
+    """Whether an implementation takes the case on a GPU, or refuses it before it is lowered."""
+    if implementation.supports is None:
+        return True
+    major, minor = gpu.compute_capability
+    try:
+        implementation.supports(Target("gpu", 10 * major + minor), *case.arguments, **case.options)
+    except UnsupportedError:
+        return False
+    return True
 
 
 def cases(op_name: str) -> list[Case]:

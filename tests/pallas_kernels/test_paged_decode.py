@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.cases import (
+    DISTINCT_SHAPES,
+    WHOLE_SHAPES,
+    case,
+    decode_lens,
+    reduced,
+    scores_of,
+)
 from pallas_kernels.paged_decode import MAX_SPLITS, Tiling, paged_decode
 from pallas_kernels.paged_tiles import Scores
-from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
-from tests.pallas_kernels.cases import DISTINCT_SHAPES, assert_matches, case, reduced, scores_of
+from pallas_kernels.shapes import AttentionShape
+from tests.pallas_kernels.shapes import assert_matches
 
 SMALL = AttentionShape("small", 6, 2, 16, cache_dtype="float32")
 FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
@@ -33,16 +41,12 @@ def test_shapes_of_models(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "page_size"),
-    [
-        pytest.param(shape, (8, 16, 64)[i % 3], id=shape.name)
-        for i, shape in enumerate(ATTENTION_SHAPES)
-    ],
-)
+@pytest.mark.parametrize("page_size", [8, 16, 64])
+@pytest.mark.parametrize("shape", WHOLE_SHAPES, ids=lambda s: s.name)
 def test_whole_shapes_of_models(shape, page_size):
-    lens = [0, 1, page_size - 1, page_size, page_size + 1, 256, 0, 511, 512]
-    check(shape, lens, page_size=page_size, num_shared=2)
+    """Every shape in its own format and in float32; the last row fills its table."""
+    lens = [*decode_lens(page_size), 511, 512]
+    check(shape, lens, page_size=page_size, num_shared=2, max_pages=512 // page_size)
 
 
 @pytest.mark.parametrize("page_size", [1, 64])

@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.cases import (
+    DISTINCT_SHAPES,
+    WHOLE_SHAPES,
+    case,
+    mixed_lens,
+    reduced,
+    scores_of,
+)
 from pallas_kernels.paged_prefill import Tiling, paged_prefill
 from pallas_kernels.paged_tiles import Scores
-from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
-from tests.pallas_kernels.cases import DISTINCT_SHAPES, assert_matches, case, reduced, scores_of
+from pallas_kernels.shapes import AttentionShape
+from tests.pallas_kernels.shapes import assert_matches
 
 FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
 SMALL = AttentionShape("small", 6, 2, 16, has_sinks=True, cache_dtype="float32")
@@ -33,17 +41,19 @@ def test_shapes_of_models(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "page_size"),
-    [
-        pytest.param(shape, (8, 16, 64)[i % 3], id=shape.name)
-        for i, shape in enumerate(ATTENTION_SHAPES)
-    ],
-)
+@pytest.mark.parametrize("page_size", [8, 16, 64])
+@pytest.mark.parametrize("shape", WHOLE_SHAPES, ids=lambda s: s.name)
 def test_whole_shapes_of_models(shape, page_size):
-    query_lens = [1, 1, 70, 130, 5, page_size - 1, page_size + 1, 0]
-    contexts = [page_size, 257, 300, 130, page_size + 1, page_size - 1, 4 * page_size, 0]
-    check(shape, query_lens, contexts, page_size=page_size, num_shared=2)
+    """Every shape in its own format and in float32: decodes, drafts, chunks, whole prompts."""
+    check(shape, *mixed_lens(page_size), page_size=page_size, num_shared=2)
+
+
+@pytest.mark.parametrize("num_drafts", [1, 4, 7])
+def test_rows_that_verify_drafts_beside_decodes_and_a_long_chunk(num_drafts):
+    """Each at the end of a page, of which the drafts' row shares the first ones with the chunk."""
+    query_lens = [1, 1, 1 + num_drafts, 1 + num_drafts, 90, 2]
+    contexts = [16, 33, 48, 1 + num_drafts, 138, 50]
+    check(SMALL, query_lens, contexts, scores=Scores(0.2, None, None), num_shared=2)
 
 
 @pytest.mark.parametrize("page_size", [1, 64])

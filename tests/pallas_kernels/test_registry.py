@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.paged_attention import OP
-from pallas_kernels.registry import Op, Target, UnsupportedError, current_target, tracing_for
+from pallas_kernels.registry import (
+    Implementation,
+    Op,
+    Target,
+    UnsupportedError,
+    current_target,
+    tracing_for,
+    using,
+)
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
 
 A100, L4, H100 = Target("gpu", 80), Target("gpu", 89), Target("gpu", 90)
@@ -25,9 +33,18 @@ def arguments(shape, num_pages=64, num_rows=4):
     return (q, pages, pages, *integers)
 
 
-def chosen(target, shape, name=None, **options):
+def named_arrays(shape, num_pages=64):
+    scales = jax.ShapeDtypeStruct((num_pages, shape.num_kv_heads), jnp.float32)
+    arrays = {"k_scales": scales, "v_scales": scales} if shape.is_quantized else {}
+    if shape.has_sinks:
+        arrays["sinks"] = jax.ShapeDtypeStruct((shape.num_heads,), jnp.float32)
+    return arrays
+
+
+def chosen(target, shape, name=None, num_pages=64):
     with tracing_for(target):
-        return OP.choose(name, *arguments(shape, **options), scale=1.0).name
+        args, arrays = arguments(shape, num_pages), named_arrays(shape, num_pages)
+        return OP.choose(name, *args, **arrays, scale=1.0).name
 
 
 def test_the_target_is_the_machine_unless_said():
@@ -62,12 +79,13 @@ def test_what_no_kernel_does(target, shape, num_pages, message, caplog):
         args[1] = args[2] = jax.ShapeDtypeStruct(args[1].shape, jnp.int16)
     else:
         args = arguments(shape, num_pages)
+    arrays = named_arrays(shape, num_pages)
     with tracing_for(target):
         with pytest.raises(UnsupportedError, match=f"^paged_attention: .*{message}.* xla instead"):
-            OP.choose("pallas", *args, scale=1.0)
+            OP.choose("pallas", *args, **arrays, scale=1.0)
         OP._warned.clear()
         for _ in range(2):
-            assert OP.choose(None, *args, scale=1.0).name == "xla"
+            assert OP.choose(None, *args, **arrays, scale=1.0).name == "xla"
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert "implementation pallas" in record.getMessage()
@@ -105,15 +123,26 @@ def test_implementations_in_order_of_registration():
         op(2, implementation="fast")
 
 
+def test_one_that_is_not_automatic_runs_only_if_it_is_named():
+    op = Op("twice")
+    op.register("special", "cpu", is_automatic=False)(lambda x: ("special", x))
+    op.register("plain", "cpu")(lambda x: ("plain", x))
+    assert op(1) == ("plain", 1)
+    assert op(1, implementation="special") == ("special", 1)
+    with using({"twice": "special", "another": "plain"}):
+        assert op(1) == ("special", 1)
+        assert op(1, implementation="plain") == ("plain", 1)
+    assert op(1) == ("plain", 1)
+    own = Implementation("own", lambda x: ("own", x), ("cpu",))
+    with using({"twice": own}):
+        assert op(1) == ("own", 1)
+
+
 @pytest.mark.parametrize("decode", [True, False])
 @pytest.mark.parametrize("shape", ATTENTION_SHAPES, ids=lambda s: s.name)
 def test_every_shape_lowers_for_nvidia(shape, decode):
     """Interpret mode lets through what Triton refuses: sizes that are no power of two."""
-    args = arguments(shape)
-    scales = jax.ShapeDtypeStruct((64, shape.num_kv_heads), jnp.float32)
-    arrays = {"k_scales": scales, "v_scales": scales} if shape.is_quantized else {}
-    if shape.has_sinks:
-        arrays["sinks"] = jax.ShapeDtypeStruct((shape.num_heads,), jnp.float32)
+    args, arrays = arguments(shape), named_arrays(shape)
 
     def attention(args, arrays):
         return OP(

@@ -10,11 +10,19 @@ import pytest
 from jax.sharding import Mesh
 
 from pallas_kernels import sharded
+from pallas_kernels.cases import (
+    WHOLE_SHAPES,
+    case,
+    decode_lens,
+    mixed_lens,
+    reduced,
+    scores_of,
+)
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
 from pallas_kernels.paged_tiles import Operands, Scores
 from pallas_kernels.shapes import AttentionShape
-from tests.pallas_kernels.cases import assert_matches, case
+from tests.pallas_kernels.shapes import assert_matches
 
 SHAPE = AttentionShape("gpt-oss-like", 8, 4, 16, has_sinks=True, cache_dtype="int8")
 SCORES = Scores(0.25, 20, None)
@@ -45,6 +53,27 @@ def test_kernels_on_four_devices(kernel, query_lens):
     got = run(operands, 4, attention)
     assert got.sharding.spec[1] == "tp"
     assert_matches(got, operands, SCORES)
+
+
+SPLIT_IN_FOUR = [shape for shape in WHOLE_SHAPES if shape.num_kv_heads % 4 == 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [paged_decode, paged_prefill])
+@pytest.mark.parametrize("shape", SPLIT_IN_FOUR, ids=lambda s: s.name)
+def test_shapes_of_models_on_four_devices(shape, kernel):
+    """A kv head on each device, of which every one has its own heads' sinks and scales."""
+    shape = reduced(shape, num_kv_heads=4)
+    scores = scores_of(shape)
+    query_lens, contexts = mixed_lens(16)
+    if kernel is paged_decode:
+        query_lens, contexts = [1] * 8, decode_lens(16)
+
+    def attention(*arrays, sinks, k_scales, v_scales):
+        return kernel(Operands(*arrays, sinks, k_scales, v_scales), scores, interpret=True)
+
+    operands = case(shape, query_lens, contexts, num_shared=2)
+    assert_matches(run(operands, 4, attention), operands, scores)
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])

@@ -48,6 +48,7 @@ def test_what_auto_is_on_the_cpu():
         "max_num_waiting": 4096,
         "use_prefix_cache": True,
         "tp_size": 1,
+        "attention_implementation": None,
     }
     assert config.table_width == 64
 
@@ -130,6 +131,14 @@ def test_a_context_that_does_not_fit_is_refused_with_what_would():
         ({"max_num_batched_tokens": 8}, "MAX_BATCH_TOKENS_SIZE is 8; it must be at least 16"),
         ({"max_model_len": 1}, "MAX_SEQ_LEN is 1; it must be at least 2"),
         ({"max_model_len": 0}, "MAX_SEQ_LEN is 0; it must be at least 2"),
+        (
+            {"attention_implementation": "mosaic"},
+            r"IMPLEMENTATION is 'mosaic'; on this platform \(cpu\) there are reference, xla\.",
+        ),
+        (
+            {"attention_implementation": "fast", "platform": "gpu"},
+            r"IMPLEMENTATION is 'fast'; .*\(gpu\) there are mosaic, pallas, reference, xla\.",
+        ),
         ({"kv_cache_bytes": 3 * MIB}, "has 3.0 MiB.*KV_CACHE_MEM_MB to at least 4"),
         ({"kv_cache_bytes": 0}, "has 0.0 MiB"),
         ({"kv_cache_bytes": -1}, "KV_CACHE_MEM_MB"),

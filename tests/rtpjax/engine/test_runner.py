@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
+from pallas_kernels.paged_attention import OP
+from pallas_kernels.registry import Implementation, Target, tracing_for
 from rtpjax.engine import kv_cache
 from rtpjax.engine.batch import Bucket
 from rtpjax.engine.request import SamplingParams
 from rtpjax.engine.runner import biases_of, buckets_of
 from rtpjax.engine.sampling import EXCLUDED
+from rtpjax.errors import ConfigError
 from tests.rtpjax.engine import tiny
 
 
@@ -30,6 +34,32 @@ def test_buckets_are_families_of_one_dimension(rows, tokens, platform, decode, e
         *[Bucket("decode", n, n) for n in decode],
         *[Bucket("extend", n, rows) for n in extend],
     ]
+
+
+def naming(runner, name):
+    """The runner, of which the operator has named the implementation of attention."""
+    named = copy.copy(runner)
+    named.config = dataclasses.replace(runner.config, attention_implementation=name)
+    return named
+
+
+@pytest.mark.parametrize("bucket", [Bucket("decode", 2, 2), Bucket("extend", 32, 4)], ids=str)
+def test_attention_that_the_operator_names_is_in_the_layers(runner, bucket, monkeypatch):
+    calls = []
+
+    def counted(*arrays, **options):
+        calls.append(options["decode"])
+        return OP.implementations["xla"].function(*arrays, **options)
+
+    monkeypatch.setitem(OP.implementations, "counted", Implementation("counted", counted, ("cpu",)))
+    naming(runner, "counted")._compile_forward(bucket)
+    assert calls == [bucket.kind == "decode"]  # both layers are alike, and traced once
+
+
+def test_a_named_attention_that_cannot_do_the_model_is_an_error_of_the_setting(runner):
+    expected = "ATTENTION_IMPLEMENTATION is 'mosaic': .* compute capability 80 .* pallas instead"
+    with tracing_for(Target("gpu", 80)), pytest.raises(ConfigError, match=expected):
+        naming(runner, "mosaic")._compile_forward(Bucket("extend", 32, 4))
 
 
 def test_programs_update_cache_and_state_in_place(runner):

@@ -1,4 +1,7 @@
-"""Random ragged batches over a scrambled cache in which everything that no row owns is poison."""
+"""Random ragged batches over a scrambled cache in which everything that no row owns is poison.
+
+Tests and `rtpjax check` compare kernels with their plain twins on them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,7 @@ from pallas_kernels import paged_attention as op
 from pallas_kernels.paged_tiles import Operands, Scores
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
 
-# One shape of each head_dim, format and option; the long sweep has them all.
-DISTINCT = (
+_DISTINCT = (
     "SmolLM2-135M",
     "Llama-3.1-8B",
     "Llama-3.1-8B int8 cache",
@@ -25,9 +27,18 @@ DISTINCT = (
     "Phi-3-mini",
     "gpt-oss-20b",
 )
-DISTINCT_SHAPES = [shape for shape in ATTENTION_SHAPES if shape.name in DISTINCT]
-assert len(DISTINCT_SHAPES) == len(DISTINCT)
+DISTINCT_SHAPES = tuple(shape for shape in ATTENTION_SHAPES if shape.name in _DISTINCT)
+"""One shape of each head_dim, format and option, for runs that must not take long."""
+assert len(DISTINCT_SHAPES) == len(_DISTINCT)
 
+WHOLE_SHAPES = ATTENTION_SHAPES + tuple(
+    dataclasses.replace(shape, name=f"{shape.name} float32", cache_dtype="float32")
+    for shape in ATTENTION_SHAPES
+    if shape.cache_dtype == "bfloat16"
+)
+"""The whole table, and its shapes in float32, where a kernel has to be exact."""
+
+# By the format of the result: what a kernel may differ from its twin by, relative and absolute.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 
 
@@ -42,7 +53,34 @@ def reduced(shape: AttentionShape, *, num_kv_heads: int = 2, window: int = 37) -
     )
 
 
+def decode_lens(page_size: int) -> list[int]:
+    """Contexts at every edge of pages and tiles, and rows that are not used."""
+    return [0, 1, page_size - 1, page_size, page_size + 1, 129, 0, 8 * page_size]
+
+
+def mixed_lens(page_size: int) -> tuple[list[int], list[int]]:
+    """Query and context lengths of one call.
+
+    Decodes, rows that verify 1 to 7 drafts, chunks after a cached prefix, whole prompts, and a row
+    that is not used.
+    """
+    rows = [
+        (1, page_size),
+        (1, 1),
+        (2, page_size + 1),
+        (8, 4 * page_size),
+        (5, 5),
+        (page_size - 1, page_size - 1),
+        (page_size + 1, 3 * page_size),
+        (70, 8 * page_size),
+        (page_size, page_size),
+        (0, 0),
+    ]
+    return [query for query, _ in rows], [max(pair) for pair in rows]
+
+
 def scores_of(shape: AttentionShape) -> Scores:
+    """What the shape's model makes of products."""
     return Scores(shape.head_dim**-0.5, shape.window, shape.soft_cap)
 
 
@@ -58,6 +96,9 @@ def case(
     num_shared: int = 0,
 ) -> Operands:
     """A batch of rows with these lengths.
+
+    Everything that no row owns is NaN: pages, slots behind a context, scales of unowned pages. A
+    cache of int8, which has no NaN, has its largest number there.
 
     Args:
         shape: Heads and formats.
@@ -84,10 +125,10 @@ def case(
     T = sum(query_lens) if num_tokens is None else num_tokens
     q_dtype = "bfloat16" if shape.is_quantized else shape.cache_dtype
     k, v = (_pages(rng, live, (K, H), shape.cache_dtype) for _ in range(2))
-    scales = [None, None]
+    scales: list[jax.Array | None] = [None, None]
     if shape.is_quantized:
         top = 127 if shape.cache_dtype == "int8" else 448
-        owned = live.any(1)[:, None]
+        owned = np.asarray(live.any(axis=1))[:, None]
         scales = [
             jnp.asarray(np.where(owned, rng.uniform(1, 3, (total, K)) / top, np.nan), jnp.float32)
             for _ in range(2)
@@ -104,7 +145,10 @@ def case(
     )
 
 
-def _pages(rng, live, heads, dtype):
+def _pages(
+    rng: np.random.Generator, live: np.ndarray, heads: tuple[int, int], dtype: str
+) -> jax.Array:
+    """Pages `[P, page_size, K, H]`, poisoned where no row's token stands: live `[P, page_size]`."""
     values = rng.standard_normal((*live.shape, *heads))
     if dtype == "int8":
         values = np.clip(np.round(values * 40), -127, 127)
@@ -122,11 +166,15 @@ def expected(operands: Operands, scores: Scores) -> jax.Array:
     return op.reference(**arrays, **scores._asdict())
 
 
-def assert_matches(got, operands: Operands, scores: Scores) -> None:
-    """Compares the tokens that rows have."""
+def worst(got: jax.Array, operands: Operands, scores: Scores) -> float:
+    """Largest error at the tokens that rows have, as a part of what is tolerated; inf for NaN.
+
+    An element may be off by tolerance * (1 + |expected|).
+    """
     num_tokens = int(operands.query_start[-1])
     want = np.asarray(expected(operands, scores))[:num_tokens]
-    got = np.asarray(got[:num_tokens].astype(jnp.float32))
-    tolerance = TOLERANCE[operands.q.dtype.name]
     assert np.isfinite(want).all()
-    np.testing.assert_allclose(got, want, atol=tolerance, rtol=tolerance)
+    values = np.asarray(got[:num_tokens].astype(jnp.float32))
+    tolerated = TOLERANCE[operands.q.dtype.name] * (1 + np.abs(want))
+    errors = np.abs(values - want) / tolerated
+    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0.0))
