@@ -37,6 +37,8 @@ class EngineSettings:
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
         compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
+        quantization: What plain weights are quantized to while they are loaded, a key of
+            rtpjax.models.quantization.METHODS. None: they stay as they are.
     """
 
     act_type: ActType | None = None
@@ -50,6 +52,7 @@ class EngineSettings:
     use_prefix_cache: bool = True
     tp_size: int = 1
     compile_cache_dir: str | None = None
+    quantization: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

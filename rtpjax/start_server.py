@@ -155,7 +155,22 @@ def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         reserved_bytes=settings["RESERVER_RUNTIME_MEM_MB"] * MIB,
         use_prefix_cache=settings["REUSE_CACHE"],
         tp_size=settings["TP_SIZE"],
+        quantization=quantization_of(settings),
     )
+
+
+def quantization_of(settings: Mapping[str, Any]) -> str | None:
+    """What QUANTIZATION and INT8_MODE mean together.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    method = settings["QUANTIZATION"]
+    if settings["INT8_MODE"] and method not in (None, "int8"):
+        raise ConfigError(
+            f"INT8_MODE is 1 and QUANTIZATION is {method}: a contradiction. Leave one of them out."
+        )
+    return "int8" if settings["INT8_MODE"] else method
 
 
 def _announce(url: str, model_name: str, started: float) -> None:

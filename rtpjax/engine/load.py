@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+
 import jax
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +14,10 @@ from rtpjax.checkpoint import Checkpoint, load_params, params_bytes
 from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.runner import Runner
 from rtpjax.models import ModelConfig, abstract_state, build
+from rtpjax.models.quantization import kept_on
+from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
+
+logger = logging.getLogger(__name__)
 
 
 def load_engine(
@@ -39,8 +46,14 @@ def load_engine(
     mesh = sharding.make_mesh(settings.tp_size)
     sharding.check_model_fits(model_config, settings.tp_size)
     precision = config.precision_of(settings, platform)
+    wanted = wanted_quantization(model_config, settings.quantization)
+    kept = kept_on(platform, wanted)
+    stored_config, model_config = model_config, dataclasses.replace(model_config, quantization=kept)
     specs = abstract_state(model_config, precision)
     cache_specs = build(model_config, precision, abstract=True).cache_specs()
+    if not wanted.is_plain:
+        checkpoint = QuantizedCheckpoint(checkpoint, stored_config, wanted, kept, specs)
+        logger.info("Weights: %s, kept as %s", wanted.layers, kept.layers)
     is_cpu = platform == "cpu"
 
     def settle(free_bytes: int | None) -> config.EngineConfig:

@@ -94,7 +94,7 @@ def _quantized_matmul() -> list[Case]:
         arguments = (
             jax.ShapeDtypeStruct((8, size), jnp.bfloat16),
             jax.ShapeDtypeStruct((out, size), jnp.int8),
-            jax.ShapeDtypeStruct((out,), jnp.float32),
+            jax.ShapeDtypeStruct((out, 1), jnp.float32),
         )
         cases.append(Case(f"{name} q_proj int8[8]", arguments, {}))
     return cases

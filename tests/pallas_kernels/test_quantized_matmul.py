@@ -19,7 +19,7 @@ def int8_case(T, out, num_inputs, dtype="float32", seed=0):
     weight = rng.integers(-127, 128, (out, num_inputs)).astype(np.int8)
     scales = rng.uniform(0.001, 0.01, out).astype(np.float32)
     exact = np.asarray(x, np.float64) @ (weight * scales[:, None].astype(np.float64)).T
-    return (x, jnp.asarray(weight), jnp.asarray(scales), None), exact
+    return (x, jnp.asarray(weight), jnp.asarray(scales)[:, None], None), exact
 
 
 def int4_case(T, out, num_inputs, group, *, has_zeros, dtype="float32", seed=0):
