@@ -12,6 +12,7 @@ that a process reads and converts only what its devices keep.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
-from rtpjax.errors import CheckpointError, ConfigError
-from rtpjax.models import ModelConfig, ParamSpec
+from rtpjax.errors import ConfigError
+from rtpjax.models import ModelConfig, ParamSpec, Precision, abstract_state
 from rtpjax.models.encodings import Encoding, StoredMatrix, encoding_of
 from rtpjax.models.quantization import (
     INPUT_ORDER,
@@ -29,8 +30,37 @@ from rtpjax.models.quantization import (
     Int4,
     Quantization,
     WeightFormat,
+    kept_on,
     quantization_of,
 )
+
+logger = logging.getLogger(__name__)
+
+
+def in_formats(
+    checkpoint: Checkpoint, method: str | None, precision: Precision, platform: str
+) -> tuple[ModelConfig, Mapping[str, ParamSpec], Checkpoint]:
+    """A model in the formats that a platform keeps, what it declares, and where that is read.
+
+    Args:
+        checkpoint: What is stored.
+        method: A key of quantization.METHODS to quantize plain matrices to, or None.
+        precision: Formats of what is not quantized.
+        platform: `cpu` or `gpu`.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit its model.
+        ConfigError: It is quantized already, in another way.
+    """
+    stored = ModelConfig.from_hf(checkpoint.config)
+    wanted = wanted_quantization(stored, method)
+    kept = kept_on(platform, wanted)
+    model = dataclasses.replace(stored, quantization=kept)
+    specs = abstract_state(model, precision)
+    if wanted.is_plain:
+        return model, specs, checkpoint
+    logger.info("Weights: %s, kept as %s", wanted, kept)
+    return model, specs, QuantizedCheckpoint(checkpoint, stored, wanted, kept, specs)
 
 
 def wanted_quantization(
@@ -222,10 +252,7 @@ class QuantizedCheckpoint:
             spec = ParamSpec(matrix.shape, np.dtype(np.float32), ())
             return {f"{matrix.name}.{WEIGHT}": spec}
         assert encoding is not None
-        try:
-            parts = encoding.parts(matrix.stored, self._stored(matrix))
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: {matrix.name}: {error}.") from error
+        parts = encoding.parts(matrix.stored, self._stored(matrix))
         return {
             f"{matrix.name}.{part}": ParamSpec(shape, dtype or np.dtype(np.float32), ())
             for part, (shape, dtype) in parts.items()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-
 import jax
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -13,11 +10,8 @@ from rtpjax import config, sharding
 from rtpjax.checkpoint import Checkpoint, load_params, params_bytes
 from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.runner import Runner
-from rtpjax.models import ModelConfig, abstract_state, build
-from rtpjax.models.quantization import kept_on
-from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
-
-logger = logging.getLogger(__name__)
+from rtpjax.models import build
+from rtpjax.quantized_checkpoint import in_formats
 
 
 def load_engine(
@@ -42,18 +36,13 @@ def load_engine(
         ConfigError: A setting cannot be met.
     """
     platform = jax.default_backend()
-    model_config = ModelConfig.from_hf(checkpoint.config)
+    precision = config.precision_of(settings, platform)
+    model_config, specs, checkpoint = in_formats(
+        checkpoint, settings.quantization, precision, platform
+    )
     mesh = sharding.make_mesh(settings.tp_size)
     sharding.check_model_fits(model_config, settings.tp_size)
-    precision = config.precision_of(settings, platform)
-    wanted = wanted_quantization(model_config, settings.quantization)
-    kept = kept_on(platform, wanted)
-    stored_config, model_config = model_config, dataclasses.replace(model_config, quantization=kept)
-    specs = abstract_state(model_config, precision)
     cache_specs = build(model_config, precision, abstract=True).cache_specs()
-    if not wanted.is_plain:
-        checkpoint = QuantizedCheckpoint(checkpoint, stored_config, wanted, kept, specs)
-        logger.info("Weights: %s, kept as %s", wanted.layers, kept.layers)
     is_cpu = platform == "cpu"
 
     def settle(free_bytes: int | None) -> config.EngineConfig:

@@ -29,6 +29,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pallas_kernels.quantized_matmul import quantized_matmul
+from rtpjax.errors import CheckpointError
 
 WEIGHT, SCALE, ZERO_POINT = "weight", "weight_scale", "weight_zero_point"
 INPUT_ORDER = "input_order"
@@ -224,12 +225,12 @@ class _Scaled(WeightFormat):
         """Scales of one output.
 
         Raises:
-            ValueError: Groups do not divide the inputs.
+            CheckpointError: Groups do not divide the inputs.
         """
         if num_inputs % (self.group or 1) or num_inputs % self.per_byte:
-            raise ValueError(
-                f"{num_inputs} inputs cannot be cut into groups of {self.group}; "
-                "choose a group that divides them"
+            raise CheckpointError(
+                f"A matrix of {num_inputs} inputs cannot be cut into groups of {self.group}; "
+                "quantize the model in groups that divide them, or per output."
             )
         return num_inputs // (self.group or num_inputs)
 

@@ -132,8 +132,7 @@ class CompressedTensors(Encoding):
         out, num_inputs = matrix.shape
         found = matrix.found.get(SCALE, ())
         if format in self._blocks:
-            rows, columns = self._blocks[format]
-            return (-(-out // rows), -(-num_inputs // columns))
+            return (-(-out // self._blocks[format][0]), format.num_groups(num_inputs))
         if format.group is None and found in ((), (1,)):
             return found
         return (out, format.num_groups(num_inputs))

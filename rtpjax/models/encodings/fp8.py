@@ -51,8 +51,9 @@ class Fp8Blocks(Encoding):
         """See Encoding."""
         weight = {WEIGHT: StoredPart(matrix.shape, FLOAT8)}
         if self.block is not None:
-            blocks = [-(-n // b) for n, b in zip(matrix.shape, self.block, strict=True)]
-            return weight | {"weight_scale_inv": StoredPart((blocks[0], blocks[1]))}
+            assert isinstance(format, Fp8)
+            blocks = -(-matrix.shape[0] // self.block[0]), format.num_groups(matrix.shape[1])
+            return weight | {"weight_scale_inv": StoredPart(blocks)}
         name = _scale_name(matrix)
         shape = matrix.found.get(name)
         return weight | {name: StoredPart(shape if shape in ((), (1,)) else ())}
