@@ -31,6 +31,7 @@ from rtpjax.models.quantization import (
     Quantization,
     WeightFormat,
     kept_on,
+    on_mesh,
     quantization_of,
 )
 
@@ -38,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def in_formats(
-    checkpoint: Checkpoint, method: str | None, precision: Precision, platform: str
+    checkpoint: Checkpoint,
+    method: str | None,
+    precision: Precision,
+    platform: str,
+    *,
+    tp_size: int = 1,
 ) -> tuple[ModelConfig, Mapping[str, ParamSpec], Checkpoint]:
     """A model in the formats that a platform keeps, what it declares, and where that is read.
 
@@ -47,6 +53,7 @@ def in_formats(
         method: A key of quantization.METHODS to quantize plain matrices to, or None.
         precision: Formats of what is not quantized.
         platform: `cpu` or `gpu`.
+        tp_size: Devices that the model is split over.
 
     Raises:
         CheckpointError: The checkpoint does not fit its model.
@@ -55,7 +62,7 @@ def in_formats(
     stored = ModelConfig.from_hf(checkpoint.config)
     wanted = wanted_quantization(stored, method)
     kept = kept_on(platform, wanted)
-    model = dataclasses.replace(stored, quantization=kept)
+    model = dataclasses.replace(stored, quantization=on_mesh(kept, platform, tp_size))
     specs = abstract_state(model, precision)
     if wanted.is_plain:
         return model, specs, checkpoint

@@ -38,7 +38,7 @@ def load_engine(
     platform = jax.default_backend()
     precision = config.precision_of(settings, platform)
     model_config, specs, checkpoint = in_formats(
-        checkpoint, settings.quantization, precision, platform
+        checkpoint, settings.quantization, precision, platform, tp_size=settings.tp_size
     )
     mesh = sharding.make_mesh(settings.tp_size)
     sharding.check_model_fits(model_config, settings.tp_size)

@@ -179,11 +179,13 @@ class _Scaled(WeightFormat):
         has_zeros: Whether a group has a number of its own that means 0.
         has_order: Whether inputs are reordered, so that those of a group are neighbours (GPTQ's
             desc_act): column i of the stored matrix is of input input_order[i].
+        implementation: Of the product; None for the platform's default.
     """
 
     group: int | None = None
     has_zeros: bool = False
     has_order: bool = False
+    implementation: str | None = None
 
     dtype: ClassVar[DTypeLike]
     zeros_dtype: ClassVar[DTypeLike] = jnp.uint8
@@ -238,7 +240,10 @@ class _Scaled(WeightFormat):
         """See WeightFormat."""
         if self.has_order:
             x = jnp.take(x, arrays[INPUT_ORDER], axis=1)
-        return quantized_matmul(x, arrays[WEIGHT], arrays[SCALE], arrays.get(ZERO_POINT))
+        zeros = arrays.get(ZERO_POINT)
+        return quantized_matmul(
+            x, arrays[WEIGHT], arrays[SCALE], zeros, implementation=self.implementation
+        )
 
     def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
         """See WeightFormat; only for a scale per output, as embeddings have it."""
@@ -416,3 +421,21 @@ def kept_on(platform: str, quantization: Quantization) -> Quantization:
         for value in [getattr(quantization, field.name)]
     }
     return Quantization(**kept)
+
+
+def on_mesh(quantization: Quantization, platform: str, tp_size: int) -> Quantization:
+    """The formats with products that can be split over so many devices.
+
+    XLA cannot split a Pallas kernel, and would gather whole weights for it in every step; its own
+    product it splits like any other.
+    """
+    if platform == "cpu" or tp_size == 1:
+        return quantization
+    split = {
+        field.name: dataclasses.replace(value, implementation="xla")
+        if isinstance(value, _Scaled)
+        else value
+        for field in dataclasses.fields(quantization)
+        for value in [getattr(quantization, field.name)]
+    }
+    return Quantization(**split)
