@@ -1,16 +1,17 @@
-"""`bench serve|offline|quality|prefix`, also reached as `rtpjax bench ...`."""
+"""`bench serve|offline|quality|step|prefix`, also reached as `rtpjax bench ...`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from bench import offline, prefix, quality, serve
+from bench import offline, prefix, quality, serve, step
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
     "offline": (offline, "the engine without HTTP, beside transformers"),
     "quality": (quality, "perplexity and greedy agreement of quantized weights"),
+    "step": (step, "one decode step with quantized weights beside bf16"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
 }
 
