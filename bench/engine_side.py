@@ -27,16 +27,17 @@ class EngineSide:
     Args:
         model_path: The checkpoint's folder.
         num_constrained: Rows of each batch that follow a grammar.
+        quantization: What weights are quantized to.
     """
 
-    def __init__(self, model_path: str, num_constrained: int = 0):
+    def __init__(self, model_path: str, num_constrained: int = 0, quantization: str | None = None):
         self._num_constrained = num_constrained
         # No end tokens: the lengths are fixed.
         self._llm = load_engine(
             open_checkpoint(model_path),
             cast(PreTrainedTokenizerFast, load_tokenizer(model_path)),
             (),
-            EngineSettings(),
+            EngineSettings(quantization=quantization),
         )
         self._host_share = 0.0
 
@@ -62,4 +63,5 @@ def _token_ids(parts: list[RequestOutput]) -> list[int]:
 
 
 if __name__ == "__main__":
-    serve_side(lambda: EngineSide(sys.argv[1], *map(int, sys.argv[2:])))
+    path, *options = sys.argv[1:]
+    serve_side(lambda: EngineSide(path, int(options[0]) if options else 0, *options[1:]))

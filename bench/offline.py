@@ -1,5 +1,6 @@
 """`bench offline`: the engine without HTTP, greedy, fixed lengths, beside transformers' `generate`.
 
+`--compare int8` (or int4, fp8) stands the engine beside itself with its weights quantized.
 With `--constrained N`, N rows of each batch follow a grammar, and the engine stands beside itself
 without any: the ratio says what they cost all rows together.
 
@@ -21,6 +22,7 @@ from bench.report import busy_share, table, write_json
 from bench.side import Generated, SideError, SideProcess
 from bench.stats import ratio
 from bench.workload import random_token_ids
+from rtpjax.models.quantization import METHODS
 
 ENGINE = "rtpjax"
 UNCONSTRAINED = "unconstrained"
@@ -50,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compare", choices=("transformers",), help="measure it side by side")
+    parser.add_argument(
+        "--compare",
+        choices=("transformers", *METHODS),
+        help="measure it side by side: transformers, or the engine with quantized weights",
+    )
     parser.add_argument(
         "--constrained", type=int, default=0, help="rows that follow a grammar, beside none"
     )
@@ -66,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     sides = [_start(ENGINE, "bench.engine_side", args.model, str(args.constrained))]
     if args.constrained:
         sides.append(_start(UNCONSTRAINED, "bench.engine_side", args.model))
-    if args.compare:
+    if args.compare in METHODS:
+        sides.append(_start(args.compare, "bench.engine_side", args.model, "0", args.compare))
+    elif args.compare:
         sides.append(_start(args.compare, f"bench.{args.compare}_side", args.model))
     comparisons: list[Comparison] = []
     try:

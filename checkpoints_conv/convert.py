@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
@@ -11,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ from checkpoints_conv.readers import open_checkpoint
 from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.writers import WRITERS, Source, num_bytes
 from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
-from rtpjax.errors import CheckpointError
+from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.models import ModelConfig, Precision, abstract_state
+from rtpjax.models.encodings.compressed_tensors import config_of, stored_arrays, stored_parts
+from rtpjax.models.quantization import SCALE, UNQUANTIZED, WEIGHT
+from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
 from rtpjax.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,9 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+
+# Declares the same tensors as any other; formats are those of the source.
+_PRECISION = Precision.of("FP32", "cpu")
 
 # What a folder may have besides weights and config.json that a server uses.
 _TEXT_FILES = (
@@ -63,12 +70,16 @@ class Conversion:
         format: "safetensors" or "orbax".
         dtype: "float32", "bfloat16", "float16", or "auto": as stored, and quantized weights as
             bfloat16.
+        quantize: "int8", "int4" or "fp8": what matrices are quantized to; the rest has dtype.
+        group: Inputs that share a scale, for int4.
         force: Whether an existing destination is replaced.
         has_progress: Whether a bar is drawn on stderr.
     """
 
     format: str = "safetensors"
     dtype: str = "auto"
+    quantize: str | None = None
+    group: int | None = None
     force: bool = False
     has_progress: bool = True
 
@@ -88,16 +99,92 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
     if destination.exists() and not options.force:
         raise CheckpointError(f"{destination}: already there. Give --force to replace it.")
     checkpoint = open_checkpoint(source)
-    model_config = ModelConfig.from_hf(checkpoint.config)
-    specs = abstract_state(model_config, Precision.of("FP32", "cpu"))
-    check_tensors(checkpoint, specs)
+    config = ModelConfig.from_hf(checkpoint.config)
+    if options.quantize is None:
+        weights = _plain(checkpoint, config)
+    else:
+        weights = _quantized(checkpoint, config, options)
     try:
         with complete_folder(destination, force=options.force) as folder:
-            _write(checkpoint, list(specs), folder, options)
+            _write(checkpoint, weights, folder, options)
     except OSError as error:
         raise CheckpointError(
             f"{destination}: writing failed, nothing stands there: {error}"
         ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """What is written.
+
+    Attributes:
+        tensors: In the order they are written; plain ones as they are stored.
+        read: One of them.
+        config: The config.json.
+        is_rounded: Whether plain ones were quantized in the source: their format says little.
+    """
+
+    tensors: Sequence[TensorInfo]
+    read: Callable[[str], np.ndarray]
+    config: dict[str, Any]
+    is_rounded: bool = False
+
+
+def _plain(checkpoint: Checkpoint, config: ModelConfig) -> _Weights:
+    """Every parameter as it is, and quantized ones as plain matrices."""
+    plain = dataclasses.replace(config, quantization=UNQUANTIZED)
+    specs = abstract_state(plain, _PRECISION)
+    source: Checkpoint = checkpoint
+    if config.quantization.is_plain:
+        check_tensors(checkpoint, specs)
+    else:
+        source = QuantizedCheckpoint(checkpoint, config, config.quantization, UNQUANTIZED, specs)
+    rest = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+    is_rounded = isinstance(checkpoint, GgufCheckpoint) and checkpoint.is_quantized
+    return _Weights(
+        [source.tensors[name] for name in specs],
+        source.read,
+        rest,
+        is_rounded or source is not checkpoint,
+    )
+
+
+def _quantized(checkpoint: Checkpoint, config: ModelConfig, options: Conversion) -> _Weights:
+    """Matrices as compressed-tensors stores them, the rest as it is."""
+    if not config.quantization.is_plain:
+        raise CheckpointError(
+            f"{checkpoint.path}: is quantized already, as {config.quantization.layers}. Convert "
+            "the checkpoint that it was made from."
+        )
+    try:
+        wanted = wanted_quantization(config, options.quantize, options.group)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    specs = abstract_state(dataclasses.replace(config, quantization=wanted), _PRECISION)
+    view = QuantizedCheckpoint(checkpoint, config, wanted, wanted, specs)
+    tensors, modules = [], {}
+    for name in specs:
+        module = name.rpartition(".")[0]
+        format = wanted.of(module)
+        if f"{module}.{SCALE}" not in specs or name.endswith(".bias"):
+            tensors.append(view.tensors[name])
+        elif name.endswith(f".{WEIGHT}"):
+            shape = checkpoint.tensors[name].shape
+            parts = {f"{module}.{part}": info for part, info in stored_parts(format, shape).items()}
+            tensors += [TensorInfo(part, *info) for part, info in parts.items()]
+            modules |= dict.fromkeys(parts, module)
+
+    @functools.lru_cache(maxsize=1)
+    def arrays_of(module: str) -> dict[str, np.ndarray]:
+        format = wanted.of(module)
+        return stored_arrays(format, {part: view.read(f"{module}.{part}") for part in format.parts})
+
+    def read(name: str) -> np.ndarray:
+        if name not in modules:
+            return view.read(name)
+        return arrays_of(modules[name])[name.rpartition(".")[2]]
+
+    return _Weights(tensors, read, {**checkpoint.config, "quantization_config": config_of(wanted)})
 
 
 @contextlib.contextmanager
@@ -156,13 +243,12 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write(checkpoint: Checkpoint, names: list[str], folder: Path, options: Conversion) -> None:
-    """Weights, tokenizer, config.json, manifest.json, in this order."""
-    tensors = [_target(checkpoint, name, options.dtype) for name in names]
+def _write(checkpoint: Checkpoint, weights: _Weights, folder: Path, options: Conversion) -> None:
+    tensors = [_target(info, weights, options.dtype) for info in weights.tensors]
     dtypes = {info.name: info.dtype for info in tensors}
 
     def read(name: str) -> np.ndarray:
-        return checkpoint.read(name).astype(dtypes[name], copy=False)
+        return weights.read(name).astype(dtypes[name], copy=False)
 
     total = sum(map(num_bytes, tensors))
     with tqdm(
@@ -174,8 +260,14 @@ def _write(checkpoint: Checkpoint, names: list[str], folder: Path, options: Conv
     ) as bar:
         files = WRITERS[options.format](folder, Source(tensors, read, bar.update))
     _write_texts(checkpoint, folder)
-    saved_dtype = max(set(dtypes.values()), key=list(dtypes.values()).count)
-    _write_json(folder / "config.json", _config(checkpoint.config, saved_dtype))
+    # Of what is not quantized; scales are float32 whatever the model is.
+    plain = [
+        info.dtype
+        for info in tensors
+        if info.dtype in DTYPES.values() and not info.name.endswith(f".{SCALE}")
+    ]
+    saved_dtype = max(set(plain), key=plain.count)
+    _write_json(folder / "config.json", _config(weights.config, saved_dtype))
     described = {
         info.name: {
             "shape": list(info.shape),
@@ -202,12 +294,13 @@ def _tool() -> str:
         return "rtpjax, run from its source folder"
 
 
-def _target(checkpoint: Checkpoint, name: str, dtype: str) -> TensorInfo:
-    info = checkpoint.tensors[name]
+def _target(info: TensorInfo, weights: _Weights, dtype: str) -> TensorInfo:
+    """How a tensor is written: scales and quantized numbers as they are."""
+    if info.dtype not in DTYPES.values() or info.name.endswith(f".{SCALE}"):
+        return info
     if dtype != "auto":
         return dataclasses.replace(info, dtype=DTYPES[dtype])
-    is_quantized = isinstance(checkpoint, GgufCheckpoint) and checkpoint.is_quantized
-    return dataclasses.replace(info, dtype=DTYPES["bfloat16"]) if is_quantized else info
+    return dataclasses.replace(info, dtype=DTYPES["bfloat16"]) if weights.is_rounded else info
 
 
 def _config(config: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _write_file(path: Path, tensors: Sequence[TensorInfo], source: Source) -> No
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for info in tensors:
-            values = np.ascontiguousarray(source.read(info.name))
+            values = np.asarray(source.read(info.name), order="C")  # also of no dimensions
             assert values.shape == info.shape and values.dtype == info.dtype, info
             file.write(values.reshape(-1).view(np.uint8).data)
             source.progress(num_bytes(info))

@@ -1,17 +1,18 @@
-"""Products with quantized weights: int8 with a scale per output, or int4 with one per group.
+"""Products with quantized weights: int8, float8_e4m3fn or int4, with scales for groups of inputs.
 
-    int8   weight int8 [out, in], scales float32 [out]:
-           w[o, i] = weight[o, i] * scales[o]
+    weight   int8 or float8_e4m3fn [out, in], or int4: uint8 [out, in / 2]
+    scales   float32 [out, in / g];  one group of all inputs is a scale per output
+    zeros    whole numbers [out, in / g], or None: 0, and 8 for int4
 
-    int4   weight uint8 [out, in / 2], scales float32 [out, in / g], zeros uint8 alike or None:
-           w[o, i] = (nibble[o, i] - zeros[o, i // g]) * scales[o, i // g],  zeros are 8 if None
+    w[o, i] = (number[o, i] - zeros[o, i // g]) * scales[o, i // g]
 
-           one group of g inputs is g / 2 bytes:    byte      0      1    ...  g/2 - 1
-                                                    low       0      1    ...  g/2 - 1    input
-                                                    high     g/2  g/2 + 1 ...   g - 1     input
+    int4: one group of g inputs is g / 2 bytes:   byte      0      1    ...  g/2 - 1
+                                                  low       0      1    ...  g/2 - 1    input
+                                                  high     g/2  g/2 + 1 ...   g - 1     input
 
 Low and high nibbles of a group are each consecutive inputs, so that a kernel multiplies them with
 two consecutive tiles of x and nothing is interleaved. GPTQ and AWQ weights are converted at load.
+An fp8 weight with a scale per block of 128 x 128 has the block's scale for each of its outputs.
 
 The kernel is for few rows, where reading the weights is the cost:
 
@@ -80,9 +81,9 @@ def quantized_matmul(
 
     Args:
         x: `[T, in]`, float.
-        weight: int8 `[out, in]` or packed int4, uint8 `[out, in / 2]`.
-        scales: float32 `[out]`, or `[out, in / group]` for int4.
-        zeros: For int4: uint8 `[out, in / group]`, the nibble that means 0; 8 if None.
+        weight: int8 or float8_e4m3fn `[out, in]`, or packed int4, uint8 `[out, in / 2]`.
+        scales: float32 `[out, groups]`.
+        zeros: Integers `[out, groups]`, the number that means 0; if None 0, and 8 for int4.
         implementation: A name from the registry, or None for the platform's default.
 
     Returns:
@@ -92,8 +93,8 @@ def quantized_matmul(
 
 
 def group_size(weight: jax.Array, scales: jax.Array) -> int:
-    """Inputs that share a scale of a packed int4 weight."""
-    return 2 * weight.shape[1] // scales.shape[1]
+    """Inputs that share a scale."""
+    return weight.shape[1] * (2 if weight.dtype == jnp.uint8 else 1) // scales.shape[1]
 
 
 def pack_int4(nibbles: jax.Array, group: int) -> jax.Array:
@@ -104,12 +105,14 @@ def pack_int4(nibbles: jax.Array, group: int) -> jax.Array:
 
 def dequantized(weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None) -> jax.Array:
     """float32 `[out, in]`."""
-    if weight.dtype == jnp.int8:
-        return weight.astype(jnp.float32) * scales[:, None]
-    packed = weight.reshape(*scales.shape, -1)
-    nibbles = jnp.concatenate([packed & 15, packed >> 4], axis=-1).astype(jnp.float32)
-    zero = 8.0 if zeros is None else zeros.astype(jnp.float32)[:, :, None]
-    return ((nibbles - zero) * scales[:, :, None]).reshape(weight.shape[0], -1)
+    grouped = weight.reshape(*scales.shape, -1)
+    zero = 0.0
+    if weight.dtype == jnp.uint8:
+        grouped, zero = jnp.concatenate([grouped & 15, grouped >> 4], axis=-1), 8.0
+    if zeros is not None:
+        zero = zeros.astype(jnp.float32)[:, :, None]
+    values = (grouped.astype(jnp.float32) - zero) * scales[:, :, None]
+    return values.reshape(weight.shape[0], -1)
 
 
 def _supports(
@@ -119,24 +122,30 @@ def _supports(
     scales: jax.Array,
     zeros: jax.Array | None = None,
 ) -> None:
-    del zeros
-    is_int4 = weight.dtype == jnp.uint8
-    group = group_size(weight, scales) if is_int4 else 0
+    is_fp8 = weight.dtype == jnp.float8_e4m3fn
+    # Compiled for 8.0, Triton's conversion of fp8 ends the process.
+    least = 89 if is_fp8 else 80
+    group = group_size(weight, scales)
+    is_channel = scales.shape[1] == 1 and weight.dtype != jnp.uint8 and zeros is None
     refuse(
         "xla",
         (
-            target.compute_capability >= 80,
-            f"compute capability {target.compute_capability}",
-            "80 and later",
+            target.compute_capability >= least,
+            f"{weight.dtype} at compute capability {target.compute_capability}",
+            f"{least} and later",
         ),
         (x.dtype in (jnp.bfloat16, jnp.float16), f"x of {x.dtype}", "bfloat16 and float16"),
         (
-            weight.dtype in (jnp.int8, jnp.uint8),
+            is_fp8 or weight.dtype in (jnp.int8, jnp.uint8),
             f"a weight of {weight.dtype}",
-            "int8, and int4 packed in uint8",
+            "int8, float8_e4m3fn, and int4 packed in uint8",
         ),
         (x.shape[1] % 16 == 0, f"{x.shape[1]} inputs", "multiples of 16"),
-        (not is_int4 or group in (32, 64, 128), f"group {group}", "groups of 32, 64 and 128"),
+        (
+            is_channel or group in (32, 64, 128),
+            f"group {group}",
+            "groups of 32, 64 and 128, and a scale per output without zeros",
+        ),
         (weight.size <= 2**31, f"a weight of {weight.size} bytes", f"up to {2**31} bytes"),
     )
 
@@ -155,7 +164,8 @@ def pallas(
     tiling = Tiling.of(x, weight, scales)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     arrays = (x, weight, scales, zeros)
-    kernel = _int8_kernel if weight.dtype == jnp.int8 else _int4_kernel
+    is_int4, is_channel = weight.dtype == jnp.uint8, scales.shape[1] == 1 and zeros is None
+    kernel = _int4_kernel if is_int4 else _channel_kernel if is_channel else _group_kernel
     return pl.pallas_call(
         partial(kernel, tiling=tiling),
         out_shape=jax.ShapeDtypeStruct((T, out), jnp.float32),
@@ -177,7 +187,7 @@ class Tiling:
     Attributes:
         block_t: Rows of x of a program.
         block_n: Outputs of a program.
-        block_k: Inputs read at once; a group for int4.
+        block_k: Inputs read at once; a group where there are several.
         num_stages: Tiles in flight.
         num_warps: Of a program.
     """
@@ -197,9 +207,11 @@ class Tiling:
         block_t = min(64, max(16, power_of_two(x.shape[0])))
         block_n = 32 if x.shape[0] <= 64 else 64
         is_few = block_t <= 32
+        group = group_size(weight, scales)
         if weight.dtype == jnp.uint8:
-            group = group_size(weight, scales)
             return Tiling(block_t, block_n, group, num_stages=8 if is_few else 3)
+        if scales.shape[1] > 1:
+            return Tiling(block_t, block_n, group, num_stages=4 if is_few else 3)
         return Tiling(block_t, block_n, block_k=256 if is_few else 128 if block_n == 32 else 64)
 
 
@@ -212,7 +224,7 @@ def _tile_places(
     return (rows, rows < x_ref.shape[0]), (outputs, outputs < weight_ref.shape[0])
 
 
-def _int8_kernel(
+def _channel_kernel(
     x_ref: Ref, weight_ref: Ref, scales_ref: Ref, _: None, out_ref: Ref, *, tiling: Tiling
 ) -> None:
     """Outputs of one tile; the scale of an output multiplies its sum."""
@@ -230,9 +242,41 @@ def _int8_kernel(
 
     start = jnp.zeros((tiling.block_t, tiling.block_n), jnp.float32)
     total = lax.fori_loop(0, -(-num_inputs // tiling.block_k), add_tile, start)
-    scales = plgpu.load(scales_ref.at[outputs], mask=is_output, other=0.0)
+    scales = plgpu.load(scales_ref.at[outputs, 0], mask=is_output, other=0.0)
     own = is_row[:, None] & is_output[None, :]
     plgpu.store(out_ref.at[rows[:, None], outputs[None, :]], total * scales[None, :], mask=own)
+
+
+def _group_kernel(
+    x_ref: Ref,
+    weight_ref: Ref,
+    scales_ref: Ref,
+    zeros_ref: Ref | None,
+    out_ref: Ref,
+    *,
+    tiling: Tiling,
+) -> None:
+    """Outputs of one tile, a group of inputs at a time; its scale multiplies the group's sum."""
+    (rows, is_row), (outputs, is_output) = _tile_places(x_ref, weight_ref, tiling)
+
+    def add_group(i: jax.Array, total: jax.Array) -> jax.Array:
+        inputs = i * tiling.block_k + lax.broadcasted_iota(jnp.int32, (1, tiling.block_k), 1)
+        x = plgpu.load(x_ref.at[rows[:, None], inputs], mask=is_row[:, None], other=0.0)
+        weight = plgpu.load(
+            weight_ref.at[outputs[:, None], inputs], mask=is_output[:, None], other=0
+        )
+        if zeros_ref is not None:
+            zeros = plgpu.load(zeros_ref.at[outputs, i], mask=is_output, other=0)
+            # Whole numbers up to 256 in size: exact in bfloat16.
+            weight = weight.astype(jnp.int32) - zeros.astype(jnp.int32)[:, None]
+        sums = plgpu.dot(x, weight.astype(x.dtype), trans_b=True)
+        scales = plgpu.load(scales_ref.at[outputs, i], mask=is_output, other=0.0)
+        return total + sums * scales[None, :]
+
+    start = jnp.zeros((tiling.block_t, tiling.block_n), jnp.float32)
+    total = lax.fori_loop(0, scales_ref.shape[1], add_group, start)
+    own = is_row[:, None] & is_output[None, :]
+    plgpu.store(out_ref.at[rows[:, None], outputs[None, :]], total, mask=own)
 
 
 def _int4_kernel(
@@ -281,17 +325,17 @@ def dynamic(
     """int8 by int8 products: each row of x is rounded to 255 levels of its largest number.
 
     The CPU has such products and none of bf16 by int8; converting the weights takes longer than a
-    product of bf16. int4 weights, whose groups it has no products for, are converted as in `xla`.
+    product of bf16. What has no such products (int4, fp8, groups) is converted as in `xla`.
     One row misses the fast path, so there are at least two.
     """
-    if weight.dtype != jnp.int8:
+    if weight.dtype != jnp.int8 or scales.shape[1] > 1 or zeros is not None:
         return xla(x, weight, scales, zeros)
     T = x.shape[0]
     x = jnp.pad(x.astype(jnp.float32), ((0, max(0, 2 - T)), (0, 0)))
     steps = jnp.maximum(jnp.abs(x).max(axis=1, keepdims=True) / 127, 1e-30)
     levels = jnp.round(x / steps).astype(jnp.int8)
     sums = lax.dot_general(levels, weight, _CONTRACT_LAST, preferred_element_type=jnp.int32)
-    return (sums.astype(jnp.float32) * steps * scales[None, :])[:T]
+    return (sums.astype(jnp.float32) * steps * scales.T)[:T]
 
 
 @OP.register("xla", "cpu", "gpu")
@@ -299,11 +343,11 @@ def xla(
     x: jax.Array, weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None
 ) -> jax.Array:
     """A product with the weights converted to x's format."""
-    if weight.dtype == jnp.int8:
+    if weight.dtype != jnp.uint8 and scales.shape[1] == 1 and zeros is None:
         sums = lax.dot_general(
             x, weight.astype(x.dtype), _CONTRACT_LAST, preferred_element_type=jnp.float32
         )
-        return sums * scales[None, :]
+        return sums * scales.T
     converted = dequantized(weight, scales, zeros).astype(x.dtype)
     return lax.dot_general(x, converted, _CONTRACT_LAST, preferred_element_type=jnp.float32)
 

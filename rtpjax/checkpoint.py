@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -121,18 +121,25 @@ def params_bytes(specs: Mapping[str, ParamSpec]) -> int:
     return sum(map(_num_bytes, specs.values()))
 
 
-def check_tensors(checkpoint: Checkpoint, specs: Mapping[str, ParamSpec]) -> None:
+def check_tensors(
+    checkpoint: Checkpoint, specs: Mapping[str, ParamSpec], not_needed: Collection[str] = ()
+) -> None:
     """Accounts for every tensor on both sides.
 
     Buffers that the model computes itself, and the output matrix of a model that shares it with the
     embedding, may be there; they are named in the log and not read.
+
+    Args:
+        checkpoint: What is there.
+        specs: What must be there.
+        not_needed: Further names that may be there.
 
     Raises:
         CheckpointError: Lists every tensor that is missing, unexpected, misshapen or doubled.
     """
     tensors = checkpoint.tensors
     extra = [name for name in tensors if name not in specs]
-    ignored = [name for name in extra if _is_harmless(name)]
+    ignored = [name for name in extra if _is_harmless(name) or name in not_needed]
     problems = [
         *_listed("missing", [name for name in specs if name not in tensors]),
         *_listed("unexpected", [name for name in extra if name not in ignored]),
@@ -162,6 +169,10 @@ def _misfits(tensors: Mapping[str, TensorInfo], specs: Mapping[str, ParamSpec]) 
             continue
         if info.shape != spec.shape:
             misfits.append(f"{name}: expected {list(spec.shape)}, found {list(info.shape)}")
+        elif not jnp.issubdtype(spec.dtype, jnp.floating) or spec.dtype.itemsize == 1:
+            # Quantized numbers are taken as they are.
+            if info.dtype != spec.dtype:
+                misfits.append(f"{name}: expected {spec.dtype}, found {info.dtype}")
         elif not jnp.issubdtype(info.dtype, jnp.floating):
             misfits.append(f"{name}: expected floating-point values, found {info.dtype}")
     return misfits

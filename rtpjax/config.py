@@ -9,8 +9,8 @@ from typing import Literal
 import jax.numpy as jnp
 import psutil
 
-from pallas_kernels.registry import Target
 from pallas_kernels import paged_attention
+from pallas_kernels.registry import Target
 from rtpjax.engine import kv_cache
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
@@ -47,6 +47,8 @@ class EngineSettings:
         compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
         attention_implementation: A name from the registry of pallas_kernels.paged_attention. Auto:
             the platform's first one that supports the model.
+        quantization: What plain weights are quantized to while they are loaded, a key of
+            rtpjax.models.quantization.METHODS. None: they stay as they are.
     """
 
     act_type: ActType | None = None
@@ -62,6 +64,7 @@ class EngineSettings:
     tp_size: int = 1
     compile_cache_dir: str | None = None
     attention_implementation: str | None = None
+    quantization: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

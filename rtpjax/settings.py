@@ -41,6 +41,14 @@ def _act_type(text: str) -> str:
     return text.upper()
 
 
+def _quantization(text: str) -> str | None:
+    """RTP-LLM spells its methods in capitals."""
+    names = {"int8": "int8", "int4": "int4", "fp8": "fp8", "none": None}
+    if text.lower() not in names:
+        raise ValueError("expected INT8, INT4 or FP8")
+    return names[text.lower()]
+
+
 def _log_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
@@ -106,6 +114,14 @@ SETTINGS = (
     Setting("START_PORT", _port, 8088, "port to listen on"),
     Setting("ACT_TYPE", _act_type, None, "compute format: FP32, BF16 or FP16 (default: BF16)"),
     Setting(
+        "QUANTIZATION",
+        _quantization,
+        None,
+        "INT8, INT4 or FP8: quantize the weights of a checkpoint that is not quantized while "
+        "loading it",
+    ),
+    Setting("INT8_MODE", _switch, False, "the same as QUANTIZATION=INT8"),
+    Setting(
         "MAX_SEQ_LEN",
         _positive,
         None,
@@ -163,7 +179,6 @@ _OFF = ("", "0", "false", "none")
 _ONE = ("", "1")
 NOT_YET = {
     **dict.fromkeys(("DP_SIZE", "EP_SIZE", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), _ONE),
-    **dict.fromkeys(("QUANTIZATION", "INT8_MODE"), _OFF),
     **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
     **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
     **dict.fromkeys(("WORLD_RANK", "LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),

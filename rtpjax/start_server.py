@@ -157,6 +157,7 @@ def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         use_prefix_cache=settings["REUSE_CACHE"],
         tp_size=settings["TP_SIZE"],
         attention_implementation=settings["ATTENTION_IMPLEMENTATION"],
+        quantization=quantization_of(settings),
     )
 
 
@@ -166,6 +167,20 @@ def _kv_cache_dtype(settings: Mapping[str, Any]) -> KvCacheDtype | None:
     if settings["INT8_KV_CACHE"]:
         return "int8"
     return "fp8" if settings["FP8_KV_CACHE"] else None
+
+
+def quantization_of(settings: Mapping[str, Any]) -> str | None:
+    """What QUANTIZATION and INT8_MODE mean together.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    method = settings["QUANTIZATION"]
+    if settings["INT8_MODE"] and method not in (None, "int8"):
+        raise ConfigError(
+            f"INT8_MODE is 1 and QUANTIZATION is {method}: a contradiction. Leave one of them out."
+        )
+    return "int8" if settings["INT8_MODE"] else method
 
 
 def _announce(url: str, model_name: str, started: float) -> None:

@@ -11,7 +11,8 @@ from rtpjax import config, sharding
 from rtpjax.checkpoint import Checkpoint, load_params, params_bytes
 from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.runner import Runner
-from rtpjax.models import ModelConfig, abstract_state, build
+from rtpjax.models import build
+from rtpjax.quantized_checkpoint import in_formats
 
 
 def load_engine(
@@ -36,12 +37,13 @@ def load_engine(
         ConfigError: A setting cannot be met.
     """
     platform = jax.default_backend()
-    model_config = ModelConfig.from_hf(checkpoint.config)
+    precision = config.precision_of(settings, platform)
+    model_config, specs, checkpoint = in_formats(
+        checkpoint, settings.quantization, precision, platform, tp_size=settings.tp_size
+    )
     mesh = sharding.make_mesh(settings.tp_size)
     sharding.check_model_fits(model_config, settings.tp_size)
     config.check_cache_dtype(settings, current_target())
-    precision = config.precision_of(settings, platform)
-    specs = abstract_state(model_config, precision)
     cache_specs = build(model_config, precision, abstract=True).cache_specs()
     is_cpu = platform == "cpu"
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from rtpjax.errors import CheckpointError
 from rtpjax.models import registry
+from rtpjax.models.encodings import encoding_of
+from rtpjax.models.quantization import UNQUANTIZED, Quantization
 from rtpjax.models.rope import RopeConfig
 
 HIDDEN_ACTS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh")
@@ -25,6 +27,7 @@ class ModelConfig:
         qk_norm: Whether queries and keys are normalized per head before rope.
         eos_token_ids: Any of them ends a sequence; empty if the checkpoint names none.
         torch_dtype: Format the checkpoint was saved in ("bfloat16", ...), None if it does not say.
+        quantization: How matrices are kept.
     """
 
     architecture: str
@@ -48,6 +51,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     torch_dtype: str | None = None
+    quantization: Quantization = UNQUANTIZED
 
     @property
     def sliding_window(self) -> int | None:
@@ -80,6 +84,7 @@ class ModelConfig:
                 f"config.json: num_attention_heads {num_heads} must be a multiple of "
                 f"num_key_value_heads {num_kv_heads}."
             )
+        encoding = encoding_of(hf)
         return ModelConfig(
             architecture=name,
             vocab_size=_positive_int(hf, "vocab_size"),
@@ -102,6 +107,7 @@ class ModelConfig:
             eos_token_ids=_token_ids(hf.get("eos_token_id")),
             bos_token_id=hf.get("bos_token_id"),
             torch_dtype=hf.get("dtype") or hf.get("torch_dtype"),
+            quantization=UNQUANTIZED if encoding is None else encoding.quantization,
         )
 
 
@@ -134,12 +140,6 @@ def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"config.json: hidden_act {hf['hidden_act']!r} is not supported; "
             f"supported are {', '.join(HIDDEN_ACTS)}."
-        )
-    if "quantization_config" in hf:
-        method = hf["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(
-            f"config.json: weights quantized by {method!r} are not supported; "
-            "use the checkpoint they were made from, or a GGUF file."
         )
 
 

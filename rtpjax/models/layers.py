@@ -2,7 +2,7 @@
 
 A parameter is declared once, by `param`: its shape, logical axes and format. Initialization,
 shardings and the list of tensors that a checkpoint must have derive from that. Weights are
-`[out, in]`, as Hugging Face has them.
+`[out, in]`, as Hugging Face has them; rtpjax.models.quantization says how they are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pallas_kernels.sharded import sharded_paged_attention
 from rtpjax.models import cache_write, rope
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
+from rtpjax.models.quantization import PLAIN, Matrix, WeightFormat, param
 from rtpjax.models.step import LayerCache, StepInputs
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -31,49 +32,16 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 assert _ACTIVATIONS.keys() == set(HIDDEN_ACTS)
 
-_MATRIX_INIT = nnx.initializers.normal(0.02)
 
-
-def param(
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    dtype: DTypeLike,
-    *,
-    rngs: nnx.Rngs,
-    init: nnx.Initializer = _MATRIX_INIT,
-) -> nnx.Param[jax.Array]:
-    """Declares a parameter.
-
-    Args:
-        shape: Its shape.
-        axes: A logical axis for each dimension; rtpjax.sharding says where each goes.
-        dtype: Its format.
-        rngs: Where its initial values come from.
-        init: How they are drawn.
-    """
-    assert len(shape) == len(axes)
-    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
-
-
-def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x `[T, in]` times weight `[out, in]`, both taken in weight's format: float32 `[T, out]`.
-
-    The float32 result is not only for accuracy: on the CPU a bf16 one is about 10 times slower.
-    """
-    contract_last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(
-        x.astype(weight.dtype), weight, contract_last, preferred_element_type=jnp.float32
-    )
-
-
-class Linear(nnx.Module):
+class Linear(Matrix):
     """An affine map.
 
     Args:
         shape: Out and in features.
         axes: Their logical axes.
+        dtype: Format of what is not quantized.
+        format: How its matrix is kept.
         bias: Whether it adds a bias.
-        dtype: Format of the parameters.
         rngs: For the initial values.
     """
 
@@ -83,33 +51,41 @@ class Linear(nnx.Module):
         axes: tuple[str, str],
         dtype: DTypeLike,
         *,
+        format: WeightFormat = PLAIN,
         bias: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.weight = param(shape, axes, dtype, rngs=rngs)
+        super().__init__(shape, axes, dtype, format=format, rngs=rngs)
         zeros = nnx.initializers.zeros
         self.bias = param(shape[:1], axes[:1], dtype, rngs=rngs, init=zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[T, in]` -> `[T, out]` in x's dtype."""
-        y = product(x, self.weight.get_value())
+        y = self.product(x)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(jnp.float32)[None, :]
         return y.astype(x.dtype)
 
 
-class Embedding(nnx.Module):
+class Embedding(Matrix):
     """A vector for each token id; tied models score with it too."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, precision: Precision, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        precision: Precision,
+        *,
+        format: WeightFormat = PLAIN,
+        rngs: nnx.Rngs,
+    ):
         self.precision = precision
-        shape = (vocab_size, hidden_size)
-        self.weight = param(shape, ("vocab", "embed"), precision.weights, rngs=rngs)
+        shape, axes = (vocab_size, hidden_size), ("vocab", "embed")
+        super().__init__(shape, axes, precision.weights, format=format, rngs=rngs)
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """token_ids int32 `[T]` -> `[T, D]` in the activations' format."""
-        rows = jnp.take(self.weight.get_value(), token_ids, axis=0, mode="clip")
-        return rows.astype(self.precision.activations)
+        return self.rows(token_ids).astype(self.precision.activations)
 
 
 class RMSNorm(nnx.Module):
@@ -140,7 +116,7 @@ class Attention(nnx.Module):
         q_size, kv_size = config.num_attention_heads * H, config.num_key_value_heads * H
         self.head_dim = H
         self.window = window
-        linear = partial(Linear, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, format=config.quantization.layers, rngs=rngs)
         bias = config.attention_bias
         self.q_proj = linear((q_size, D), ("heads", "embed"), bias=bias)
         self.k_proj = linear((kv_size, D), ("kv_heads", "embed"), bias=bias)
@@ -194,7 +170,8 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
         self.hidden_act = config.hidden_act
-        linear = partial(Linear, dtype=dtype, bias=config.mlp_bias, rngs=rngs)
+        format = config.quantization.layers
+        linear = partial(Linear, dtype=dtype, format=format, bias=config.mlp_bias, rngs=rngs)
         self.gate_proj = linear((F, D), ("mlp", "embed"))
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))

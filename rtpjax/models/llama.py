@@ -15,7 +15,7 @@ from flax import nnx
 from pallas_kernels.registry import current_choice
 from rtpjax.models import rope
 from rtpjax.models.config import ModelConfig
-from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, product
+from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM
 from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
@@ -66,7 +66,8 @@ class LlamaModel(nnx.Module):
     def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
         D = config.hidden_size
         self.rope = config.rope
-        self.embed_tokens = Embedding(config.vocab_size, D, precision, rngs=rngs)
+        format = config.quantization.embedding
+        self.embed_tokens = Embedding(config.vocab_size, D, precision, format=format, rngs=rngs)
         self.layers = nnx.List(
             [LlamaDecoderLayer(config, w, precision, rngs=rngs) for w in config.layer_windows]
         )
@@ -110,6 +111,7 @@ class LlamaForCausalLM(CausalLM):
                 (config.vocab_size, config.hidden_size),
                 ("vocab", "embed"),
                 precision.weights,
+                format=config.quantization.head,
                 rngs=rngs,
             )
         )
@@ -123,7 +125,7 @@ class LlamaForCausalLM(CausalLM):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See CausalLM."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return product(hidden, head.weight.get_value())
+        return head.product(hidden)
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """See CausalLM."""

@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 import pallas_kernels
 from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
+from rtpjax.models.quantization import Fp8, Int4, Int8
 from rtpjax.plan import presets
 
 PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 64, 4096, 1031
@@ -99,18 +101,32 @@ def _attention_case(name: str, config: ModelConfig, kind: str, num_tokens: int) 
 
 
 def _quantized_matmul() -> list[Case]:
-    """A query projection with int8 weights, for few rows."""
+    """A query projection for few rows: int8 weights of every model, the other formats of one."""
     configs = {name: ModelConfig.from_hf(presets.load(name)) for name in presets.names()}
     cases = []
     for name, config in configs.items():
         out, size = config.num_attention_heads * config.head_dim, config.hidden_size
-        arguments = (
-            jax.ShapeDtypeStruct((8, size), jnp.bfloat16),
-            jax.ShapeDtypeStruct((out, size), jnp.int8),
-            jax.ShapeDtypeStruct((out,), jnp.float32),
-        )
-        cases.append(Case(f"{name} q_proj int8[8]", arguments, {}))
-    return cases
+        cases.append(_product_case(f"{name} q_proj", Int8(), out, size))
+    return cases + [
+        _product_case("llama-3.1-8b q_proj", format, 4096, 4096)
+        for format in (Int8(128), Int4(128), Int4(128, has_zeros=True), Fp8(), Fp8(128))
+    ]
+
+
+def _product_case(name: str, format: Int8 | Int4 | Fp8, out: int, size: int) -> Case:
+    axes = ("embed", "embed")
+    params = nnx.eval_shape(
+        lambda: format.declare((out, size), axes, jnp.bfloat16, rngs=nnx.Rngs(0))
+    )
+    weights = [
+        jax.ShapeDtypeStruct(param.get_value().shape, param.get_value().dtype)
+        for param in params.values()
+    ]
+    zeros = " zeros" if format.has_zeros else ""
+    group = "" if format.group is None else f"/{format.group}"
+    kind = f"{type(format).__name__.lower()}{group}{zeros}"
+    x = jax.ShapeDtypeStruct((8, size), jnp.bfloat16)
+    return Case(f"{name} {kind}[8]", (x, *weights), {})
 
 
 def _grouped_matmul() -> list[Case]:

@@ -119,7 +119,7 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
         read_bytes=sum(sizes.values()) - (sizes[_EMBEDDING] if has_own else 0),
         row_bytes=embedding.shape[1] * embedding.dtype.itemsize if has_own else 0,
         layer_params=_matrix_entries(specs, sizes, exclude=(_EMBEDDING, _HEAD)),
-        head_params=sizes[head] // specs[head].dtype.itemsize,
+        head_params=_matrix_entries({head: specs[head]}, sizes),
         cache_specs=cache_specs,
         precision=precision,
         tp_size=tp_size,
@@ -138,12 +138,13 @@ def _declared(
 
 
 def _matrix_entries(
-    specs: Mapping[str, ParamSpec], sizes: Mapping[str, int], exclude: Iterable[str]
+    specs: Mapping[str, ParamSpec], sizes: Mapping[str, int], exclude: Iterable[str] = ()
 ) -> int:
+    """Numbers in the matrices: scales and zero points stand beside them, int4 has two in a byte."""
     return sum(
-        sizes[name] // spec.dtype.itemsize
+        sizes[name] // spec.dtype.itemsize * (2 if spec.dtype == jnp.uint8 else 1)
         for name, spec in specs.items()
-        if len(spec.shape) > 1 and name not in exclude
+        if len(spec.shape) > 1 and name.endswith(".weight") and name not in exclude
     )
 
 

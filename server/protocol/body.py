@@ -17,7 +17,6 @@ HARMLESS = frozenset(
         "prediction",
         "prompt_cache_options",
         "prompt_cache_key",
-        "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from checkpoints_conv.readers import open_checkpoint
 from rtpjax.checkpoint import Checkpoint, load_params
 from rtpjax.errors import CheckpointError
 from rtpjax.models import ModelConfig, Precision, abstract_state
+from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
 from rtpjax.sharding import make_mesh
 from tests.checkpoints_conv import tiny
 
@@ -57,6 +59,44 @@ def test_a_conversion_holds_the_same_weights_on_any_mesh(
     name, index = "model.embed_tokens.weight", (slice(3, 9), slice(None, 5))
     expected = before.read(name).astype(DTYPES[dtype])[index]
     np.testing.assert_array_equal(after.read(name, index), expected)
+
+
+@pytest.mark.parametrize("format", writers.WRITERS)
+@pytest.mark.parametrize("method", ["int8", "int4", "fp8"])
+def test_a_quantized_conversion_loads_as_quantizing_while_loading_does(
+    source: Path, tmp_path: Path, format: str, method: str
+) -> None:
+    arguments = [str(source), str(tmp_path / "out"), "--quantize", method, "--format", format]
+    assert main([*arguments, "--dtype", "bfloat16"]) == 0
+    before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
+    assert after.config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert after.config["torch_dtype"] == "bfloat16"
+    assert after.tensors["model.norm.weight"].dtype == tiny.BF16
+    loaded = []
+    for checkpoint, wanted_method in ((before, method), (after, None)):
+        config = ModelConfig.from_hf(checkpoint.config)
+        wanted = wanted_quantization(config, wanted_method)
+        model = dataclasses.replace(config, quantization=wanted)
+        specs = abstract_state(model, Precision.of("BF16", "gpu"))
+        view = QuantizedCheckpoint(checkpoint, config, wanted, wanted, specs)
+        loaded.append(load_params(view, specs, make_mesh(2)))
+    assert loaded[0].keys() == loaded[1].keys()
+    for name, value in loaded[0].items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(loaded[1][name]), name)
+    with pytest.raises(CheckpointError, match="is quantized already"):
+        convert(tmp_path / "out", tmp_path / "twice", Conversion(quantize="int8"))
+
+
+def test_a_quantized_source_becomes_a_plain_folder(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "int8", Conversion(quantize="int8", has_progress=False))
+    convert(tmp_path / "int8", tmp_path / "plain", QUIET)
+    plain, original = open_checkpoint(tmp_path / "plain"), open_checkpoint(source)
+    assert "quantization_config" not in plain.config
+    for name in original.tensors:
+        exact = original.read(name).astype(np.float32)
+        error = np.abs(plain.read(name).astype(np.float32) - exact).max()
+        assert error < 0.02 * np.abs(exact).max()
+        assert plain.tensors[name].dtype == tiny.BF16
 
 
 @pytest.mark.parametrize("format", writers.WRITERS)

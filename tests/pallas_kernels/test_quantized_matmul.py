@@ -19,7 +19,7 @@ def int8_case(T, out, num_inputs, dtype="float32", seed=0):
     weight = rng.integers(-127, 128, (out, num_inputs)).astype(np.int8)
     scales = rng.uniform(0.001, 0.01, out).astype(np.float32)
     exact = np.asarray(x, np.float64) @ (weight * scales[:, None].astype(np.float64)).T
-    return (x, jnp.asarray(weight), jnp.asarray(scales), None), exact
+    return (x, jnp.asarray(weight), jnp.asarray(scales)[:, None], None), exact
 
 
 def int4_case(T, out, num_inputs, group, *, has_zeros, dtype="float32", seed=0):
@@ -80,6 +80,51 @@ def test_the_int4_kernel(group, has_zeros):
     arguments, exact = int4_case(5, 70, 384, group, has_zeros=has_zeros, dtype="bfloat16")
     got = op.pallas(*arguments, interpret=True)
     np.testing.assert_allclose(got, exact, atol=2e-3, rtol=1e-3)
+
+
+def grouped_case(dtype, T, out, num_inputs, group, *, has_zeros=False, x_dtype="bfloat16"):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((T, num_inputs)), x_dtype)
+    numbers = rng.integers(-128, 128, (out, num_inputs))
+    if dtype == "float8_e4m3fn":
+        numbers = rng.standard_normal((out, num_inputs)).astype(jnp.float8_e4m3fn)
+    scales = rng.uniform(0.001, 0.01, (out, num_inputs // group)).astype(np.float32)
+    zeros = rng.integers(-128, 129, scales.shape) if has_zeros else np.zeros(scales.shape, int)
+    at = np.arange(num_inputs) // group
+    exact = (
+        np.asarray(x, np.float64) @ ((numbers.astype(np.float64) - zeros[:, at]) * scales[:, at]).T
+    )
+    given_zeros = jnp.asarray(zeros, jnp.int16) if has_zeros else None
+    return (x, jnp.asarray(numbers, dtype), jnp.asarray(scales), given_zeros), exact
+
+
+@pytest.mark.parametrize("implementation", ["kernel", "xla", "reference"])
+@pytest.mark.parametrize(
+    ("dtype", "group", "has_zeros"),
+    [("int8", 32, False), ("int8", 128, True), ("float8_e4m3fn", 128, False),
+     ("float8_e4m3fn", 384, False)],
+)  # fmt: skip
+def test_groups_and_fp8(implementation, dtype, group, has_zeros):
+    arguments, exact = grouped_case(dtype, 5, 70, 384, group, has_zeros=has_zeros)
+    if implementation == "kernel":
+        got = op.pallas(*arguments, interpret=True)
+    else:
+        got = op.quantized_matmul(*arguments, implementation=implementation)
+    assert got.dtype == jnp.float32
+    # The other twins round scaled weights to bfloat16.
+    size = np.sqrt(np.mean(exact**2))
+    tolerance = 1e-2 if implementation == "xla" and group < 384 else 1e-4
+    np.testing.assert_allclose(got, exact, atol=tolerance * size, rtol=1e-2)
+
+
+def test_fp8_is_refused_where_it_would_end_the_process():
+    arguments, _ = grouped_case("float8_e4m3fn", 2, 8, 128, 128)
+    with tracing_for(Target("gpu", 80)):
+        with pytest.raises(UnsupportedError, match=r"float8_e4m3fn at .* 80 .*89 and later"):
+            op.OP.choose("pallas", *arguments)
+        assert op.OP.choose(None, *arguments).name == "xla"
+    with tracing_for(Target("gpu", 89)):
+        assert op.OP.choose(None, *arguments).name == "pallas"
 
 
 def test_what_the_kernel_refuses():

@@ -12,6 +12,7 @@ from rtpjax.settings import SETTINGS
 from rtpjax.start_server import (
     _engine_settings,
     main,
+    quantization_of,
     read_settings,
     resolve_checkpoint,
     warn_not_yet,
@@ -62,8 +63,23 @@ def test_every_default_is_what_its_parser_makes(setting):
 
 def test_rtp_llm_settings_without_effect_are_named(caplog):
     with caplog.at_level(logging.WARNING):
-        warn_not_yet({"INT8_MODE": "1", "DP_SIZE": "1", "SP_TYPE": "eagle", "WORLD_SIZE": "2"})
-    assert {m.split("=")[0] for m in caplog.messages} == {"INT8_MODE", "SP_TYPE", "WORLD_SIZE"}
+        warn_not_yet({"INT8_KV_CACHE": "1", "DP_SIZE": "1", "SP_TYPE": "eagle", "WORLD_SIZE": "2"})
+    assert {m.split("=")[0] for m in caplog.messages} == {
+        "INT8_KV_CACHE",
+        "SP_TYPE",
+        "WORLD_SIZE",
+    }
+
+
+def test_int8_mode_is_a_name_for_quantization():
+    assert quantization_of(read_settings([], {"INT8_MODE": "1"})) == "int8"
+    assert quantization_of(read_settings([], {"INT8_MODE": "1", "QUANTIZATION": "INT8"})) == "int8"
+    assert quantization_of(read_settings(["--quantization", "Fp8"], {})) == "fp8"
+    assert quantization_of(read_settings([], {})) is None
+    with pytest.raises(ConfigError, match="contradiction"):
+        quantization_of(read_settings([], {"INT8_MODE": "1", "QUANTIZATION": "int4"}))
+    with pytest.raises(ConfigError, match="expected INT8, INT4 or FP8"):
+        read_settings([], {"QUANTIZATION": "int3"})
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_layers_with_a_window():
         ({"hidden_size": "32"}, "hidden_size must be a positive integer, found '32'"),
         ({"intermediate_size": None}, "intermediate_size"),
         ({"num_attention_heads": 3}, "multiple of num_key_value_heads"),
-        ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "'hqq'"),
         ({"sliding_window": 4096}, "attends to the whole context"),
         ({"architectures": ["MistralForCausalLM"], "attention_bias": True}, "attention_bias"),
         ({"layer_types": ["full_attention"]}, "each of the 2 layers"),

@@ -8,12 +8,13 @@ import numpy as np
 from flax import nnx
 
 from rtpjax.models import layers
+from rtpjax.models.quantization import PLAIN
 
 
 def test_product_accumulates_in_float32():
     x = jnp.full((2, 4096), 1.0, jnp.float32)
     weight = jnp.full((3, 4096), 1.0 + 2**-7, jnp.bfloat16)
-    y = layers.product(x, weight)
+    y = PLAIN.product(x, {"weight": weight})
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y, 4096 * (1 + 2**-7))  # 4128: bf16 would give 4128 +- 16
 

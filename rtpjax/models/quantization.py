@@ -1,0 +1,441 @@
+"""How matrices are kept: as they are, or as small numbers with scales.
+
+A format is one class: `declare` says which parameters stand for a matrix `[out, in]`, `product`
+multiplies with them, `rows` looks vectors up, `encode` makes them of a plain matrix. The model, the
+check of a checkpoint, sharding, conversion and memory plans all derive from `declare`.
+
+                weight                  weight_scale, float32     further
+    Plain       [out, in]
+    Int8        int8 [out, in]          [out, in / group]         weight_zero_point, input_order
+    Int4        uint8 [out, in / 2]     [out, in / group]         weight_zero_point, input_order
+    Fp8         float8_e4m3fn [out, in] [out, in / group]
+
+A group of all inputs is a scale per output. Every array's axes are those of the matrix, so scales
+lie with the outputs and inputs that they belong to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+from pallas_kernels.quantized_matmul import quantized_matmul
+from rtpjax.errors import CheckpointError
+
+WEIGHT, SCALE, ZERO_POINT = "weight", "weight_scale", "weight_zero_point"
+INPUT_ORDER = "input_order"
+
+# Modules that are not within layers.
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+_MATRIX_INIT = nnx.initializers.normal(0.02)
+_SCALE_INIT = nnx.initializers.constant(3e-4)
+
+
+def param(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    dtype: DTypeLike,
+    *,
+    rngs: nnx.Rngs,
+    init: nnx.Initializer = _MATRIX_INIT,
+) -> nnx.Param[jax.Array]:
+    """Declares a parameter.
+
+    Args:
+        shape: Its shape.
+        axes: A logical axis for each dimension; rtpjax.sharding says where each goes.
+        dtype: Its format.
+        rngs: Where its initial values come from.
+        init: How they are drawn.
+    """
+    assert len(shape) == len(axes)
+    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
+
+
+class Matrix(nnx.Module):
+    """A module whose matrix is kept in a format: the format's parameters are its attributes.
+
+    Args:
+        shape: Out and in features.
+        axes: Their logical axes.
+        dtype: Of the matrix where it is not quantized.
+        format: How it is kept.
+        rngs: For the initial values.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        axes: tuple[str, str],
+        dtype: DTypeLike,
+        *,
+        format: WeightFormat,
+        rngs: nnx.Rngs,
+    ):
+        self.format = format
+        for name, value in format.declare(shape, axes, dtype, rngs=rngs).items():
+            setattr(self, name, value)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x `[T, in]` -> float32 `[T, out]`."""
+        return self.format.product(x, self._arrays())
+
+    def rows(self, indices: jax.Array) -> jax.Array:
+        """Some rows of the matrix, `[T]` -> `[T, in]`."""
+        return self.format.rows(indices, self._arrays())
+
+    def _arrays(self) -> dict[str, jax.Array]:
+        return {name: getattr(self, name).get_value() for name in self.format.parts}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+    """A way to keep a matrix `[out, in]`; see the module."""
+
+    bits: ClassVar[int]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        raise NotImplementedError
+
+    def declare(
+        self, shape: tuple[int, int], axes: tuple[str, str], dtype: DTypeLike, *, rngs: nnx.Rngs
+    ) -> dict[str, nnx.Param[jax.Array]]:
+        """The parameters by name; dtype is what the matrix has where it is not quantized."""
+        raise NotImplementedError
+
+    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """x `[T, in]` times the transposed matrix: float32 `[T, out]`."""
+        raise NotImplementedError
+
+    def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """Some rows of the matrix, `[T]` -> float `[T, in]`."""
+        raise NotImplementedError
+
+    def encode(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Quantizes a matrix, float32 `[out, in]`; whole groups of inputs."""
+        raise NotImplementedError
+
+    def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The matrix that the parameters stand for, float32 `[out, in]`."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(WeightFormat):
+    """The matrix itself."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See WeightFormat."""
+        return (WEIGHT,)
+
+    def declare(
+        self, shape: tuple[int, int], axes: tuple[str, str], dtype: DTypeLike, *, rngs: nnx.Rngs
+    ) -> dict[str, nnx.Param[jax.Array]]:
+        """See WeightFormat."""
+        return {WEIGHT: param(shape, axes, dtype, rngs=rngs)}
+
+    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """Both are taken in the weight's format.
+
+        The float32 result is not only for accuracy: on the CPU a bf16 one is about 10 times slower.
+        """
+        weight = arrays[WEIGHT]
+        contract_last = (((1,), (1,)), ((), ()))
+        return lax.dot_general(
+            x.astype(weight.dtype), weight, contract_last, preferred_element_type=jnp.float32
+        )
+
+    def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """See WeightFormat."""
+        return jnp.take(arrays[WEIGHT], indices, axis=0, mode="clip")
+
+    def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See WeightFormat."""
+        return arrays[WEIGHT].astype(np.float32)
+
+
+PLAIN = Plain()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaled(WeightFormat):
+    """What the quantized formats share.
+
+    Attributes:
+        group: Inputs that share a scale; None for all of them.
+        has_zeros: Whether a group has a number of its own that means 0.
+        has_order: Whether inputs are reordered, so that those of a group are neighbours (GPTQ's
+            desc_act): column i of the stored matrix is of input input_order[i].
+        implementation: Of the product; None for the platform's default.
+    """
+
+    group: int | None = None
+    has_zeros: bool = False
+    has_order: bool = False
+    implementation: str | None = None
+
+    dtype: ClassVar[DTypeLike]
+    zeros_dtype: ClassVar[DTypeLike] = jnp.uint8
+    per_byte: ClassVar[int] = 1
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See WeightFormat."""
+        zeros, order = (ZERO_POINT,) * self.has_zeros, (INPUT_ORDER,) * self.has_order
+        return (WEIGHT, SCALE, *zeros, *order)
+
+    def declare(
+        self, shape: tuple[int, int], axes: tuple[str, str], dtype: DTypeLike, *, rngs: nnx.Rngs
+    ) -> dict[str, nnx.Param[jax.Array]]:
+        """See WeightFormat."""
+        out, num_inputs = shape
+        scales = (out, self.num_groups(num_inputs))
+        weight = (out, num_inputs // self.per_byte)
+        params = {
+            WEIGHT: param(weight, axes, self.dtype, rngs=rngs, init=_random_bytes),
+            SCALE: param(scales, axes, jnp.float32, rngs=rngs, init=_SCALE_INIT),
+        }
+        if self.has_zeros:
+            zeros = nnx.initializers.constant(self.zero)
+            params[ZERO_POINT] = param(scales, axes, self.zeros_dtype, rngs=rngs, init=zeros)
+        if self.has_order:
+            # Any device may need any input of x, so all have the whole order.
+            params[INPUT_ORDER] = param(
+                (num_inputs,), ("embed",), jnp.int32, rngs=rngs, init=_in_order
+            )
+        return params
+
+    @property
+    def zero(self) -> int:
+        """What means 0 where no zero points are kept."""
+        return 0
+
+    def num_groups(self, num_inputs: int) -> int:
+        """Scales of one output.
+
+        Raises:
+            CheckpointError: Groups do not divide the inputs.
+        """
+        if num_inputs % (self.group or 1) or num_inputs % self.per_byte:
+            raise CheckpointError(
+                f"A matrix of {num_inputs} inputs cannot be cut into groups of {self.group}; "
+                "quantize the model in groups that divide them, or per output."
+            )
+        return num_inputs // (self.group or num_inputs)
+
+    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """See WeightFormat."""
+        if self.has_order:
+            x = jnp.take(x, arrays[INPUT_ORDER], axis=1)
+        zeros = arrays.get(ZERO_POINT)
+        return quantized_matmul(
+            x, arrays[WEIGHT], arrays[SCALE], zeros, implementation=self.implementation
+        )
+
+    def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """See WeightFormat; only for a scale per output, as embeddings have it."""
+        assert self.parts == (WEIGHT, SCALE) and self.group is None
+        weight, scale = (
+            jnp.take(arrays[name], indices, axis=0, mode="clip") for name in (WEIGHT, SCALE)
+        )
+        return weight.astype(jnp.float32) * scale
+
+    def encode(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """See WeightFormat: each group is divided by its largest number."""
+        assert not self.has_zeros and not self.has_order
+        grouped = values.reshape(values.shape[0], self.num_groups(values.shape[1]), -1)
+        scales = self._scales_of(grouped)
+        stored = self.rounded(grouped / scales[:, :, None])
+        return {WEIGHT: self.packed(stored).reshape(values.shape[0], -1), SCALE: scales}
+
+    def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See WeightFormat."""
+        scales = arrays[SCALE]
+        grouped = self.unpacked(arrays[WEIGHT].reshape(*scales.shape, -1)).astype(np.float32)
+        zeros = arrays[ZERO_POINT].astype(np.float32) if self.has_zeros else None
+        grouped -= self.zero if zeros is None else zeros[:, :, None]
+        values = (grouped * scales[:, :, None]).reshape(scales.shape[0], -1)
+        if self.has_order:
+            inverse = np.argsort(arrays[INPUT_ORDER])
+            values = values[:, inverse]
+        return values
+
+    def rounded(self, quotients: np.ndarray) -> np.ndarray:
+        """Quotients `[out, groups, group]` of a matrix and its scales, as they are stored."""
+        raise NotImplementedError
+
+    def packed(self, stored: np.ndarray) -> np.ndarray:
+        """Stored numbers `[out, groups, group]` as bytes."""
+        return stored
+
+    def unpacked(self, stored: np.ndarray) -> np.ndarray:
+        """The inverse of packed."""
+        return stored
+
+    def _scales_of(self, grouped: np.ndarray) -> np.ndarray:
+        largest = np.abs(grouped).max(axis=-1)
+        return np.maximum(largest / self.largest, np.finfo(np.float32).tiny).astype(np.float32)
+
+    @property
+    def largest(self) -> float:
+        """What a group's largest number becomes."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8(_Scaled):
+    """Whole numbers from -128 to 127."""
+
+    bits: ClassVar[int] = 8
+    dtype: ClassVar[DTypeLike] = jnp.int8
+    # Of 0 to 256 (GPTQ's largest zero point) less 128.
+    zeros_dtype: ClassVar[DTypeLike] = jnp.int16
+    largest: ClassVar[float] = 127.0  # type: ignore[misc]
+
+    def rounded(self, quotients: np.ndarray) -> np.ndarray:
+        """See _Scaled."""
+        return np.rint(quotients).astype(np.int8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fp8(_Scaled):
+    """Floating point with 4 bits of exponent and 3 of mantissa."""
+
+    bits: ClassVar[int] = 8
+    dtype: ClassVar[DTypeLike] = jnp.float8_e4m3fn
+    largest: ClassVar[float] = 448.0  # type: ignore[misc]
+
+    def rounded(self, quotients: np.ndarray) -> np.ndarray:
+        """See _Scaled."""
+        return quotients.astype(ml_dtypes.float8_e4m3fn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int4(_Scaled):
+    """Whole numbers from 0 to 15, two in a byte; pallas_kernels.quantized_matmul draws how."""
+
+    group: int | None = 128
+
+    bits: ClassVar[int] = 4
+    dtype: ClassVar[DTypeLike] = jnp.uint8
+    per_byte: ClassVar[int] = 2
+    largest: ClassVar[float] = 7.0  # type: ignore[misc]
+    zero: ClassVar[int] = 8  # type: ignore[misc]
+
+    def rounded(self, quotients: np.ndarray) -> np.ndarray:
+        """See _Scaled."""
+        return (np.clip(np.rint(quotients), -8, 7) + self.zero).astype(np.uint8)
+
+    def packed(self, stored: np.ndarray) -> np.ndarray:
+        """See _Scaled: the first half of a group in the low nibbles."""
+        low, high = np.split(stored, 2, axis=-1)
+        return low | (high << 4)
+
+    def unpacked(self, stored: np.ndarray) -> np.ndarray:
+        """See _Scaled."""
+        return np.concatenate([stored & 15, stored >> 4], axis=-1)
+
+
+def _random_bytes(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    if dtype == jnp.float8_e4m3fn:
+        return jax.random.uniform(key, shape, minval=-448.0, maxval=448.0).astype(dtype)
+    low, high = (0, 256) if dtype == jnp.uint8 else (-127, 128)
+    return jax.random.randint(key, shape, low, high).astype(dtype)
+
+
+def _in_order(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    del key
+    return jnp.arange(shape[0], dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """Formats of a model's matrices.
+
+    Attributes:
+        layers: Of all products within layers.
+        head: Of the output matrix, if the model has one of its own.
+        embedding: Of the embedding, which tied models score with.
+    """
+
+    layers: WeightFormat = PLAIN
+    head: WeightFormat = PLAIN
+    embedding: WeightFormat = PLAIN
+
+    def of(self, module: str) -> WeightFormat:
+        """The format of a module's matrix."""
+        return {EMBEDDING: self.embedding, HEAD: self.head}.get(module, self.layers)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is quantized."""
+        return self == UNQUANTIZED
+
+
+UNQUANTIZED = Quantization()
+
+# What QUANTIZATION and `convert --quantize` know. Eight bits per row of the output matrix cost
+# nothing that perplexity shows (docs/quantization.md), so it has them whatever the layers have.
+METHODS: Mapping[str, WeightFormat] = {"int8": Int8(), "int4": Int4(), "fp8": Fp8()}
+
+
+def quantization_of(method: str, *, is_tied: bool, group: int | None = None) -> Quantization:
+    """The formats that a method of METHODS means.
+
+    Args:
+        method: Its name.
+        is_tied: Whether the model scores with its embedding; an embedding of its own is only
+            looked up, so it stays as it is.
+        group: Inputs that share a scale, for int4.
+    """
+    layers = METHODS[method]
+    if group is not None:
+        layers = dataclasses.replace(layers, group=group)
+    return Quantization(layers, PLAIN if is_tied else Int8(), Int8() if is_tied else PLAIN)
+
+
+def kept_on(platform: str, quantization: Quantization) -> Quantization:
+    """The formats that a platform keeps: what it has no products for is kept plain.
+
+    The CPU multiplies int8 by int8 with a scale per output. It has no product of the others, and
+    converting them in every step takes several times as long as reading plain weights.
+    """
+    if platform != "cpu":
+        return quantization
+    kept = {
+        field.name: value if value in (PLAIN, Int8()) else PLAIN
+        for field in dataclasses.fields(quantization)
+        for value in [getattr(quantization, field.name)]
+    }
+    return Quantization(**kept)
+
+
+def on_mesh(quantization: Quantization, platform: str, tp_size: int) -> Quantization:
+    """The formats with products that can be split over so many devices.
+
+    XLA cannot split a Pallas kernel, and would gather whole weights for it in every step; its own
+    product it splits like any other.
+    """
+    if platform == "cpu" or tp_size == 1:
+        return quantization
+    split = {
+        field.name: dataclasses.replace(value, implementation="xla")
+        if isinstance(value, _Scaled)
+        else value
+        for field in dataclasses.fields(quantization)
+        for value in [getattr(quantization, field.name)]
+    }
+    return Quantization(**split)
