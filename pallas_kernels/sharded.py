@@ -1,20 +1,30 @@
-"""Attention over a mesh: every device does its own heads, and no device talks to another.
+"""Attention and products over a mesh: XLA cannot split a Pallas kernel by itself.
+
+Attention: every device does its own heads, and no device talks to another.
 
 device        0              1          ...        heads N and kv heads K are split alike, so a
 q          [T, N / tp, H] [T, N / tp, H]           kv head and its group stay together; page
 k, v pages [.., K / tp, H] [.., K / tp, H]         tables and lengths are on every device
+
+Products: weights are split over their outputs, and so is the result (q, k, v, gate, up); or over
+their inputs, as x is, and the devices add up their results (o_proj, down_proj): one all-reduce.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.registry import current_target
+from pallas_kernels.row_matmul import MAX_ROWS, Biases, Weights, row_matmul
 
 
 def sharded_paged_attention(
@@ -81,3 +91,68 @@ def sharded_paged_attention(
         out_specs=P(None, axis, None),
         check_vma=False,  # pallas_call does not say over which axes its result varies
     )(arrays, named)
+
+
+def sharded_row_matmul(
+    mesh: Mesh | None,
+    x: jax.Array,
+    weights: Weights,
+    biases: Biases,
+    *,
+    split: Literal["out", "in"],
+    norm: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    axis: str = "tp",
+    matmul: Callable[..., list[jax.Array]] | None = None,
+    **options: Any,
+) -> list[jax.Array]:
+    """`row_matmul` with weights split over an axis of a mesh; any number of rows.
+
+    XLA splits and computes the products where rows are many, the mesh does not divide the weights,
+    or there is no GPU.
+
+    Args:
+        mesh: None for one device.
+        x: `[T, in]`.
+        weights: See row_matmul, whole.
+        biases: See there.
+        split: What of the weights is split: their outputs, or their inputs; then there is one
+            weight and no norm.
+        norm: See there.
+        residual: See there.
+        axis: Name of the mesh axis.
+        matmul: What computes a device's part, for tests.
+        **options: Other arguments of row_matmul.
+
+    Returns:
+        `[T, out_j]` for each weight in x's format; split like the weights' outputs.
+    """
+    num_devices = 1 if mesh is None else mesh.shape[axis]
+    whole = partial(row_matmul if matmul is None else matmul, **options)
+    is_few = x.shape[0] <= MAX_ROWS and (matmul is not None or current_target().platform == "gpu")
+    dimension = 0 if split == "out" else 1
+    if not is_few or any(w.shape[dimension] % num_devices for w in weights):
+        plain = partial(row_matmul, implementation="xla", **options)
+        return plain(x, weights, biases, norm=norm, residual=residual)
+    if mesh is None or num_devices == 1:
+        return whole(x, weights, biases, norm=norm, residual=residual)
+    sharded = partial(jax.shard_map, mesh=mesh, check_vma=False)  # as above
+    if split == "out":
+        assert residual is None
+        return sharded(
+            lambda x, weights, biases, norm: whole(x, weights, biases, norm=norm),
+            in_specs=(P(), P(axis, None), P(axis), P()),
+            out_specs=P(None, axis),
+        )(x, tuple(weights), tuple(biases), norm)
+    assert norm is None
+
+    def add_up(x: jax.Array, weights: Weights) -> jax.Array:
+        (part,) = whole(x, weights, (None,), out_dtype=jnp.float32)
+        return lax.psum(part, axis)
+
+    specs = P(None, axis)
+    y = sharded(add_up, in_specs=(specs, specs), out_specs=P())(x, tuple(weights))
+    if biases[0] is not None:
+        y = y + biases[0].astype(jnp.float32)[None, :]
+    y = y if residual is None else y + residual.astype(jnp.float32)
+    return [y.astype(x.dtype)]

@@ -7,29 +7,26 @@ shardings and the list of tensors that a checkpoint must have derive from that. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
-from pallas_kernels.sharded import sharded_paged_attention
+from pallas_kernels.row_matmul import ACTIVATIONS, rms_norm
+from pallas_kernels.sharded import sharded_paged_attention, sharded_row_matmul
 from rtpjax.models import rope
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.step import LayerCache, StepInputs
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-}
-assert _ACTIVATIONS.keys() == set(HIDDEN_ACTS)
+assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
 
 _MATRIX_INIT = nnx.initializers.normal(0.02)
 
@@ -98,6 +95,43 @@ class Linear(nnx.Module):
         return y.astype(x.dtype)
 
 
+def linears(
+    x: jax.Array,
+    layers: Sequence[Linear],
+    mesh: Mesh | None,
+    *,
+    split: Literal["out", "in"] = "out",
+    norm: RMSNorm | None = None,
+    gated: str | None = None,
+    residual: jax.Array | None = None,
+) -> list[jax.Array]:
+    """Affine maps of the same x, in one kernel where there is one for so few rows.
+
+    Args:
+        x: `[T, in]`.
+        layers: The maps.
+        mesh: Devices that they are split over; None for one device.
+        split: Whether over their outputs, or (one map only) over their inputs.
+        norm: Of x, before the maps.
+        gated: Of two maps: act(first) * second is the only result.
+        residual: `[T, out]`, added to the result of one map.
+
+    Returns:
+        `[T, out]` of each, in x's dtype.
+    """
+    return sharded_row_matmul(
+        mesh,
+        x,
+        [layer.weight.get_value() for layer in layers],
+        [None if layer.bias is None else layer.bias.get_value() for layer in layers],
+        split=split,
+        norm=None if norm is None else norm.weight.get_value(),
+        eps=0.0 if norm is None else norm.eps,
+        gated=gated,
+        residual=residual,
+    )
+
+
 class Embedding(nnx.Module):
     """A vector for each token id; tied models score with it too."""
 
@@ -124,10 +158,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., size]` -> the same shape and dtype, computed in float32."""
-        y = x.astype(jnp.float32)
-        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        weight = jnp.expand_dims(self.weight.get_value().astype(jnp.float32), range(x.ndim - 1))
-        return (y * weight).astype(x.dtype)
+        return rms_norm(x, self.weight.get_value(), self.eps)
 
 
 class Attention(nnx.Module):
@@ -153,14 +184,24 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
+        norm: RMSNorm,
         cos_sin: tuple[jax.Array, jax.Array],
         step: StepInputs,
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
-        """x `[T, D]`, cos and sin `[T, rotary_dim // 2]` -> `[T, D]` and the updated cache."""
+        """x + attention of norm(x), and the updated cache.
+
+        Args:
+            x: `[T, D]`, the residual stream.
+            norm: What normalizes it here.
+            cos_sin: Cosine and sine of the angles, each `[T, rotary_dim // 2]`.
+            step: The batch.
+            cache: This layer's.
+        """
+        projections = self.q_proj, self.k_proj, self.v_proj
         q, k, v = (
-            proj(x).reshape(x.shape[0], -1, self.head_dim)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            y.reshape(x.shape[0], -1, self.head_dim)
+            for y in linears(x, projections, step.mesh, norm=norm)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -182,7 +223,9 @@ class Attention(nnx.Module):
             window=self.window,
             decode=step.kind == "decode",
         )
-        return self.o_proj(out.reshape(x.shape[0], -1)), cache
+        flat = out.reshape(x.shape[0], -1)
+        (x,) = linears(flat, (self.o_proj,), step.mesh, split="in", residual=x)
+        return x, cache
 
 
 def _write(pages: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
@@ -205,7 +248,14 @@ class MLP(nnx.Module):
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x `[T, D]` -> `[T, D]`."""
-        gate = _ACTIVATIONS[self.hidden_act](self.gate_proj(x))
-        return self.down_proj(gate * self.up_proj(x))
+    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: Mesh | None) -> jax.Array:
+        """x + the layer's output for norm(x).
+
+        Args:
+            x: `[T, D]`, the residual stream.
+            norm: What normalizes it here.
+            mesh: Devices that the layer is split over.
+        """
+        both = self.gate_proj, self.up_proj
+        (hidden,) = linears(x, both, mesh, norm=norm, gated=self.hidden_act)
+        return linears(hidden, (self.down_proj,), mesh, split="in", residual=x)[0]

@@ -40,9 +40,8 @@ class LlamaDecoderLayer(nnx.Module):
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
         """x `[T, D]` -> `[T, D]` and the cache with this step's tokens."""
-        attended, cache = self.self_attn(self.input_layernorm(x), cos_sin, step, cache)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
+        x, cache = self.self_attn(x, self.input_layernorm, cos_sin, step, cache)
+        return self.mlp(x, self.post_attention_layernorm, step.mesh), cache
 
 
 @partial(jax.jit, static_argnums=0)

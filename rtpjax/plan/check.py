@@ -6,23 +6,24 @@ No GPU is needed; docs/gpu_check.md says what this proves and what it does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from rtpjax.plan import kernel_cases, topology
 from rtpjax.plan.job import Job, KernelJob, StepJob
+from rtpjax.plan.workers import Workers
 
 GPUS = ("a100", "l4", "h100", "b200")
 MODELS = {
@@ -34,7 +35,7 @@ MODELS = {
 }
 STEPS = (("decode", 1), ("decode", 8), ("decode", 64), ("extend", 512))
 _ROOT = Path(__file__).parents[2]
-_TIMEOUT_S = 300
+Compile = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
@@ -57,34 +58,29 @@ def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
     return [*steps, *kernels]
 
 
-def run(job: Job, ptxas: str | None, cache: Path, sources: str) -> dict[str, Any]:
-    """A job's result, or `{"error": ...}` if it does not compile; kept while nothing changes."""
-    text = json.dumps(dataclasses.asdict(job))
-    key = hashlib.sha256(f"{sources} {text} {ptxas is None}".encode()).hexdigest()
+def run(
+    job: Job, ptxas: str | None, cache: Path, sources: str, compile_job: Compile
+) -> dict[str, Any]:
+    """A job's result, or `{"error": ...}` if it does not compile; kept while nothing changes.
+
+    Args:
+        job: What to compile.
+        ptxas: The assembler.
+        cache: Folder of results.
+        sources: Names what they depend on.
+        compile_job: Gives the result of `{"job": ..., "ptxas": ...}`.
+    """
+    fields = dataclasses.asdict(job)
+    key = hashlib.sha256(f"{sources} {json.dumps(fields)} {ptxas is None}".encode()).hexdigest()
     path = cache / f"{key}.json"
     if path.exists():
         return json.loads(path.read_text())
-    result = _run_in_subprocess(text, ptxas)
+    result = compile_job({"job": fields, "ptxas": ptxas})
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(result))
     unfinished.replace(path)
     return result
-
-
-def _run_in_subprocess(text: str, ptxas: str | None) -> dict[str, Any]:
-    request = json.dumps({"job": json.loads(text), "ptxas": ptxas})
-    command = [sys.executable, "-m", "rtpjax.plan.job"]
-    try:
-        done = subprocess.run(
-            command, input=request, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not compiled within {_TIMEOUT_S} s"}
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return {"error": f"exit status {done.returncode}: {lines[-1][:300] if lines else ''}"}
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def sources_digest() -> str:
@@ -227,10 +223,10 @@ def _run_all(
     sources = sources_digest()
     print(_HEADER)
     results = []
-    with ThreadPoolExecutor(workers) as pool:
-        for job, result in zip(
-            jobs, pool.map(lambda j: run(j, ptxas, cache, sources), jobs), strict=True
-        ):
+    compilers = Workers(workers)
+    with ThreadPoolExecutor(workers) as pool, contextlib.closing(compilers):
+        found = pool.map(lambda j: run(j, ptxas, cache, sources, compilers.run), jobs)
+        for job, result in zip(jobs, found, strict=True):
             mark = "FAIL" if problems(job, result, budget["limit"]) else ""
             mark = mark or ("*" if problems(job, result, budget["goal"]) else "")
             print(row(job, result, mark), flush=True)

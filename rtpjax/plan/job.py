@@ -1,6 +1,6 @@
-"""One compilation in a process of its own: a job as JSON on stdin, its result as JSON on stdout.
+"""Compilations in a process of their own: a job a line as JSON on stdin, its result on stdout.
 
-Some failures of the GPU compiler abort the process; the check starts one of these for each job.
+Some failures of the GPU compiler abort the process; rtpjax.plan.workers starts it again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class KernelJob:
         case = next(c for c in kernel_cases.cases(self.op) if c.name == self.case)
         function = kernel_cases.ops()[self.op].implementations[self.implementation].function
         where = NamedSharding(topology.make_mesh(gpu, 1), PartitionSpec())
-        arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where) for a in case.arguments]
+        arguments = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), case.arguments
+        )
         with tempfile.TemporaryDirectory() as folder:
             lowered = jax.jit(lambda *a: function(*a, **case.options)).lower(*arguments)
             compiled = lowered.compile({"xla_dump_to": folder})
@@ -110,10 +112,12 @@ def from_json(text: str) -> Job:
 
 
 def main() -> None:
-    """Runs `{"job": ..., "ptxas": ...}` from stdin."""
-    request = json.load(sys.stdin)
-    result = from_json(json.dumps(request["job"])).run(request["ptxas"])
-    print(json.dumps(result))
+    """Runs each `{"job": ..., "ptxas": ...}` of stdin."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        result = from_json(json.dumps(request["job"])).run(request["ptxas"])
+        print(json.dumps(result), flush=True)
+        jax.clear_caches()  # what was traced for one GPU must not be found by the next
 
 
 if __name__ == "__main__":
