@@ -9,25 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.row_matmul import ACTIVATIONS, rms_norm
-from pallas_kernels.sharded import sharded_paged_attention, sharded_row_matmul
-from rtpjax.models import rope
+from pallas_kernels.sharded import (
+    sharded_paged_attention,
+    sharded_rotate,
+    sharded_row_matmul,
+)
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.step import LayerCache, StepInputs
 
 assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
 
+_SPLIT = {"heads": "tp", "kv_heads": "tp", "mlp": "tp"}  # rtpjax.sharding says the same
 _MATRIX_INIT = nnx.initializers.normal(0.02)
 
 
@@ -83,6 +86,7 @@ class Linear(nnx.Module):
         bias: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.axes = axes
         self.weight = param(shape, axes, dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
         self.bias = param(shape[:1], axes[:1], dtype, rngs=rngs, init=zeros) if bias else None
@@ -100,7 +104,6 @@ def linears(
     layers: Sequence[Linear],
     mesh: Mesh | None,
     *,
-    split: Literal["out", "in"] = "out",
     norm: RMSNorm | None = None,
     gated: str | None = None,
     residual: jax.Array | None = None,
@@ -109,9 +112,8 @@ def linears(
 
     Args:
         x: `[T, in]`.
-        layers: The maps.
+        layers: The maps; one only, where they are split over their inputs.
         mesh: Devices that they are split over; None for one device.
-        split: Whether over their outputs, or (one map only) over their inputs.
         norm: Of x, before the maps.
         gated: Of two maps: act(first) * second is the only result.
         residual: `[T, out]`, added to the result of one map.
@@ -121,10 +123,10 @@ def linears(
     """
     return sharded_row_matmul(
         mesh,
+        [PartitionSpec(*map(_SPLIT.get, layer.axes)) for layer in layers],
         x,
         [layer.weight.get_value() for layer in layers],
         [None if layer.bias is None else layer.bias.get_value() for layer in layers],
-        split=split,
         norm=None if norm is None else norm.weight.get_value(),
         eps=0.0 if norm is None else norm.eps,
         gated=gated,
@@ -203,9 +205,7 @@ class Attention(nnx.Module):
             y.reshape(x.shape[0], -1, self.head_dim)
             for y in linears(x, projections, step.mesh, norm=norm)
         )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope.rotate(q, *cos_sin), rope.rotate(k, *cos_sin)
+        q, k = self._rotated(q, k, cos_sin, step.mesh)
         cache = LayerCache(
             _write(cache.k_pages, step.slots, k), _write(cache.v_pages, step.slots, v)
         )
@@ -224,8 +224,25 @@ class Attention(nnx.Module):
             decode=step.kind == "decode",
         )
         flat = out.reshape(x.shape[0], -1)
-        (x,) = linears(flat, (self.o_proj,), step.mesh, split="in", residual=x)
+        (x,) = linears(flat, (self.o_proj,), step.mesh, residual=x)
         return x, cache
+
+    def _rotated(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        cos_sin: tuple[jax.Array, jax.Array],
+        mesh: Mesh | None,
+    ) -> list[jax.Array]:
+        """q `[T, N, H]` and k `[T, K, H]`, normalized where the model does, and turned."""
+        norms, eps = None, 0.0
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = self.q_norm.weight.get_value(), self.k_norm.weight.get_value()
+            eps = self.q_norm.eps
+        heads, kv_heads = (
+            PartitionSpec(None, _SPLIT[name], None) for name in ("heads", "kv_heads")
+        )
+        return sharded_rotate(mesh, heads, kv_heads, q, k, cos_sin, norms, eps=eps)
 
 
 def _write(pages: jax.Array, slots: jax.Array, values: jax.Array) -> jax.Array:
@@ -258,4 +275,4 @@ class MLP(nnx.Module):
         """
         both = self.gate_proj, self.up_proj
         (hidden,) = linears(x, both, mesh, norm=norm, gated=self.hidden_act)
-        return linears(hidden, (self.down_proj,), mesh, split="in", residual=x)[0]
+        return linears(hidden, (self.down_proj,), mesh, residual=x)[0]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from rtpjax.models import rope
@@ -72,7 +73,9 @@ class LlamaModel(nnx.Module):
         self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         """token_ids int32 `[T]` -> hidden states `[T, D]` and the updated caches."""
-        x = self.embed_tokens(token_ids)
+        # Of one row XLA makes a slice, and sends the whole embedding to every device for it.
+        num_tokens = token_ids.shape[0]
+        x = self.embed_tokens(jnp.pad(token_ids, (0, max(0, 2 - num_tokens))))[:num_tokens]
         cos_sin = rope.cos_sin(self.rope, step.positions)
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):

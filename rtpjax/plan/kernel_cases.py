@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from pallas_kernels import rotate
 from pallas_kernels.registry import Op
 from pallas_kernels.row_matmul import MAX_ROWS, Around, Operands
 from rtpjax.models import ModelConfig
@@ -23,6 +24,7 @@ from rtpjax.plan import presets
 
 # The smallest widths, biases, and the widest.
 _ROW_MATMUL_MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.1-8b")
+_ROTATE_MODELS = ("smollm2-135m", "qwen3-8b")
 PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 64, 4096, 1031
 
 
@@ -151,9 +153,30 @@ def _products(config: ModelConfig, rows: int) -> list[tuple[str, Operands, Aroun
     ]
 
 
+def _rotate() -> list[Case]:
+    """Heads of one size and another, with and without norms."""
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in _ROTATE_MODELS}
+    return [
+        _rotate_case(name, config, rows) for name, config in configs.items() for rows in (1, 64)
+    ]
+
+
+def _rotate_case(name: str, config: ModelConfig, rows: int) -> Case:
+    H = config.head_dim
+    norm = jax.ShapeDtypeStruct((H,), jnp.bfloat16) if config.qk_norm else None
+    angles = jax.ShapeDtypeStruct((rows, config.rope.rotary_dim // 2), jnp.float32)
+    q, k = (
+        jax.ShapeDtypeStruct((rows, heads, H), jnp.bfloat16)
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    operands = rotate.Operands(q, k, angles, angles, norm, norm)
+    return Case(f"{name} q,k[{rows}]", (operands,), {"eps": config.rms_norm_eps})
+
+
 _MAKERS: dict[str, Callable[[], list[Case]]] = {
     "paged_attention": _paged_attention,
     "quantized_matmul": _quantized_matmul,
     "grouped_matmul": _grouped_matmul,
     "row_matmul": _row_matmul,
+    "rotate": _rotate,
 }

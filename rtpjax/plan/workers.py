@@ -57,7 +57,7 @@ class Worker:
             self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  outlives this call, like the process
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,

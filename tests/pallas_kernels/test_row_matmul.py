@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import row_matmul as op
 from pallas_kernels.registry import Target, UnsupportedError, tracing_for
@@ -141,8 +142,9 @@ def test_four_devices_compute_what_one_does(split, interpreted):
         3, 64, (96,), dtype=FLOAT32, has_bias=True, normed=split == "out", residual=split == "in"
     )
     eps = 1e-5 if split == "out" else 0.0
+    spec = P("tp", None) if split == "out" else P(None, "tp")
     call = partial(
-        sharded_row_matmul, mesh, split=split, eps=eps, matmul=matmul if interpreted else None
+        sharded_row_matmul, mesh, [spec], eps=eps, matmul=matmul if interpreted else None
     )
     got = jax.jit(call)(*arguments(operands), norm=operands.norm, residual=operands.residual)
     assert_close(got, exact(operands, op.Around(None, eps, FLOAT32)), FLOAT32)
@@ -151,7 +153,7 @@ def test_four_devices_compute_what_one_does(split, interpreted):
 def test_what_the_mesh_does_not_divide_is_left_to_xla():
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("tp",))
     operands = case(3, 64, (98,), dtype=FLOAT32)
-    call = partial(sharded_row_matmul, mesh, split="out", matmul=None)
+    call = partial(sharded_row_matmul, mesh, [P("tp", None)])
     with tracing_for(Target("gpu", 90)):
         text = jax.jit(call).trace(*arguments(operands)).lower(lowering_platforms=("cpu",))
     assert "dot_general" in text.as_text() and "custom_call" not in text.as_text()
