@@ -15,7 +15,7 @@ import tempfile
 import threading
 from typing import IO, Any
 
-_TIMEOUT_S = 300
+_TIMEOUT_S = 1800  # seconds each, where the machine does nothing else
 
 
 class Worker:

@@ -89,7 +89,7 @@ def test_heads_over_four_devices(interpreted):
 
 def test_what_the_kernel_refuses():
     with tracing_for(Target("gpu", 90)):
-        with pytest.raises(UnsupportedError, match=r"head_dim 640 .*up to 512 .*xla instead"):
+        with pytest.raises(UnsupportedError, match=r"head_dim 640 .*up to 512.*xla instead"):
             op.OP.choose("pallas", case(1, (1, 1), 640, 320), eps=0.0)
         assert op.OP.choose(None, case(1, (1, 1), 64, 32), eps=0.0).name == "pallas"
     assert op.OP.choose(None, case(1, (1, 1), 64, 32), eps=0.0).name == "xla"
