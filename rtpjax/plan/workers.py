@@ -7,6 +7,7 @@ that failed, and the next job gets a new process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -50,11 +51,13 @@ class Worker:
         return {"error": self._last_words("took too long" if is_late else "")}
 
     def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+        """Ends the process; another job starts one anew."""
+        process, log, self._process, self._log = self._process, self._log, None, None
+        if process is None or log is None:
+            return
+        with contextlib.suppress(BrokenPipeError):  # what it has not read, if it is gone
+            process.communicate()
+        log.close()
 
     def _start(self) -> subprocess.Popen[str]:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  outlives this call, like the process
@@ -71,9 +74,9 @@ class Worker:
         """What the process that ended said at last."""
         assert self._process is not None and self._log is not None
         status = self._process.wait()
-        self._process = None
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").splitlines()
+        self.close()
         said = [line for line in lines if line.strip()]
         return f"exit status {status}: {why or (said[-1][:300] if said else '')}"
 
