@@ -7,30 +7,32 @@ shardings and the list of tensors that a checkpoint must have derive from that. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
-from pallas_kernels.sharded import sharded_paged_attention
-from rtpjax.models import cache_write, rope
+from pallas_kernels.row_matmul import ACTIVATIONS, rms_norm
+from pallas_kernels.sharded import (
+    sharded_paged_attention,
+    sharded_rotate,
+    sharded_row_matmul,
+    summed_once,
+)
+from rtpjax.models import cache_write
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.quantization import PLAIN, Matrix, WeightFormat, param
 from rtpjax.models.step import LayerCache, StepInputs
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-}
-assert _ACTIVATIONS.keys() == set(HIDDEN_ACTS)
+assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
+
+_SPLIT = {"heads": "tp", "kv_heads": "tp", "mlp": "tp"}  # rtpjax.sharding says the same
 
 
 class Linear(Matrix):
@@ -56,6 +58,7 @@ class Linear(Matrix):
         rngs: nnx.Rngs,
     ):
         super().__init__(shape, axes, dtype, format=format, rngs=rngs)
+        self.axes = axes
         zeros = nnx.initializers.zeros
         self.bias = param(shape[:1], axes[:1], dtype, rngs=rngs, init=zeros) if bias else None
 
@@ -65,6 +68,49 @@ class Linear(Matrix):
         if self.bias is not None:
             y = y + self.bias.get_value().astype(jnp.float32)[None, :]
         return y.astype(x.dtype)
+
+
+def linears(
+    x: jax.Array,
+    layers: Sequence[Linear],
+    mesh: Mesh | None,
+    *,
+    norm: RMSNorm | None = None,
+    gated: str | None = None,
+    residual: jax.Array | None = None,
+) -> list[jax.Array]:
+    """Affine maps of the same x, in one kernel where there is one for so few rows.
+
+    Quantized ones are multiplied one by one, each as its format does.
+
+    Args:
+        x: `[T, in]`.
+        layers: The maps; one only, where they are split over their inputs.
+        mesh: Devices that they are split over; None for one device.
+        norm: Of x, before the maps.
+        gated: Of two maps: act(first) * second is the only result.
+        residual: `[T, out]`, added to the result of one map.
+
+    Returns:
+        `[T, out]` of each, in x's dtype.
+    """
+    if any(layer.format != PLAIN for layer in layers):
+        x = x if norm is None else norm(x)
+        ys = [layer(x) for layer in layers]
+        if gated is not None:
+            ys = [ACTIVATIONS[gated](ys[0]) * ys[1]]
+        return ys if residual is None else [summed_once(residual + ys[0])]
+    return sharded_row_matmul(
+        mesh,
+        [PartitionSpec(*map(_SPLIT.get, layer.axes)) for layer in layers],
+        x,
+        [layer.weight.get_value() for layer in layers],
+        [None if layer.bias is None else layer.bias.get_value() for layer in layers],
+        norm=None if norm is None else norm.weight.get_value(),
+        eps=0.0 if norm is None else norm.eps,
+        gated=gated,
+        residual=residual,
+    )
 
 
 class Embedding(Matrix):
@@ -100,10 +146,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., size]` -> the same shape and dtype, computed in float32."""
-        y = x.astype(jnp.float32)
-        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        weight = jnp.expand_dims(self.weight.get_value().astype(jnp.float32), range(x.ndim - 1))
-        return (y * weight).astype(x.dtype)
+        return rms_norm(x, self.weight.get_value(), self.eps)
 
 
 class Attention(nnx.Module):
@@ -129,18 +172,26 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
+        norm: RMSNorm,
         cos_sin: tuple[jax.Array, jax.Array],
         step: StepInputs,
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
-        """x `[T, D]`, cos and sin `[T, rotary_dim // 2]` -> `[T, D]` and the updated cache."""
+        """x + attention of norm(x), and the updated cache.
+
+        Args:
+            x: `[T, D]`, the residual stream.
+            norm: What normalizes it here.
+            cos_sin: Cosine and sine of the angles, each `[T, rotary_dim // 2]`.
+            step: The batch.
+            cache: This layer's.
+        """
+        projections = self.q_proj, self.k_proj, self.v_proj
         q, k, v = (
-            proj(x).reshape(x.shape[0], -1, self.head_dim)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            y.reshape(x.shape[0], -1, self.head_dim)
+            for y in linears(x, projections, step.mesh, norm=norm)
         )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope.rotate(q, *cos_sin), rope.rotate(k, *cos_sin)
+        q, k = self._rotated(q, k, cos_sin, step.mesh)
         cache = cache_write.write(cache, k, v, step)
         attend = (
             paged_attention if step.mesh is None else partial(sharded_paged_attention, step.mesh)
@@ -158,7 +209,26 @@ class Attention(nnx.Module):
             v_scales=cache.v_scales,
             decode=step.kind == "decode",
         )
-        return self.o_proj(out.reshape(x.shape[0], -1)), cache
+        flat = out.reshape(x.shape[0], -1)
+        (x,) = linears(flat, (self.o_proj,), step.mesh, residual=x)
+        return x, cache
+
+    def _rotated(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        cos_sin: tuple[jax.Array, jax.Array],
+        mesh: Mesh | None,
+    ) -> list[jax.Array]:
+        """q `[T, N, H]` and k `[T, K, H]`, normalized where the model does, and turned."""
+        norms, eps = None, 0.0
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = self.q_norm.weight.get_value(), self.k_norm.weight.get_value()
+            eps = self.q_norm.eps
+        heads, kv_heads = (
+            PartitionSpec(None, _SPLIT[name], None) for name in ("heads", "kv_heads")
+        )
+        return sharded_rotate(mesh, heads, kv_heads, q, k, cos_sin, norms, eps=eps)
 
 
 class MLP(nnx.Module):
@@ -176,7 +246,14 @@ class MLP(nnx.Module):
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x `[T, D]` -> `[T, D]`."""
-        gate = _ACTIVATIONS[self.hidden_act](self.gate_proj(x))
-        return self.down_proj(gate * self.up_proj(x))
+    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: Mesh | None) -> jax.Array:
+        """x + the layer's output for norm(x).
+
+        Args:
+            x: `[T, D]`, the residual stream.
+            norm: What normalizes it here.
+            mesh: Devices that the layer is split over.
+        """
+        both = self.gate_proj, self.up_proj
+        (hidden,) = linears(x, both, mesh, norm=norm, gated=self.hidden_act)
+        return linears(hidden, (self.down_proj,), mesh, residual=x)[0]

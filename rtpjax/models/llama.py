@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels.registry import current_choice
@@ -41,9 +42,8 @@ class LlamaDecoderLayer(nnx.Module):
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
         """x `[T, D]` -> `[T, D]` and the cache with this step's tokens."""
-        attended, cache = self.self_attn(self.input_layernorm(x), cos_sin, step, cache)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
+        x, cache = self.self_attn(x, self.input_layernorm, cos_sin, step, cache)
+        return self.mlp(x, self.post_attention_layernorm, step.mesh), cache
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -77,7 +77,9 @@ class LlamaModel(nnx.Module):
         self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         """token_ids int32 `[T]` -> hidden states `[T, D]` and the updated caches."""
-        x = self.embed_tokens(token_ids)
+        # Of one row XLA makes a slice, and sends the whole embedding to every device for it.
+        num_tokens = token_ids.shape[0]
+        x = self.embed_tokens(jnp.pad(token_ids, (0, max(0, 2 - num_tokens))))[:num_tokens]
         cos_sin = rope.cos_sin(self.rope, step.positions)
         choice = current_choice()
         new_caches = []

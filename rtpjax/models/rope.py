@@ -1,4 +1,6 @@
-"""Rotary position embeddings: reading their options, inverse frequencies, and the rotation.
+"""Rotary position embeddings: reading their options, and the angles of tokens.
+
+pallas_kernels.rotate turns queries and keys by them.
 
 Angles are a function of a token's position alone, never of what else is in the step: a rotated key
 in the cache stays right when its sequence grows, is computed in chunks, or shares its pages with
@@ -222,22 +224,3 @@ def _dynamic_stretch(rope: RopeConfig, positions: jax.Array) -> jax.Array:
     growth = rope.factor * context_len / limit - (rope.factor - 1)
     exponent = np.arange(0, d, 2, dtype=np.float32) / np.float32(d - 2)
     return growth[:, None] ** -exponent[None, :]
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns features (i, i + rotary_dim // 2) of each head by their token's angle, in float32.
-
-    Args:
-        x: `[T, heads, head_dim]`.
-        cos: float32 `[T, rotary_dim // 2]`.
-        sin: float32 `[T, rotary_dim // 2]`.
-
-    Returns:
-        `[T, heads, head_dim]` in x's dtype; features past rotary_dim as they were.
-    """
-    half = cos.shape[-1]
-    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
-    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate((*(t.astype(x.dtype) for t in turned), rest), axis=-1)

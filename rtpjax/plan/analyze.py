@@ -41,6 +41,7 @@ class StepReport:
         least_bytes: What it cannot do without; None likewise.
         kernels_per_layer: Launches, loops counted as often as they run; None likewise.
         collectives_per_layer: By kind.
+        collectives_beside: Those of no layer (the embedding's, the logits'), by kind.
         unaliased: Cache arrays that the step does not update in place.
         copied: Weights and caches that are copied before they are used.
         gathered: Weights that the devices send to each other.
@@ -48,6 +49,7 @@ class StepReport:
         no_tensor_core: Products and attention kernels without tensor-core instructions.
         max_registers: Of a kernel; None without ptxas.
         spill_bytes: Of all kernels; None without ptxas.
+        spilling: Their names.
         max_shared_bytes: Of a kernel.
     """
 
@@ -57,6 +59,7 @@ class StepReport:
     least_bytes: int | None
     kernels_per_layer: float | None
     collectives_per_layer: dict[str, float]
+    collectives_beside: dict[str, float]
     unaliased: list[str]
     copied: list[str]
     gathered: list[str]
@@ -64,6 +67,7 @@ class StepReport:
     no_tensor_core: list[str]
     max_registers: int | None
     spill_bytes: int | None
+    spilling: list[str]
     max_shared_bytes: int
 
     @property
@@ -198,6 +202,7 @@ def _report(
         least_bytes=(whole.decode_bytes(shape.bucket.num_rows, context_len) if is_decode else None),
         kernels_per_layer=layer.launches if is_decode else None,
         collectives_per_layer={k: n for k, n in layer.collectives.items() if n},
+        collectives_beside=_beside(second, layer),
         unaliased=[
             n for i, n in enumerate(names) if n.startswith("caches") and i not in module.aliased
         ],
@@ -207,5 +212,15 @@ def _report(
         no_tensor_core=ptx.without_tensor_core(hlo.products(module), resources),
         max_registers=max(registers, default=None),
         spill_bytes=sum(r.spill_bytes or 0 for r in resources) if registers else None,
+        spilling=[r.name for r in resources if r.spill_bytes],
         max_shared_bytes=max((r.shared_bytes for r in resources), default=0),
     )
+
+
+def _beside(counts: Counts, layer: Counts) -> dict[str, float]:
+    """Collectives that are left when those of the layers are taken away."""
+    left = {
+        k: n - counts.num_layers * layer.collectives.get(k, 0)
+        for k, n in counts.collectives.items()
+    }
+    return {k: n for k, n in left.items() if n}

@@ -6,24 +6,25 @@ No GPU is needed; docs/gpu_check.md says what this proves and what it does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from rtpjax import gpus as gpu_data
 from rtpjax.plan import kernel_cases, topology
-from rtpjax.plan.job import Job, KernelJob, StepJob
+from rtpjax.plan.job import ChooseJob, Job, KernelJob, StepJob
+from rtpjax.plan.workers import Workers
 
 GPUS = ("a100", "l4", "h100", "b200")
 MODELS = {
@@ -33,15 +34,17 @@ MODELS = {
     "qwen3-8b": 1,
     "qwen3-32b": 4,
 }
+LARGE_MODELS = (("llama-3.1-70b", "h100", 8), ("qwen2.5-72b", "a100", 8))
 STEPS = (("decode", 1), ("decode", 8), ("decode", 64), ("extend", 512))
 _ROOT = Path(__file__).parents[2]
-_TIMEOUT_S = 300
+Compile = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
-    """Every kernel with every shape that it takes, every model's steps, on every GPU.
+    """Every model's steps, the choice of tokens, and every kernel, on every GPU.
 
-    Twins are left out: they are not served.
+    Our own kernels are compiled with every shape that they take; what XLA makes of an op with the
+    first one.
     """
     gpus = list(gpus)
     kernels = [
@@ -49,7 +52,7 @@ def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
         for op in kernel_cases.ops().values()
         for implementation in op.implementations.values()
         if "gpu" in implementation.platforms and implementation.name != "reference"
-        for case in kernel_cases.cases(op.name)
+        for case in kernel_cases.cases(op.name)[: 1 if implementation.name == "xla" else None]
         for gpu in gpus
         if kernel_cases.is_supported(implementation, case, gpu_data.load(gpu))
     ]
@@ -59,17 +62,36 @@ def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
         for gpu in gpus
         for step, n in STEPS
     ]
-    return [*steps, *kernels]
+    large = [
+        StepJob(model, gpu, tp_size, step, n)  # type: ignore[arg-type]
+        for model, gpu, tp_size in LARGE_MODELS
+        if gpu in gpus
+        for step, n in STEPS
+    ]
+    choices = [ChooseJob("llama-3.1-8b", gpu, 64) for gpu in gpus]
+    return [*steps, *large, *choices, *kernels]
 
 
-def run(job: Job, ptxas: str | None, cache: Path, sources: str) -> dict[str, Any]:
-    """A job's result, or `{"error": ...}` if it does not compile; kept while nothing changes."""
-    text = json.dumps(dataclasses.asdict(job))
-    key = hashlib.sha256(f"{sources} {text} {ptxas is None}".encode()).hexdigest()
+def run(
+    job: Job, ptxas: str | None, cache: Path, sources: str, compile_job: Compile
+) -> dict[str, Any]:
+    """A job's result, kept while nothing changes, or `{"error": ...}` if it does not compile.
+
+    Args:
+        job: What to compile.
+        ptxas: The assembler.
+        cache: Folder of results.
+        sources: Names what they depend on.
+        compile_job: Gives the result of `{"job": ..., "ptxas": ...}`.
+    """
+    fields = dataclasses.asdict(job)
+    key = hashlib.sha256(f"{sources} {json.dumps(fields)} {ptxas is None}".encode()).hexdigest()
     path = cache / f"{key}.json"
     if path.exists():
         return json.loads(path.read_text())
-    result = _run_in_subprocess(text, ptxas)
+    result = compile_job({"job": fields, "ptxas": ptxas})
+    if "error" in result:
+        return result  # the machine may have been at fault
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(result))
@@ -77,71 +99,56 @@ def run(job: Job, ptxas: str | None, cache: Path, sources: str) -> dict[str, Any
     return result
 
 
-def _run_in_subprocess(text: str, ptxas: str | None) -> dict[str, Any]:
-    request = json.dumps({"job": json.loads(text), "ptxas": ptxas})
-    command = [sys.executable, "-m", "rtpjax.plan.job"]
-    try:
-        done = subprocess.run(
-            command, input=request, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not compiled within {_TIMEOUT_S} s"}
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return {"error": f"exit status {done.returncode}: {lines[-1][:300] if lines else ''}"}
-    return json.loads(done.stdout.splitlines()[-1])
+# What a step is made of, and what reads it.
+_SOURCES = (
+    *("pallas_kernels", "rtpjax/models", "rtpjax/gpus", "rtpjax/plan", "rtpjax/sharding.py"),
+    *(f"rtpjax/engine/{name}.py" for name in ("batch", "kv_cache", "sampling", "step")),
+)
 
 
 def sources_digest() -> str:
     """Names everything that results depend on: our sources, and the compiler's version."""
     digest = hashlib.sha256()
-    for package in ("rtpjax", "pallas_kernels"):
-        for path in sorted((_ROOT / package).rglob("*")):
-            if path.suffix in (".py", ".json") or (
-                path.suffix == ".toml" and path.stem != "budget"
-            ):
-                digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
+    paths = [path for name in _SOURCES for path in ((_ROOT / name), *(_ROOT / name).rglob("*"))]
+    for path in sorted(paths):
+        if path.suffix in (".py", ".json", ".toml") and path.stem not in ("budget", "check"):
+            digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
     for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "flax"):
         digest.update(importlib.metadata.version(name).encode())
     return digest.hexdigest()
 
 
-def problems(job: Job, result: dict[str, Any], budget: dict[str, Any]) -> list[str]:
-    """What of a result is past a budget (the table `limit` or `goal` of budget.toml)."""
+def limits_of(job: Job, budget: dict[str, Any], *, with_exceptions: bool = True) -> dict[str, Any]:
+    """What a job's result may have at most, by name; see budget.toml."""
+    limits = dict(budget["all"])
+    if isinstance(job, StepJob):
+        limits |= budget["step"] | budget[job.step]
+        if job.step == "decode":
+            limits |= budget[f"decode_{job.num_tokens}"]
+    if isinstance(job, ChooseJob):
+        limits |= budget["choose"]
+    fields = dataclasses.asdict(job)
+    for exception in budget.get("exception", []) if with_exceptions else []:
+        if exception["for"].items() <= fields.items():
+            limits |= exception["limits"]
+    return limits
+
+
+def problems(job: Job, result: dict[str, Any], limits: dict[str, Any]) -> list[str]:
+    """What of a result is past its limits."""
     if "error" in result:
         return [result["error"]]
-    found = [
-        f"{name} {_shown(result[name])}, at most {budget[name]}"
-        for name in ("spill_bytes", "library_calls", "no_tensor_core", "unaliased")
-        if _size(result.get(name)) > budget[name]
-    ]
-    if isinstance(job, StepJob):
-        found += _step_problems(job, result, budget)
-    return found
-
-
-def _step_problems(job: StepJob, result: dict[str, Any], budget: dict[str, Any]) -> list[str]:
-    limits = {
-        "temp_mib": budget["temp_mib"][job.step],
-        "copied": budget["copied"][job.step],
-        "gathered": budget["gathered"][job.step],
-    }
-    values = {**result, "temp_mib": result["temp_bytes"] / (1 << 20)}
-    if job.step == "decode":
-        rows = str(job.num_tokens)
-        limits |= {name: by_rows[rows] for name, by_rows in budget["decode"].items()}
-    found = [
-        f"{name} {_shown(values[name])}, at most {limit}"
-        for name, limit in limits.items()
-        if _size(values[name]) > limit
-    ]
-    allowed = budget.get("collectives_per_layer")
-    if allowed is not None:
-        found += [
-            f"{n:g} {kind} a layer, at most {allowed.get(kind, 0)}"
-            for kind, n in result["collectives_per_layer"].items()
-            if n > allowed.get(kind, 0)
-        ]
+    found = []
+    for name, limit in limits.items():
+        value = result["temp_bytes"] / (1 << 20) if name == "temp_mib" else result.get(name)
+        if isinstance(limit, dict):
+            found += [
+                f"{name}: {n:g} {kind}, at most {limit.get(kind, 0)}"
+                for kind, n in (value or {}).items()
+                if n > limit.get(kind, 0)
+            ]
+        elif _size(value) > limit:
+            found.append(f"{name} {_shown(value)}, at most {limit}")
     return found
 
 
@@ -158,18 +165,34 @@ def _shown(value: Any) -> str:
 
 
 _HEADER = (
-    f"{'what':34} {'gpu':5} {'shape':12} {'bytes':>6} {'krn/l':>6} {'temp MiB':>9} {'alias':>5} "
+    f"{'what':36} {'gpu':5} {'shape':15} {'bytes':>6} {'krn/l':>6} {'temp MiB':>9} {'alias':>5} "
     f"{'copies':>6} {'regs':>4} {'spill':>5} {'smem':>6} {'tensor':>6} {'coll/l':>6}"
 )
 
 
+def _names(job: Job) -> tuple[str, str]:
+    """What the table calls a job, and its shape."""
+    if isinstance(job, StepJob):
+        return str(job), f"{job.step}[{job.num_tokens}]"
+    if isinstance(job, ChooseJob):
+        return str(job), f"choose[{job.num_rows}]"
+    model, shape = job.case.split(maxsplit=1)
+    return f"{job} {model}", shape
+
+
 def row(job: Job, result: dict[str, Any], mark: str) -> str:
     """A line of the table."""
-    shape = f"{job.step}[{job.num_tokens}]" if isinstance(job, StepJob) else job.case.split()[-1]
-    what = str(job) if isinstance(job, StepJob) else f"{job} {job.case.split()[0]}"
-    start = f"{what:34.34} {job.gpu:5} {shape:12} "
+    what, shape = _names(job)
+    start = f"{what:36.36} {job.gpu:5} {shape:15.15} "
     if "error" in result:
         return f"{start}not compiled {mark}"
+    if isinstance(job, ChooseJob):
+        parts = [
+            f"{name.replace('_', ' ')} {result[f'{name}_ratio']:.2f} x the logits in "
+            f"{result[f'{name}_kernels']} kernels"
+            for name in ("greedy", "all_options")
+        ]
+        return f"{start}{', '.join(parts)}; {result['temp_bytes'] / (1 << 20):.0f} MiB {mark}"
 
     def cell(value: Any, width: int, form: str = "") -> str:
         return f"{'-' if value is None else format(value, form):>{width}}"
@@ -207,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", action="append", help="only this GPU (may be repeated)")
     parser.add_argument("--only", default="", help="only jobs whose name contains this")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/rtpjax/gpu-check"))
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, help="also write all results to this file")
     args = parser.parse_args(argv)
     if not topology.compiler_is_installed():
@@ -220,7 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = [dataclasses.asdict(j) | {"result": r} for j, r in zip(jobs, results, strict=True)]
         args.json.write_text(json.dumps(listed, indent=1))
     num_failed = _summarize(jobs, results)
-    print(f"{len(jobs)} programs in {time.perf_counter() - started:.0f} s, {num_failed} failed.")
+    used = os.times()
+    print(
+        f"{len(jobs)} programs in {time.perf_counter() - started:.0f} s "
+        f"({used.children_user + used.children_system:.0f} s of processors), {num_failed} failed."
+    )
     return 1 if num_failed or not jobs else 0
 
 
@@ -232,13 +259,11 @@ def _run_all(
     sources = sources_digest()
     print(_HEADER)
     results = []
-    with ThreadPoolExecutor(workers) as pool:
-        for job, result in zip(
-            jobs, pool.map(lambda j: run(j, ptxas, cache, sources), jobs), strict=True
-        ):
-            mark = "FAIL" if problems(job, result, budget["limit"]) else ""
-            mark = mark or ("*" if problems(job, result, budget["goal"]) else "")
-            print(row(job, result, mark), flush=True)
+    compilers = Workers(workers)
+    with ThreadPoolExecutor(workers) as pool, contextlib.closing(compilers):
+        found = pool.map(lambda j: run(j, ptxas, cache, sources, compilers.run), jobs)
+        for job, result in zip(jobs, found, strict=True):
+            print(row(job, result, mark_of(job, result, budget)), flush=True)
             results.append(result)
     return results
 
@@ -248,17 +273,24 @@ def read_budget() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "budget.toml").read_text())
 
 
+def mark_of(job: Job, result: dict[str, Any], budget: dict[str, Any]) -> str:
+    """FAIL past the limits, * within them by an exception only."""
+    if problems(job, result, limits_of(job, budget)):
+        return "FAIL"
+    return "*" if problems(job, result, limits_of(job, budget, with_exceptions=False)) else ""
+
+
 def _summarize(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> int:
-    """Says what is past the limits, and how many are past their goal; the number of failures."""
+    """Says what is past the limits, and how many need an exception; the number of failures."""
     budget = read_budget()
-    failed = past_goal = 0
+    failed = num_exceptions = 0
     for job, result in zip(jobs, results, strict=True):
-        past_limit = problems(job, result, budget["limit"])
-        past_goal += bool(problems(job, result, budget["goal"]))
-        if past_limit:
+        num_exceptions += mark_of(job, result, budget) == "*"
+        found = problems(job, result, limits_of(job, budget))
+        if found:
             failed += 1
-            print(f"FAIL {dataclasses.astuple(job)}: {'; '.join(past_limit)}")
-    print(f"* past the goal, within the limit of today (rtpjax/plan/budget.toml): {past_goal}")
+            print(f"FAIL {dataclasses.astuple(job)}: {'; '.join(found)}")
+    print(f"* within the limits by an exception of rtpjax/plan/budget.toml: {num_exceptions}")
     return failed
 
 

@@ -177,7 +177,13 @@ def _aliased(header: str) -> Iterator[int]:
         yield int(number)
 
 
-def kernels(module: Module, trips: Sequence[int] = (), pool: Pool | None = None) -> list[Kernel]:
+def kernels(
+    module: Module,
+    trips: Sequence[int] = (),
+    pool: Pool | None = None,
+    *,
+    shortest: bool = False,
+) -> list[Kernel]:
     """All kernels of a run, loops unrolled.
 
     Args:
@@ -185,8 +191,10 @@ def kernels(module: Module, trips: Sequence[int] = (), pool: Pool | None = None)
         trips: How often loops run whose count the compiler does not know: the outer ones, those
             inside of them, ...
         pool: The cache, if there is one.
+        shortest: Whether of the branches of a conditional the one runs that moves least; the one
+            that moves most if not.
     """
-    return list(_Counter(module, tuple(trips), pool).run(module.entry, 1, 0))
+    return list(_Counter(module, tuple(trips), pool, shortest).run(module.entry, 1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +202,7 @@ class _Counter:
     module: Module
     trips: tuple[int, ...]
     pool: Pool | None
+    shortest: bool
 
     def run(self, computation: Computation, runs: int, depth: int) -> Iterator[Kernel]:
         """Kernels of a computation that runs so often, inside of so many loops."""
@@ -205,7 +214,7 @@ class _Counter:
             elif i.opcode in ("call", "async-start"):
                 yield from self.run(self._body(i, "to_apply", "calls"), runs, depth)
             elif i.opcode == "conditional":
-                yield from self._longest_branch(i, runs, depth)
+                yield from self._branch(i, runs, depth)
             else:
                 yield Kernel(i.name, i.opcode, runs, *self._moved(i, computation))
 
@@ -218,12 +227,12 @@ class _Counter:
         yield from self.run(self._body(i, "body"), runs * count, inside)
         yield from self.run(self._body(i, "condition"), runs * (count + 1), inside)
 
-    def _longest_branch(self, i: Instruction, runs: int, depth: int) -> Iterator[Kernel]:
+    def _branch(self, i: Instruction, runs: int, depth: int) -> Iterator[Kernel]:
         listed = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
         names = _NAME.findall(listed.group(1)) if listed else []
         names += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", i.attributes)
         branches = [list(self.run(self.module.computations[n], runs, depth)) for n in names]
-        yield from max(branches, key=total_bytes)
+        yield from (min if self.shortest else max)(branches, key=total_bytes)
 
     def _body(self, i: Instruction, *keys: str) -> Computation:
         name = next(filter(None, map(i.called, keys)))
@@ -350,7 +359,8 @@ def library_calls(module: Module) -> list[str]:
 def products(module: Module) -> list[str]:
     """Names of the kernels that multiply matrices: fusions of a dot, and kernels of our own.
 
-    A kernel of ours that ends in `_merge` adds up partial results and multiplies nothing.
+    A kernel of ours that ends in `_merge` adds up partial results, and `rotate` turns vectors: they
+    multiply no matrices.
     """
     found = []
     for body in module.computations.values():
@@ -360,7 +370,7 @@ def products(module: Module) -> list[str]:
                 found.append(i.name)
             elif "triton" in _target(i) or "mosaic_gpu" in _target(i):
                 name = _kernel_name(i)
-                if not name.endswith("_merge"):
+                if not name.endswith(("_merge", "rotate")):
                     found.append(name)
     return found
 

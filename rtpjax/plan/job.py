@@ -1,6 +1,6 @@
-"""One compilation in a process of its own: a job as JSON on stdin, its result as JSON on stdout.
+"""Compilations in a process of their own: a job a line as JSON on stdin, its result on stdout.
 
-Some failures of the GPU compiler abort the process; the check starts one of these for each job.
+Some failures of the GPU compiler abort the process; rtpjax.plan.workers starts it again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from rtpjax.engine.batch import Bucket
 from rtpjax.models import ModelConfig, Precision
 from rtpjax.plan import hlo, kernel_cases, presets, ptx, topology
 from rtpjax.plan.analyze import analyze
-from rtpjax.plan.step import StepShape
+from rtpjax.plan.step import StepShape, compile_choose
 
 CONTEXT_LEN = 1024  # of each row of a decode step
 EXTEND_ROWS = 8
 MAX_NUM_SEQS = 64
+_FLOAT_BITS = 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +46,7 @@ class StepJob:
     def run(self, ptxas: str | None) -> dict[str, Any]:
         """Compiles and reports: the fields of analyze.StepReport, and the ratio of bytes."""
         rows = self.num_tokens if self.step == "decode" else EXTEND_ROWS
-        shape = StepShape(
-            bucket=Bucket(self.step, self.num_tokens, rows),
-            max_model_len=kernel_cases.MAX_MODEL_LEN,
-            page_size=kernel_cases.PAGE_SIZE,
-            num_pages=kernel_cases.NUM_PAGES,
-            max_num_seqs=MAX_NUM_SEQS,
-        )
+        shape = _shape(Bucket(self.step, self.num_tokens, rows))
         report = analyze(
             ModelConfig.from_hf(presets.load(self.model)),
             Precision.of("BF16", "gpu"),
@@ -62,6 +57,49 @@ class StepJob:
             ptxas=ptxas,
         )
         return {**dataclasses.asdict(report), "ratio": report.ratio}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChooseJob:
+    """The program that chooses tokens, which follows a step: for so many rows of logits."""
+
+    model: str
+    gpu: str
+    num_rows: int
+    kind: Literal["choose"] = "choose"
+
+    def __str__(self) -> str:
+        return self.model
+
+    def run(self, ptxas: str | None) -> dict[str, Any]:
+        """Compiles and counts, as multiples of the logits' bytes: `greedy` and `all_options`.
+
+        The first is what runs where all rows are greedy; in the second some row wants each of the
+        options, top-k and top-p with as many halvings as a float has bits.
+        """
+        del ptxas
+        gpu, model = gpus.load(self.gpu), ModelConfig.from_hf(presets.load(self.model))
+        shape = _shape(Bucket("decode", self.num_rows, self.num_rows))
+        compiled = compile_choose(model, self.num_rows, shape, topology.make_mesh(gpu, 1), gpu)
+        module = hlo.parse(compiled.as_text() or "")
+        memory: Any = compiled.memory_analysis()
+        result: dict[str, Any] = {"temp_bytes": memory.temp_size_in_bytes}
+        logits_bytes = 4 * self.num_rows * model.vocab_size
+        for name, shortest in (("greedy", True), ("all_options", False)):
+            found = hlo.kernels(module, (_FLOAT_BITS,), shortest=shortest)
+            result[f"{name}_ratio"] = hlo.total_bytes(found) / logits_bytes
+            result[f"{name}_kernels"] = hlo.num_launches(found)
+        return result
+
+
+def _shape(bucket: Bucket) -> StepShape:
+    return StepShape(
+        bucket=bucket,
+        max_model_len=kernel_cases.MAX_MODEL_LEN,
+        page_size=kernel_cases.PAGE_SIZE,
+        num_pages=kernel_cases.NUM_PAGES,
+        max_num_seqs=MAX_NUM_SEQS,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +121,9 @@ class KernelJob:
         case = next(c for c in kernel_cases.cases(self.op) if c.name == self.case)
         function = kernel_cases.ops()[self.op].implementations[self.implementation].function
         where = NamedSharding(topology.make_mesh(gpu, 1), PartitionSpec())
-        arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where) for a in case.arguments]
+        arguments = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), case.arguments
+        )
         with tempfile.TemporaryDirectory() as folder:
             # Mosaic GPU does not write to XLA's folder by itself.
             os.environ.update(MOSAIC_GPU_DUMP_PTX="1", MOSAIC_GPU_DUMP_TO=folder)
@@ -103,20 +143,23 @@ class KernelJob:
         }
 
 
-Job = StepJob | KernelJob
+Job = StepJob | ChooseJob | KernelJob
+_KINDS = {"step": StepJob, "choose": ChooseJob, "kernel": KernelJob}
 
 
 def from_json(text: str) -> Job:
     """A job from its JSON, whose `kind` says which."""
     fields = json.loads(text)
-    return StepJob(**fields) if fields["kind"] == "step" else KernelJob(**fields)
+    return _KINDS[fields["kind"]](**fields)
 
 
 def main() -> None:
-    """Runs `{"job": ..., "ptxas": ...}` from stdin."""
-    request = json.load(sys.stdin)
-    result = from_json(json.dumps(request["job"])).run(request["ptxas"])
-    print(json.dumps(result))
+    """Runs each `{"job": ..., "ptxas": ...}` of stdin."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        result = from_json(json.dumps(request["job"])).run(request["ptxas"])
+        print(json.dumps(result), flush=True)
+        jax.clear_caches()  # what was traced for one GPU must not be found by the next
 
 
 if __name__ == "__main__":

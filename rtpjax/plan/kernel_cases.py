@@ -17,21 +17,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 import pallas_kernels
+from pallas_kernels import rotate
 from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError
+from pallas_kernels.row_matmul import MAX_ROWS, Around, Operands
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
 from rtpjax.models.quantization import Fp8, Int4, Int8
 from rtpjax.plan import presets
 
+# One of each number of heads and their size; steps have what is left of them on several GPUs.
+_ATTENTION_MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.1-8b", "qwen3-32b")
+# The smallest widths, biases, and the widest.
+_ROW_MATMUL_MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.1-8b")
+_ROTATE_MODELS = ("smollm2-135m", "qwen3-8b")
 PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 64, 4096, 1031
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of an op: positional arguments as shapes, and keyword arguments."""
+    """One call of an op: positional arguments as (trees of) shapes, and keyword arguments."""
 
     name: str
-    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    arguments: tuple[Any, ...]
     options: dict[str, Any]
 
 
@@ -72,7 +79,7 @@ def cases(op_name: str) -> list[Case]:
 
 
 def _paged_attention() -> list[Case]:
-    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in presets.names()}
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in _ATTENTION_MODELS}
     return [
         _attention_case(name, config, kind, num_tokens)
         for name, config in configs.items()
@@ -137,8 +144,70 @@ def _grouped_matmul() -> list[Case]:
     return [Case("qwen3-30b-a3b up_proj[64]", (x, weight, starts), {})]
 
 
+def _row_matmul() -> list[Case]:
+    """The four kernels of a layer without attention, with few and with the most rows."""
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in _ROW_MATMUL_MODELS}
+    return [
+        Case(f"{name} {what}[{rows}]", (operands,), {"around": around})
+        for name, config in configs.items()
+        for rows in (1, MAX_ROWS)
+        for what, operands, around in _products(config, rows)
+    ]
+
+
+def _products(config: ModelConfig, rows: int) -> list[tuple[str, Operands, Around]]:
+    D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
+    heads, kv_heads = config.num_attention_heads * H, config.num_key_value_heads * H
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    def operands(
+        outputs: tuple[int, ...], inputs: int, *, normed: bool, has_bias: bool = False
+    ) -> Operands:
+        return Operands(
+            x=array(rows, inputs),
+            weights=tuple(array(n, inputs) for n in outputs),
+            biases=tuple(array(n) if has_bias else None for n in outputs),
+            norm=array(inputs) if normed else None,
+            residual=None if normed else array(rows, D),
+        )
+
+    plain = Around(None, config.rms_norm_eps, jnp.dtype(jnp.bfloat16))
+    gated = dataclasses.replace(plain, gated=config.hidden_act)
+    qkv = operands((heads, kv_heads, kv_heads), D, normed=True, has_bias=config.attention_bias)
+    return [
+        ("qkv", qkv, plain),
+        ("o_proj", operands((D,), heads, normed=False), plain),
+        ("gate_up", operands((F, F), D, normed=True), gated),
+        ("down_proj", operands((D,), F, normed=False), plain),
+    ]
+
+
+def _rotate() -> list[Case]:
+    """Heads of one size and another, with and without norms."""
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in _ROTATE_MODELS}
+    return [
+        _rotate_case(name, config, rows) for name, config in configs.items() for rows in (1, 64)
+    ]
+
+
+def _rotate_case(name: str, config: ModelConfig, rows: int) -> Case:
+    H = config.head_dim
+    norm = jax.ShapeDtypeStruct((H,), jnp.bfloat16) if config.qk_norm else None
+    angles = jax.ShapeDtypeStruct((rows, config.rope.rotary_dim // 2), jnp.float32)
+    q, k = (
+        jax.ShapeDtypeStruct((rows, heads, H), jnp.bfloat16)
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    operands = rotate.Operands(q, k, angles, angles, norm, norm)
+    return Case(f"{name} q,k[{rows}]", (operands,), {"eps": config.rms_norm_eps})
+
+
 _MAKERS: dict[str, Callable[[], list[Case]]] = {
     "paged_attention": _paged_attention,
     "quantized_matmul": _quantized_matmul,
     "grouped_matmul": _grouped_matmul,
+    "row_matmul": _row_matmul,
+    "rotate": _rotate,
 }

@@ -12,12 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from pallas_kernels.registry import tracing_for
 from rtpjax import sharding
 from rtpjax.engine import step as engine_step
-from rtpjax.engine.batch import Bucket, Layout
+from rtpjax.engine.batch import NUM_ROW_FIELDS, Bucket, Layout
 from rtpjax.engine.kv_cache import declare, pages_for
+from rtpjax.engine.sampling import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    SlotState,
+)
 from rtpjax.gpus import Gpu
 from rtpjax.models import LayerCache, ModelConfig, Precision, abstract_state, build
 from rtpjax.models.cache_write import has_scales
@@ -63,7 +70,13 @@ def forward(
     donated.
     """
     step = partial(engine_step.forward, engine_step.Model.of(model, precision, mesh), layout)
-    return jax.jit(step, donate_argnums=(2, 3), keep_unused=True)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        donate_argnums=(2, 3),
+        keep_unused=True,
+        out_shardings=(everywhere, everywhere, None, everywhere),
+    )
 
 
 def abstract_arguments(
@@ -108,3 +121,34 @@ def compile_step(
     arguments = abstract_arguments(model, precision, shape, mesh)
     with tracing_for(gpu.target):
         return function.lower(*arguments).compile(options or {})
+
+
+def compile_choose(
+    model: ModelConfig, num_rows: int, shape: StepShape, mesh: Mesh, gpu: Gpu
+) -> jax.stages.Compiled:
+    """The program that chooses a token for each row, as the runner makes it."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    slots, vocab = shape.max_num_seqs, model.vocab_size
+
+    def array(dtype: DTypeLike, *size: int) -> Any:  # stands in for an array
+        return jax.ShapeDtypeStruct(size, dtype, sharding=replicated)
+
+    state = SlotState(
+        tokens=array(jnp.int32, slots, shape.max_model_len + 1),
+        bias_ids=array(jnp.int32, slots, MAX_BIASES),
+        bias_values=array(jnp.float32, slots, MAX_BIASES),
+        bias_until=array(jnp.int32, slots, MAX_BIASES),
+        bad_words=array(jnp.int32, slots, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS),
+        masks=array(jnp.int32, slots, -(-vocab // 32)),
+    )
+    arguments = (
+        array(jnp.float32, num_rows, vocab),
+        array(jnp.int32, num_rows, NUM_ROW_FIELDS),
+        array(jnp.bool_, num_rows),
+        state,
+    )
+    function = jax.jit(
+        partial(engine_step.choose, vocab), donate_argnums=3, out_shardings=replicated
+    )
+    with tracing_for(gpu.target):
+        return function.lower(*arguments).compile()

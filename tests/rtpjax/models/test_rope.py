@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.rotate import rotate
 from rtpjax.models import ModelConfig, rope
 from tests.golden import cases
 
@@ -95,7 +96,7 @@ def test_each_scaling_case_differs_from_plain_rope(case_name: str):
 def test_rotate_turns_pairs_and_keeps_the_rest():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 6)), jnp.float32)
     angles = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 2.0]], np.float32)
-    turned = np.asarray(rope.rotate(x, jnp.cos(angles), jnp.sin(angles)))
+    turned = np.asarray(rotate(x, jnp.cos(angles), jnp.sin(angles)))
     pairs = np.asarray(x[..., :2]) + 1j * np.asarray(x[..., 2:4])
     expected = pairs * np.exp(1j * angles)[:, None, :]
     np.testing.assert_allclose(turned[..., :2], expected.real, atol=1e-6)

@@ -30,6 +30,7 @@ def test_extrapolation_is_linear_in_layers():
         14,
     )
     assert layer.collectives == {"all-reduce": 2}
+    assert analyze._beside(few[1], layer) == {"all-reduce": 1}
 
 
 def test_pool_is_one_array_of_one_device():

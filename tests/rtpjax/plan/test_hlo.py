@@ -121,6 +121,31 @@ def test_a_loop_of_unknown_count_must_be_said():
         hlo.kernels(module(LOOP))
 
 
+BRANCHES = """
+%little (a: f32[10]) -> f32[10] {
+  %a = f32[10]{0} parameter(0)
+  ROOT %once = f32[10]{0} copy(%a)
+}
+
+%much (b: f32[10]) -> f32[10] {
+  %b = f32[10]{0} parameter(0)
+  %sum = f32[10]{0} add(%b, %b)
+  ROOT %again = f32[10]{0} add(%sum, %b)
+}
+
+ENTRY %main.6 (p: pred[], x: f32[10]) -> f32[10] {
+  %p = pred[] parameter(0)
+  %x = f32[10]{0} parameter(1)
+  ROOT %either = f32[10]{0} conditional(%p, %x, %x), true_computation=%much, false_computation=%little
+}
+"""  # noqa: E501
+
+
+def test_of_a_conditional_one_branch_runs():
+    assert moved(hlo.kernels(module(BRANCHES))) == {"sum": (1, 80, 40), "again": (1, 80, 40)}
+    assert moved(hlo.kernels(module(BRANCHES), shortest=True)) == {"once": (1, 40, 40)}
+
+
 MESH = """
 ENTRY %main.4 (w: bf16[1024,512], x: f32[8]) -> bf16[2048,512] {
   %w = bf16[1024,512]{1,0} parameter(0)

@@ -1,0 +1,361 @@
+"""Products of few rows of x with one or several weights, with what stands before and after them.
+
+    z   = x, or x / rms(x) * norm                   the norm before q, k and v, and before the MLP
+    y_j = z @ weights[j].T + biases[j]              several weights: q, k and v in one launch
+    y   = act(z @ gate.T + b) * (z @ up.T + b)      gated: the first half of an MLP
+    y   = residual + x @ weight.T + bias            the products that end attention and MLP
+
+A decode step reads its weights and little else. XLA splits the inputs of such a product over
+programs, writes their partial sums and adds them up in a second kernel; here a program owns its
+outputs and loops over all inputs, so nothing but the result is written:
+
+    outputs           q_proj                k_proj       v_proj         grid (tiles of all weights,
+    tiles     │ 0 │ 1 │ 2 │ ... │ 127 │ 128 │ ... │ 159 │ 160 │ ... │         T / BLOCK_T)
+                        │
+                        └► x tile [BLOCK_T, BLOCK_K] ─┐
+                           w tile [BLOCK_N, BLOCK_K] ─┴► tensor cores, float32 ─► y [T, BLOCK_N]
+                                    NUM_STAGES tiles are under way at once
+
+A gated program keeps two sums, of the same outputs of gate and up. 1 / rms(x) is a number per row:
+the squares are added up beside the product, and their mean divides the sums at the end, so the norm
+takes no pass of its own. For more rows than MAX_ROWS arithmetic counts as well, and XLA's own
+products are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
+
+from pallas_kernels.paged_tiles import Ref, power_of_two
+from pallas_kernels.registry import Op, Target, refuse
+
+OP = Op("row_matmul")
+
+MAX_ROWS = 64
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
+_CONTRACT_LAST = (((1,), (1,)), ((), ()))
+_TILES_BYTES = 96 << 10
+_FORMATS = (jnp.bfloat16, jnp.float16)
+
+Weights = Sequence[jax.Array]
+Biases = Sequence[jax.Array | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """What a call does besides the product; all static.
+
+    Attributes:
+        gated: The activation (of ACTIVATIONS) that makes one result of two weights of one shape,
+            gate and up: act(gate) * up.
+        eps: Added to the mean of squares of the norm.
+        out_dtype: Format of the results.
+    """
+
+    gated: str | None
+    eps: float
+    out_dtype: Any
+
+
+class Operands(NamedTuple):
+    """Arrays of a call, or refs to them in the kernel; row_matmul documents them."""
+
+    x: Ref
+    weights: Sequence[Ref]
+    biases: Sequence[Ref | None]
+    norm: Ref | None
+    residual: Ref | None
+
+
+def row_matmul(
+    x: jax.Array,
+    weights: Weights,
+    biases: Biases | None = None,
+    *,
+    norm: jax.Array | None = None,
+    eps: float = 0.0,
+    gated: str | None = None,
+    residual: jax.Array | None = None,
+    out_dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> list[jax.Array]:
+    """x, normalized if there is a norm, times the transpose of each weight.
+
+    Args:
+        x: `[T, in]`.
+        weights: Each `[out_j, in]`, in one format, which x is taken in.
+        biases: For each weight `[out_j]` or None; None for none at all.
+        norm: `[in]`, weight of an RMS norm of x (https://arxiv.org/abs/1910.07467).
+        eps: Of the norm.
+        gated: See Around.
+        residual: `[T, out]`, added to the result of a single weight.
+        out_dtype: Format of the results; x's if None.
+        implementation: A name from the registry, or None for the platform's default.
+
+    Returns:
+        `[T, out_j]` for each weight, summed in float32; for gated a list of one.
+    """
+    biases = (None,) * len(weights) if biases is None else tuple(biases)
+    operands = Operands(x, tuple(weights), biases, norm, residual)
+    around = Around(gated, eps, jnp.dtype(out_dtype or x.dtype))
+    return OP(operands, around, implementation=implementation)  # type: ignore[return-value]
+
+
+def _supports(target: Target, operands: Operands, around: Around) -> None:
+    x, weights = operands.x, operands.weights
+    dtypes = {w.dtype.name for w in weights}
+    most = max(w.size for w in weights)
+    has_norm = operands.norm is not None
+    refuse(
+        "xla",
+        (
+            target.compute_capability >= 80,
+            f"compute capability {target.compute_capability}",
+            "80 and later",
+        ),
+        (
+            len(dtypes) == 1 and weights[0].dtype in _FORMATS,
+            f"weights of {', '.join(sorted(dtypes))}",
+            "bfloat16 and float16, one for all weights",
+        ),
+        (
+            # x * norm is rounded before it is divided by its size, which float16 may not hold.
+            not has_norm or weights[0].dtype == jnp.bfloat16,
+            f"a norm with weights of {weights[0].dtype}",
+            "bfloat16",
+        ),
+        (x.shape[0] <= MAX_ROWS, f"{x.shape[0]} rows", f"up to {MAX_ROWS} rows"),
+        (x.shape[1] % 16 == 0, f"{x.shape[1]} inputs", "multiples of 16"),
+        (
+            around.gated is None or around.gated in ACTIVATIONS,
+            f"activation {around.gated}",
+            ", ".join(ACTIVATIONS),
+        ),
+        # Pallas indexes arrays of up to 4 GiB with signed 32-bit numbers of elements.
+        (most <= 2**31, f"a weight of {most} elements", f"up to {2**31} elements"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Static sizes of a call.
+
+    Attributes:
+        block_t: Rows of x of a program.
+        block_n: Outputs of a program.
+        block_k: Inputs read at once.
+        num_stages: Tiles in flight.
+        num_warps: Of a program.
+    """
+
+    block_t: int
+    block_n: int
+    block_k: int
+    num_stages: int
+    num_warps: int = 4
+
+    @staticmethod
+    def of(operands: Operands, around: Around) -> Tiling:
+        """Some 48 KB of weights under way in a program, which is what a multiprocessor needs.
+
+        32 outputs a program give 4,096 outputs 128 programs, as many as a GPU has multiprocessors;
+        weights with fewer outputs get 16. Tiles in flight fit the least shared memory, sm89's.
+        """
+        num_rows, num_inputs = operands.x.shape
+        results = operands.weights[:1] if around.gated else operands.weights
+        block_t = max(16, power_of_two(num_rows))
+        block_n = 32 if sum(w.shape[0] for w in results) >= 2048 else 16
+        block_k = 128 if around.gated or block_t > 32 else 256
+        fitting = [n for n in (256, 128, 64) if n <= block_k and num_inputs % n == 0]
+        block_k = fitting[0] if fitting else 64
+        num_weights = len(operands.weights) if around.gated else 1
+        tile_bytes = 2 * block_k * (block_t + num_weights * block_n)
+        return Tiling(block_t, block_n, block_k, num_stages=min(4, _TILES_BYTES // tile_bytes))
+
+
+@OP.register("pallas", "gpu", supports=_supports)
+def pallas(
+    operands: Operands,
+    around: Around,
+    *,
+    tiling: Tiling | None = None,
+    interpret: bool = False,
+) -> list[jax.Array]:
+    """The kernel; interpret runs it on the CPU, slowly: for tests."""
+    tiling = tiling or Tiling.of(operands, around)
+    results = operands.weights[:1] if around.gated else operands.weights
+    num_rows = operands.x.shape[0]
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    call = pl.pallas_call(
+        partial(_kernel, tiling=tiling, around=around),
+        out_shape=[jax.ShapeDtypeStruct((num_rows, w.shape[0]), around.out_dtype) for w in results],
+        grid=(
+            sum(pl.cdiv(w.shape[0], tiling.block_n) for w in results),
+            pl.cdiv(num_rows, tiling.block_t),
+        ),
+        in_specs=[jax.tree.map(lambda _: anywhere, operands)],
+        out_specs=[anywhere for _ in results],
+        compiler_params=plgpu.CompilerParams(
+            num_warps=tiling.num_warps, num_stages=tiling.num_stages
+        ),
+        interpret=interpret,
+        name="row_matmul",
+    )
+    return list(call(operands))
+
+
+def _kernel(operands: Operands, *out_refs: Ref, tiling: Tiling, around: Around) -> None:
+    """One tile of outputs: of one of the weights, or of gate and up."""
+    index = pl.program_id(0)
+    rows = _Places.of(pl.program_id(1), tiling.block_t, operands.x.shape[0])
+    if len(out_refs) == 1:
+        _tile(operands, out_refs[0], (rows, index), tiling, around)
+        return
+    first = 0
+    for j, out_ref in enumerate(out_refs):
+        end = first + pl.cdiv(out_ref.shape[1], tiling.block_n)
+        one = operands._replace(weights=[operands.weights[j]], biases=[operands.biases[j]])
+        is_here = (index >= first) & (index < end)
+        pl.when(is_here)(partial(_tile, one, out_ref, (rows, index - first), tiling, around))
+        first = end
+
+
+def _tile(
+    operands: Operands,
+    out_ref: Ref,
+    where: tuple[_Places, jax.Array],
+    tiling: Tiling,
+    around: Around,
+) -> None:
+    """Rows, and tile of outputs, of a weight or of gate and up, from all inputs."""
+    rows, index = where
+    outputs = _Places.of(index, tiling.block_n, out_ref.shape[1])
+    sums, squares = _sums(operands, rows, outputs, tiling)
+    if operands.norm is not None:
+        rms = lax.rsqrt(squares / operands.x.shape[1] + around.eps)
+        sums = [total * rms[:, None] for total in sums]
+    for j, bias in enumerate(operands.biases):
+        if bias is not None:
+            added = plgpu.load(bias.at[outputs.at], mask=outputs.are_there, other=0.0)
+            sums[j] += added.astype(jnp.float32)[None, :]
+    result = sums[0] if around.gated is None else ACTIVATIONS[around.gated](sums[0]) * sums[1]
+    place = rows.at[:, None], outputs.at[None, :]
+    own = rows.are_there[:, None] & outputs.are_there[None, :]
+    if operands.residual is not None:
+        residual = plgpu.load(operands.residual.at[place], mask=own, other=0.0)
+        result += residual.astype(jnp.float32)
+    plgpu.store(out_ref.at[place], result.astype(out_ref.dtype), mask=own)
+
+
+class _Places(NamedTuple):
+    """Rows of x or of a weight that a program works on, and which of them there are."""
+
+    at: jax.Array
+    are_there: jax.Array
+
+    @staticmethod
+    def of(index: jax.Array, block: int, count: int) -> _Places:
+        at = index * block + lax.iota(jnp.int32, block)
+        return _Places(at, at < count)
+
+
+def _sums(
+    operands: Operands, rows: _Places, outputs: _Places, tiling: Tiling
+) -> tuple[list[jax.Array], jax.Array]:
+    """Of x (times the norm's weight) and each weight, `[T, N]`; and of the squares of x, `[T]`."""
+    num_inputs = operands.x.shape[1]
+    columns = lax.broadcasted_iota(jnp.int32, (1, tiling.block_k), 1)
+    are_even = num_inputs % tiling.block_k == 0
+    dtype = operands.weights[0].dtype
+
+    def add_inputs(i: jax.Array, state: tuple) -> tuple:
+        sums, squares = state
+        inputs = i * tiling.block_k + columns
+        is_input = True if are_even else inputs < num_inputs
+
+        def read(ref: Ref, places: _Places) -> jax.Array:
+            mask = places.are_there[:, None] & is_input
+            return plgpu.load(ref.at[places.at[:, None], inputs], mask=mask, other=0.0)
+
+        x = read(operands.x, rows)
+        if operands.norm is not None:
+            x = x.astype(jnp.float32)
+            squares += (x * x).sum(axis=1)
+            mask = None if are_even else is_input
+            norm = plgpu.load(operands.norm.at[inputs], mask=mask, other=None if are_even else 0.0)
+            x = x * norm.astype(jnp.float32)
+        x = x.astype(dtype)
+        products = [plgpu.dot(x, read(w, outputs), trans_b=True) for w in operands.weights]
+        return tuple(s + p for s, p in zip(sums, products, strict=True)), squares
+
+    zeros = jnp.zeros((tiling.block_t, tiling.block_n), jnp.float32)
+    start = (zeros,) * len(operands.weights), jnp.zeros((tiling.block_t,), jnp.float32)
+    sums, squares = lax.fori_loop(0, pl.cdiv(num_inputs, tiling.block_k), add_inputs, start)
+    return list(sums), squares
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x `[..., size]` over the root of its mean square, times weight `[size]`; x's dtype.
+
+    Paper: https://arxiv.org/abs/1910.07467
+    """
+    y = x.astype(jnp.float32)
+    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    weight = jnp.expand_dims(weight.astype(jnp.float32), range(x.ndim - 1))
+    return (y * weight).astype(x.dtype)
+
+
+@OP.register("xla", "cpu", "gpu")
+def xla(operands: Operands, around: Around) -> list[jax.Array]:
+    """A product for each weight.
+
+    Each gives float32: not only for accuracy, a bf16 result is 10 times slower on the CPU.
+    """
+    x = operands.x
+    if operands.norm is not None:
+        x = rms_norm(x, operands.norm, around.eps)
+    results = []
+    for weight, bias in zip(operands.weights, operands.biases, strict=True):
+        y = lax.dot_general(
+            x.astype(weight.dtype), weight, _CONTRACT_LAST, preferred_element_type=jnp.float32
+        )
+        y = y if bias is None else y + bias.astype(jnp.float32)[None, :]
+        results.append(y.astype(around.out_dtype))
+    if around.gated is not None:
+        results = [ACTIVATIONS[around.gated](results[0]) * results[1]]
+    if operands.residual is not None:
+        results = [operands.residual + results[0]]
+    return results
+
+
+@OP.register("reference", "cpu", "gpu")
+def reference(operands: Operands, around: Around) -> list[jax.Array]:
+    """The plain twin: everything in float32."""
+    x = operands.x.astype(jnp.float32)
+    if operands.norm is not None:
+        x = rms_norm(x, operands.norm, around.eps)
+    biases = [0.0 if b is None else b.astype(jnp.float32)[None, :] for b in operands.biases]
+    ys = [
+        jnp.einsum("ti,oi->to", x, w.astype(jnp.float32)) + b
+        for w, b in zip(operands.weights, biases, strict=True)
+    ]
+    if around.gated is not None:
+        ys = [ACTIVATIONS[around.gated](ys[0]) * ys[1]]
+    if operands.residual is not None:
+        ys = [operands.residual.astype(jnp.float32) + ys[0]]
+    return [y.astype(around.out_dtype) for y in ys]

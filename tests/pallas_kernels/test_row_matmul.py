@@ -1,0 +1,174 @@
+"""Products of few rows against numpy's float64, and the kernel against the twin."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import row_matmul as op
+from pallas_kernels.registry import Target, UnsupportedError, tracing_for
+from pallas_kernels.sharded import sharded_row_matmul
+
+BF16 = jnp.dtype(jnp.bfloat16)
+FLOAT32 = jnp.dtype(jnp.float32)
+TOLERANCE = {BF16: 2e-2, FLOAT32: 1e-5}
+# rows, inputs, outputs of each weight: whole tiles, parts of tiles, the widths of SmolLM2 and Qwen
+SHAPES = [(1, 64, (48,)), (2, 576, (96, 32, 32)), (5, 208, (33, 70)), (64, 128, (128, 16))]
+
+
+def case(T, num_inputs, outputs, *, dtype=BF16, has_bias=False, normed=False, residual=False):
+    rng = np.random.default_rng(T + num_inputs)
+
+    def array(*shape, scale=1.0):
+        return jnp.asarray(scale * rng.standard_normal(shape), dtype)
+
+    return op.Operands(
+        x=array(T, num_inputs, scale=3),
+        weights=tuple(array(n, num_inputs, scale=num_inputs**-0.5) for n in outputs),
+        biases=tuple(array(n) if has_bias else None for n in outputs),
+        norm=1 + array(num_inputs, scale=0.2) if normed else None,
+        residual=array(T, outputs[0]) if residual else None,
+    )
+
+
+def exact(operands, around):
+    """In float64, of what row_matmul's docstring says."""
+    x, norm, residual = (
+        None if a is None else np.asarray(a, np.float64)
+        for a in (operands.x, operands.norm, operands.residual)
+    )
+    if norm is not None:
+        x = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + around.eps) * norm
+    ys = [
+        x @ np.asarray(w, np.float64).T + (0 if b is None else np.asarray(b, np.float64))
+        for w, b in zip(operands.weights, operands.biases, strict=True)
+    ]
+    if around.gated:
+        assert around.gated == "silu"
+        ys = [ys[0] / (1 + np.exp(-ys[0])) * ys[1]]
+    return [y if residual is None else y + residual for y in ys]
+
+
+def assert_close(got, want, dtype):
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        tolerance = TOLERANCE[jnp.dtype(dtype)]
+        np.testing.assert_allclose(
+            np.asarray(one, np.float64), other, atol=tolerance, rtol=tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "normed", "dtype"),
+    [
+        (SHAPES[0], False, BF16),
+        (SHAPES[1], True, BF16),
+        (SHAPES[2], True, FLOAT32),
+        (SHAPES[2], False, FLOAT32),
+        (SHAPES[3], True, BF16),
+        (SHAPES[3], False, FLOAT32),
+    ],
+    ids=str,
+)
+def test_the_kernel_is_the_product(shape, normed, dtype):
+    operands = case(*shape, dtype=dtype, normed=normed, has_bias=shape[0] == 5)
+    around = op.Around(None, 1e-5, FLOAT32 if dtype == FLOAT32 else BF16)
+    got = op.pallas(operands, around, interpret=True)
+    assert all(y.dtype == around.out_dtype for y in got)
+    assert_close(got, exact(operands, around), dtype)
+    assert_close(op.reference(operands, around), exact(operands, around), dtype)
+
+
+@pytest.mark.parametrize("T", [1, 64])
+def test_gate_and_up_in_one_kernel(T):
+    around = op.Around("silu", 1e-6, BF16)
+    operands = case(T, 320, (72, 72), normed=True, has_bias=True)
+    (want,) = exact(operands, around)
+    for implementation in (partial(op.pallas, interpret=True), op.reference, op.xla):
+        assert_close(implementation(operands, around), [want], BF16)
+
+
+@pytest.mark.parametrize("name", op.ACTIVATIONS)
+def test_every_activation_is_the_twins(name):
+    operands = case(3, 64, (40, 40), dtype=FLOAT32)
+    around = op.Around(name, 0.0, FLOAT32)
+    want = [np.asarray(y, np.float64) for y in op.reference(operands, around)]
+    assert_close(op.pallas(operands, around, interpret=True), want, FLOAT32)
+
+
+def test_the_residual_is_added():
+    operands = case(17, 192, (160,), residual=True, has_bias=True)
+    around = op.Around(None, 0.0, BF16)
+    assert_close(op.pallas(operands, around, interpret=True), exact(operands, around), BF16)
+
+
+def test_rows_beyond_a_block_of_rows():
+    """More rows than a program takes: a second row of programs."""
+    operands = case(40, 64, (32,), dtype=FLOAT32)
+    around = op.Around(None, 0.0, FLOAT32)
+    tiling = op.Tiling(block_t=16, block_n=16, block_k=64, num_stages=2)
+    got = op.pallas(operands, around, tiling=tiling, interpret=True)
+    assert_close(got, exact(operands, around), FLOAT32)
+
+
+def test_a_norm_of_large_numbers_does_not_lose_them():
+    operands = case(2, 256, (32,), normed=True)
+    operands = operands._replace(x=(operands.x.astype(jnp.float32) * 3e5).astype(BF16))
+    around = op.Around(None, 1e-5, BF16)
+    assert_close(op.pallas(operands, around, interpret=True), exact(operands, around), BF16)
+
+
+def arguments(operands):
+    return operands.x, operands.weights, operands.biases
+
+
+@pytest.mark.parametrize("split", ["out", "in"])
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_four_devices_compute_what_one_does(split, interpreted):
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("tp",))
+
+    def matmul(x, weights, biases, norm=None, eps=0.0, gated=None, out_dtype=None):
+        operands = op.Operands(x, weights, biases, norm, None)
+        assert x.shape[1] == (64 if split == "out" else 16)
+        return op.pallas(operands, op.Around(gated, eps, out_dtype or x.dtype), interpret=True)
+
+    operands = case(
+        3, 64, (96,), dtype=FLOAT32, has_bias=True, normed=split == "out", residual=split == "in"
+    )
+    eps = 1e-5 if split == "out" else 0.0
+    spec = P("tp", None) if split == "out" else P(None, "tp")
+    call = partial(
+        sharded_row_matmul, mesh, [spec], eps=eps, matmul=matmul if interpreted else None
+    )
+    got = jax.jit(call)(*arguments(operands), norm=operands.norm, residual=operands.residual)
+    assert_close(got, exact(operands, op.Around(None, eps, FLOAT32)), FLOAT32)
+
+
+def test_what_the_mesh_does_not_divide_is_left_to_xla():
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("tp",))
+    operands = case(3, 64, (98,), dtype=FLOAT32)
+    call = partial(sharded_row_matmul, mesh, [P("tp", None)])
+    with tracing_for(Target("gpu", 90)):
+        text = jax.jit(call).trace(*arguments(operands)).lower(lowering_platforms=("cpu",))
+    assert "dot_general" in text.as_text() and "custom_call" not in text.as_text()
+
+
+def test_what_the_kernel_refuses():
+    around = op.Around(None, 0.0, BF16)
+    with tracing_for(Target("gpu", 90)):
+        with pytest.raises(UnsupportedError, match=r"weights of float32 .*bfloat16.* xla instead"):
+            op.OP.choose("pallas", case(1, 64, (16,), dtype=FLOAT32), around)
+        with pytest.raises(UnsupportedError, match=r"65 rows .*up to 64 rows"):
+            op.OP.choose("pallas", case(65, 64, (16,)), around)
+        with pytest.raises(UnsupportedError, match=r"20 inputs .*multiples of 16"):
+            op.OP.choose("pallas", case(1, 20, (16,)), around)
+        with pytest.raises(UnsupportedError, match=r"a norm with weights of float16"):
+            op.OP.choose("pallas", case(1, 64, (16,), dtype=jnp.float16, normed=True), around)
+        assert op.OP.choose(None, case(64, 64, (16,)), around).name == "pallas"
+    assert op.OP.choose(None, case(64, 64, (16,)), around).name == "xla"
