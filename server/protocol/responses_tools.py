@@ -41,7 +41,8 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
     if not isinstance(given.get("strict", True), bool):
         reason = f"expected true or false, found {describe(given['strict'])}"
         raise field_error(f"{where}.strict", reason)
-    function = {key: given[key] for key in given.keys() & (_FIELDS - {"type"})}
+    # In the caller's order: it is that of the prompt.
+    function = {key: given[key] for key in given if key in _FIELDS and key != "type"}
     return {"type": "function", "function": function}
 
 

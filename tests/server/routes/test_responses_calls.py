@@ -20,7 +20,7 @@ TEMPLATE = TOOL_TEMPLATE.replace(
     "\n{{ m.content }}",
     "\n{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}{{ m.content }}",
 ).replace("{% if add", "{% if reasoning_effort %}effort {{ reasoning_effort }}{% endif %}{% if add")
-TOOL: Any = {"type": "function", "strict": True, **WEATHER}
+TOOL: Any = {**WEATHER, "type": "function", "strict": True}
 OTHER: Any = {"type": "function", "name": "now", "parameters": None, "strict": None}
 CHAT_TOOLS = [{"type": "function", "function": tool} for tool in (WEATHER, {"name": "now"})]
 ASK: Any = {"role": "user", "content": "What's the weather like?"}
