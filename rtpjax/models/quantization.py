@@ -387,8 +387,8 @@ class Quantization:
 
 UNQUANTIZED = Quantization()
 
-# What QUANTIZATION and `convert --quantize` know. Eight bits per row of the output matrix cost
-# nothing that perplexity shows (docs/quantization.md), so it has them whatever the layers have.
+# What QUANTIZATION and `convert --quantize` know. The output matrix has eight bits per row
+# whatever the layers have.
 METHODS: Mapping[str, WeightFormat] = {"int8": Int8(), "int4": Int4(), "fp8": Fp8()}
 
 
