@@ -67,6 +67,7 @@ def test_limits_are_not_stricter_than_goals():
 
 
 def test_every_op_has_shapes_and_every_implementation_a_job():
+    """The Hopper kernel is for one GPU; what may be chosen without a name takes all shapes."""
     jobs = check.all_jobs()
     for op in kernel_cases.ops().values():
         served = {n for n, i in op.implementations.items() if "gpu" in i.platforms} - {"reference"}
@@ -78,7 +79,9 @@ def test_every_op_has_shapes_and_every_implementation_a_job():
                     if isinstance(j, KernelJob)
                     and (j.op, j.implementation, j.gpu) == (op.name, name, gpu)
                 ]
-                assert cases == [case.name for case in kernel_cases.cases(op.name)]
+                is_taken = name != "mosaic" or gpu == "h100"
+                every = [case.name for case in kernel_cases.cases(op.name)]
+                assert cases == (every if is_taken else [])
     assert sum(isinstance(j, StepJob) for j in jobs) == 5 * 4 * 4
 
 
