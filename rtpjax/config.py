@@ -11,6 +11,7 @@ import psutil
 from rtpjax.engine import kv_cache
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
+from rtpjax.sharding import Split
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class EngineSettings:
         reserved_bytes: GPU memory left for temporaries.
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
+        dp_size: Groups of so many devices, each with requests and pages of its own.
+        ep_size: Ways that experts are split in; divides tp_size.
         compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
     """
 
@@ -49,6 +52,8 @@ class EngineSettings:
     reserved_bytes: int = 2 * GIB
     use_prefix_cache: bool = True
     tp_size: int = 1
+    dp_size: int = 1
+    ep_size: int = 1
     compile_cache_dir: str | None = None
 
 
@@ -57,7 +62,9 @@ class EngineConfig:
     """Resolved settings: nothing is open. Attributes are those of EngineSettings, and:
 
     precision: Number formats.
-    num_pages: Pages of the cache, page 0 (padding) included.
+    num_pages: Pages of a dp group's cache, page 0 (padding) included.
+
+    Limits and pages are those of one dp group.
     """
 
     precision: Precision
@@ -69,6 +76,8 @@ class EngineConfig:
     max_num_waiting: int
     use_prefix_cache: bool
     tp_size: int
+    dp_size: int = 1
+    ep_size: int = 1
 
     @property
     def table_width(self) -> int:
@@ -116,7 +125,8 @@ def resolve(
     bytes_per_page = kv_cache.page_bytes(specs, page_size, precision.cache)
     budget = settings.kv_cache_bytes
     if budget is None:
-        budget = _cache_budget(settings, is_cpu, free_bytes)
+        split = Split.of(model, settings.tp_size)
+        budget = _cache_budget(settings, split, is_cpu, free_bytes)
     longest = (kv_cache.num_pages(budget, bytes_per_page) - 1) * page_size
     if longest < 2:
         least = (1 + kv_cache.pages_for(2, page_size)) * bytes_per_page
@@ -155,6 +165,8 @@ def resolve(
         max_num_waiting=settings.max_num_waiting,
         use_prefix_cache=settings.use_prefix_cache,
         tp_size=settings.tp_size,
+        dp_size=settings.dp_size,
+        ep_size=settings.ep_size,
     )
     logger.info("Engine: %s", describe(config, bytes_per_page))
     return config
@@ -180,10 +192,15 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ConfigError(f"{name} is {value}; it must be at least {least}.")
 
 
-def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None) -> int:
+def _cache_budget(
+    settings: EngineSettings, split: Split, is_cpu: bool, free_bytes: int | None
+) -> int:
+    """Bytes of one dp group's cache, devices that keep the same heads counted once."""
     if is_cpu:
         free = psutil.virtual_memory().available if free_bytes is None else free_bytes
-        return min(free // 4, 4 * GIB)
+        # All virtual devices share the host's memory.
+        num_copies = settings.dp_size * (split.tp_size // split.kv_heads)
+        return min(free // 4, 4 * GIB) // num_copies
     assert free_bytes is not None
     if free_bytes <= settings.reserved_bytes:
         raise ConfigError(
@@ -191,13 +208,13 @@ def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None
             f"{settings.reserved_bytes / MIB:.0f} MiB are reserved for temporaries. Set "
             "RESERVER_RUNTIME_MEM_MB lower, or split the model over more GPUs with TP_SIZE."
         )
-    return gpu_cache_bytes(free_bytes, settings.reserved_bytes, settings.tp_size)
+    return gpu_cache_bytes(free_bytes, settings.reserved_bytes, split.kv_heads)
 
 
-def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, tp_size: int) -> int:
-    """Bytes of cache over all GPUs, of what is free on each beside the weights.
+def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, kv_ways: int) -> int:
+    """Bytes of cache over the GPUs that keys and values are split over, of what is free on each.
 
-    Keys and values are split over the GPUs: each has as much room. `rtpjax plan` computes with the
+    Each has as much room; those that keep the same heads are counted once. `rtpjax plan` computes with the
     same function, and says whether reserved_bytes hold the temporaries of the compiled steps.
     """
-    return max(free_bytes - reserved_bytes, 0) * tp_size
+    return max(free_bytes - reserved_bytes, 0) * kv_ways

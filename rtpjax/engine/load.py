@@ -36,8 +36,13 @@ def load_engine(
     """
     platform = jax.default_backend()
     model_config = ModelConfig.from_hf(checkpoint.config)
-    mesh = sharding.make_mesh(settings.tp_size)
-    sharding.check_model_fits(model_config, settings.tp_size)
+    sharding.check_model_fits(model_config, settings.tp_size, settings.ep_size)
+    mesh = sharding.make_mesh(
+        settings.tp_size,
+        dp_size=settings.dp_size,
+        ep_size=settings.ep_size,
+        model=model_config,
+    )
     precision = config.precision_of(settings, platform)
     specs = abstract_state(model_config, precision)
     cache_specs = build(model_config, precision, abstract=True).cache_specs()

@@ -75,7 +75,7 @@ def text_of(token_ids) -> str:
 
 def make_runner(config: EngineConfig = CONFIG) -> Runner:
     """A runner with compiled programs."""
-    mesh = sharding.make_mesh(config.tp_size)
+    mesh = sharding.make_mesh(config.tp_size, dp_size=config.dp_size, model=MODEL)
     params = {
         name: jax.device_put(
             jnp.asarray(cases.weight(name, spec.shape)),
