@@ -11,12 +11,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -26,7 +28,9 @@ from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.writers import WRITERS, Source, num_bytes
 from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
 from rtpjax.errors import CheckpointError
+from rtpjax.expert_tensors import as_stored
 from rtpjax.models import ModelConfig, Precision, abstract_state
+from rtpjax.sharding import check_model_fits, make_mesh, named_sharding
 from rtpjax.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -63,12 +67,15 @@ class Conversion:
         format: "safetensors" or "orbax".
         dtype: "float32", "bfloat16", "float16", or "auto": as stored, and quantized weights as
             bfloat16.
+        tp: For orbax: devices whose shards are stored as pieces of their own, so that each of so
+            many devices reads its part and nothing else. Any number can restore it.
         force: Whether an existing destination is replaced.
         has_progress: Whether a bar is drawn on stderr.
     """
 
     format: str = "safetensors"
     dtype: str = "auto"
+    tp: int = 1
     force: bool = False
     has_progress: bool = True
 
@@ -82,6 +89,7 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
         options: Format, dtype, and whether to replace.
 
     Raises:
+        ConfigError: options.tp devices cannot share the model.
         CheckpointError: The source cannot be read or does not fit its model, the destination is
             there already, or writing failed (nothing is left behind then).
     """
@@ -91,9 +99,16 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
     model_config = ModelConfig.from_hf(checkpoint.config)
     specs = abstract_state(model_config, Precision.of("FP32", "cpu"))
     check_tensors(checkpoint, specs)
+    names, shardings = list(specs), {}
+    if options.format == "safetensors":
+        checkpoint, names = as_stored(checkpoint, names)
+    if options.tp > 1:
+        check_model_fits(model_config, options.tp)
+        mesh = make_mesh(options.tp, model=model_config, devices=jax.devices("cpu"))
+        shardings = {n: named_sharding(mesh, s.axes, s.shape) for n, s in specs.items()}
     try:
         with complete_folder(destination, force=options.force) as folder:
-            _write(checkpoint, list(specs), folder, options)
+            _write(checkpoint, names, folder, options, shardings)
     except OSError as error:
         raise CheckpointError(
             f"{destination}: writing failed, nothing stands there: {error}"
@@ -156,7 +171,13 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write(checkpoint: Checkpoint, names: list[str], folder: Path, options: Conversion) -> None:
+def _write(
+    checkpoint: Checkpoint,
+    names: list[str],
+    folder: Path,
+    options: Conversion,
+    shardings: Mapping[str, NamedSharding],
+) -> None:
     """Weights, tokenizer, config.json, manifest.json, in this order."""
     tensors = [_target(checkpoint, name, options.dtype) for name in names]
     dtypes = {info.name: info.dtype for info in tensors}
@@ -172,7 +193,7 @@ def _write(checkpoint: Checkpoint, names: list[str], folder: Path, options: Conv
         unit_scale=True,
         disable=not options.has_progress,
     ) as bar:
-        files = WRITERS[options.format](folder, Source(tensors, read, bar.update))
+        files = WRITERS[options.format](folder, Source(tensors, read, bar.update, shardings))
     _write_texts(checkpoint, folder)
     saved_dtype = max(set(dtypes.values()), key=list(dtypes.values()).count)
     _write_json(folder / "config.json", _config(checkpoint.config, saved_dtype))

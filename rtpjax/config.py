@@ -214,7 +214,8 @@ def _cache_budget(
 def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, kv_ways: int) -> int:
     """Bytes of cache over the GPUs that keys and values are split over, of what is free on each.
 
-    Each has as much room; those that keep the same heads are counted once. `rtpjax plan` computes with the
-    same function, and says whether reserved_bytes hold the temporaries of the compiled steps.
+    Each has as much room; those that keep the same heads are counted once. `rtpjax plan` computes
+    with the same function, and says whether reserved_bytes hold the temporaries of the compiled
+    steps.
     """
     return max(free_bytes - reserved_bytes, 0) * kv_ways

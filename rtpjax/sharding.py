@@ -45,6 +45,7 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "mlp": TP,
     "experts": ("kv_ep", "ep"),
     "expert_mlp": ("kv", "q", "mlp"),
+    "router": (),
     "embed": (),
     "head_dim": (),
     "pages": (DP,),
@@ -189,10 +190,22 @@ def _problems(config: ModelConfig, tp_size: int, ep_size: int) -> Iterator[str]:
             f"its {config.num_attention_heads} attention heads and {config.num_key_value_heads} "
             f"key/value heads can be split over {split.heads} of these devices only"
         )
-    if config.intermediate_size % tp_size:
+    moe = config.moe
+    if (moe is None or not all(moe.layers)) and config.intermediate_size % tp_size:
         yield f"its {config.intermediate_size} MLP features are not a multiple"
-    if ep_size > 1:
-        yield "it has no experts that EP_SIZE could split"
+    if moe is None:
+        if ep_size > 1:
+            yield "it has no experts that EP_SIZE could split"
+        return
+    if split.heads % math.lcm(split.kv_heads, ep_size):
+        yield (
+            f"{ep_size} ways for experts do not divide the {split.heads} ways for attention heads "
+            f"beside the {split.kv_heads} for key/value heads"
+        )
+    if moe.num_experts % ep_size:
+        yield f"its {moe.num_experts} experts are not a multiple of EP_SIZE"
+    if moe.intermediate_size * ep_size % tp_size:
+        yield f"the {moe.intermediate_size} features of its experts are not a multiple"
 
 
 def ways(mesh: Mesh | AbstractMesh, axis: str) -> int:

@@ -222,7 +222,7 @@ class Runner:
         return self.start(batch, self.fills(row.sequence for row in batch.rows.values()))
 
     def start(self, batch: Batch, fills: Iterable[SlotFill]) -> Forwarded:
-        """`forward` with what it fills slots with: all plain arrays. The batch's rows are not read."""
+        """`forward` with what it fills slots with: plain arrays, the batch's rows are not read."""
         for at, rows in fills:
             self._state = self._fill_slot(self._state, np.int32(at), *rows)
         vector = upload(batch.vector, self._by_group)
@@ -295,7 +295,7 @@ class Runner:
         return step
 
     def fills(self, sequences: Iterable[Sequence]) -> list[SlotFill]:
-        """What fills the slots of those sequences that are new there and whose sampling reads it."""
+        """What fills the slots of sequences that are new there and whose sampling reads it."""
         fills = []
         for sequence in sequences:
             owner = (sequence, sequence.epoch)

@@ -8,8 +8,8 @@ They are two because a grammar's mask depends on the token before: the host lear
 makes the mask while the device is busy with `forward`. Both donate what they update.
 
 Each dp group of the mesh has rows, pages and slots of its own. All lie one after another along the
-first dimension (that of the packed vector too), split over dp; inside of `shard_map` over dp a group
-sees its own part and nothing else, and its numbers of pages and slots begin at 0.
+first dimension (that of the packed vector too), split over dp; inside of `shard_map` over dp a
+group sees its own part and nothing else, and its numbers of pages and slots begin at 0.
 """
 
 from __future__ import annotations

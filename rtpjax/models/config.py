@@ -8,6 +8,7 @@ from typing import Any
 
 from rtpjax.errors import CheckpointError
 from rtpjax.models import registry
+from rtpjax.models.moe_config import MoeConfig
 from rtpjax.models.rope import RopeConfig
 
 HIDDEN_ACTS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh")
@@ -24,6 +25,7 @@ class ModelConfig:
         o_proj_bias: Whether o_proj does.
         qk_norm: Whether queries and keys are normalized per head before rope.
         eos_token_ids: Any of them ends a sequence; empty if the checkpoint names none.
+        moe: Its layers with experts; None if it has none.
         torch_dtype: Format the checkpoint was saved in ("bfloat16", ...), None if it does not say.
     """
 
@@ -45,6 +47,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     rope: RopeConfig
+    moe: MoeConfig | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     torch_dtype: str | None = None
@@ -65,7 +68,8 @@ class ModelConfig:
             CheckpointError: The architecture or an option is not supported, or a value cannot be.
         """
         name = _architecture_name(config)
-        hf = _with_family_values(config, registry.architecture(name))
+        family = registry.architecture(name)
+        hf = _with_family_values(config, family)
         _refuse_unsupported(hf)
         hidden_size = _positive_int(hf, "hidden_size")
         num_heads = _positive_int(hf, "num_attention_heads")
@@ -99,6 +103,7 @@ class ModelConfig:
             mlp_bias=bool(hf["mlp_bias"]),
             qk_norm=bool(hf["qk_norm"]),
             rope=RopeConfig.from_hf(hf, head_dim),
+            moe=MoeConfig.from_hf(hf, num_layers) if "num_experts" in family.hf_defaults else None,
             eos_token_ids=_token_ids(hf.get("eos_token_id")),
             bos_token_id=hf.get("bos_token_id"),
             torch_dtype=hf.get("dtype") or hf.get("torch_dtype"),

@@ -23,13 +23,13 @@ from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.step import LayerCache, StepInputs
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
-assert _ACTIVATIONS.keys() == set(HIDDEN_ACTS)
+assert ACTIVATIONS.keys() == set(HIDDEN_ACTS)
 
 _MATRIX_INIT = nnx.initializers.normal(0.02)
 
@@ -207,5 +207,5 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[T, D]` -> `[T, D]`."""
-        gate = _ACTIVATIONS[self.hidden_act](self.gate_proj(x))
+        gate = ACTIVATIONS[self.hidden_act](self.gate_proj(x))
         return self.down_proj(gate * self.up_proj(x))

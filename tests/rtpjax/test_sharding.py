@@ -16,7 +16,7 @@ from tests.rtpjax.models.paged_run import FP32, PagedRun, golden_model
 
 def test_mesh_takes_the_first_devices():
     mesh = make_mesh(2)
-    assert dict(mesh.shape) == {"tp": 2}
+    assert mesh.shape == {"dp": 1, "kv_ep": 1, "kv": 2, "ep": 1, "q": 1, "mlp": 1}
     assert list(mesh.devices) == jax.devices()[:2]
 
 
