@@ -1,15 +1,16 @@
-"""`bench serve|offline|prefix`, also reached as `rtpjax bench ...`."""
+"""`bench serve|offline|prefix|host`, also reached as `rtpjax bench ...`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from bench import offline, prefix, serve
+from bench import host_work, offline, prefix, serve
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
     "offline": (offline, "the engine without HTTP, beside transformers"),
+    "host": (host_work, "what a step costs the host on one and on many devices"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from functools import cache
 
 import numpy as np
@@ -46,11 +47,16 @@ def fresh_engine(runner: Runner, **settings) -> tiny.CheckedEngine:
     return tiny.CheckedEngine(runner, config, byte_model.tokenizer(), [byte_model.end_id()])
 
 
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    """Random bytes."""
+    return tuple(random.Random(f"{length} {seed}").choices(range(3, 256), k=length))
+
+
 def logits_of(runner: Runner, prompts: list[tuple[int, ...]]) -> np.ndarray:
     """Logits after each prompt, each in a step of its own, in the group that it falls to."""
     engine, rows = fresh_engine(runner), []
-    for i, prompt in enumerate(prompts):
-        tiny.add(engine, str(i), prompt)
+    for i, token_ids in enumerate(prompts):
+        tiny.add(engine, str(i), token_ids)
         step = engine._groups.schedule()
         batch = pack(step, runner.buckets, CONFIG.table_width, CONFIG.page_size)
         assert all(row.samples for row in batch.rows.values())
@@ -61,11 +67,11 @@ def logits_of(runner: Runner, prompts: list[tuple[int, ...]]) -> np.ndarray:
 
 
 def check_same(runner: Runner, one: Runner) -> None:
-    prompts = [tiny.prompt(n, n) for n in (1, 5, 30, 50, 17, 3)]
+    prompts = [prompt(n, n) for n in (1, 5, 30, 50, 17, 3)]
     expected = tiny.generate(fresh_engine(one), prompts)
     assert tiny.generate(fresh_engine(runner), prompts) == expected
     assert len({tuple(tokens) for tokens in expected}) == len(prompts)
-    few = [tiny.prompt(n, n) for n in (1, 5, 15)]
+    few = [prompt(n, n) for n in (1, 5, 15)]
     np.testing.assert_allclose(logits_of(runner, few), logits_of(one, few), atol=1e-4, rtol=0)
     assert runner.num_recompiles == 0
 
@@ -83,7 +89,7 @@ def test_experts_on_a_mesh_say_what_one_device_says(tp_size: int, dp_size: int, 
 
 def run_mixed(engine: tiny.CheckedEngine) -> dict[str, list[int]]:
     """Shared prefixes, grammars, biases, draws and scored prompts together; tokens by request."""
-    stem = tiny.prompt(21)
+    stem = prompt(21)
     plain = tiny.params(max_tokens=14)
     for i in range(10):
         changes = [
@@ -94,7 +100,7 @@ def run_mixed(engine: tiny.CheckedEngine) -> dict[str, list[int]]:
         ][i % 4]
         request = GenerationRequest(
             str(i),
-            (*stem, *tiny.prompt(3 + i, i)) if i < 6 else tiny.prompt(20 + i, i),
+            (*stem, *prompt(3 + i, i)) if i < 6 else prompt(20 + i, i),
             dataclasses.replace(plain, **changes),
             grammar=DIGITS if i % 5 == 0 else None,
         )
@@ -132,7 +138,7 @@ def test_groups_share_the_requests_and_a_failed_step_ends_only_its_own(monkeypat
     runner = runner_on(2, 2)
     engine = fresh_engine(runner)
     for i in range(6):
-        tiny.add(engine, str(i), tiny.prompt(9, i))
+        tiny.add(engine, str(i), prompt(9, i))
     assert sorted(s.group for s, _ in engine._live.values()) == [0, 0, 0, 1, 1, 1]
     engine.step()
     assert len(engine._groups.running) == 4
