@@ -115,7 +115,7 @@ def _make_engine(options: Mapping[str, int]) -> LLMEngine:
     settings = config.EngineSettings(
         act_type="FP32",
         max_num_seqs=options["rows"],
-        max_num_batched_tokens=16 * options["rows"],
+        max_num_batched_tokens=max(32, options["rows"]),
         kv_cache_bytes=256 * config.MIB,
         tp_size=num_devices,
     )
@@ -139,12 +139,12 @@ def _decode(engine: LLMEngine, num_rows: int, num_steps: int) -> float:
     """Runs num_steps decode steps; the thread's processor time in one."""
     from rtpjax.engine.request import GenerationRequest, SamplingParams
 
-    sampling = SamplingParams(temperature=0.0, max_tokens=num_steps + 8, ignore_eos=True)
+    sampling = SamplingParams(temperature=0.0, max_tokens=num_steps + 8 + num_rows, ignore_eos=True)
     rng = random.Random(0)
     for i in range(num_rows):
         prompt = tuple(token_id % 2000 for token_id in random_token_ids(rng, 8))
         engine.add(GenerationRequest(str(i), prompt, sampling))
-    for _ in range(4):  # the prompts, and the pipeline is full
+    for _ in range(4 + num_rows):  # the prompts, and the pipeline is full
         engine.step()
     started = time.thread_time()
     for _ in range(num_steps):

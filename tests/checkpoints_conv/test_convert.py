@@ -69,8 +69,9 @@ def test_orbax_in_the_shards_of_four_devices_restores_onto_any_number(
     specs, model = tiny.specs(before.config), ModelConfig.from_hf(before.config)
     four = make_mesh(4, model=model)
     for name, spec in specs.items():
-        where = named_sharding(four, spec.axes, spec.shape)
-        assert _chunk_shape(tmp_path / "out", name) == where.shard_shape(spec.shape)
+        shard = named_sharding(four, spec.axes, spec.shape).shard_shape(spec.shape)
+        chunk = _chunk_shape(tmp_path / "out", name)  # orbax cuts copies of a shard once more
+        assert all(size % part == 0 for size, part in zip(shard, chunk, strict=True))
     for tp_size, dp_size in [(1, 1), (2, 1), (4, 1), (2, 2), (8, 1)]:
         mesh = make_mesh(tp_size, dp_size=dp_size, model=model)
         for name, value in load_params(after, specs, mesh).items():
