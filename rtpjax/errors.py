@@ -6,6 +6,7 @@ RtpjaxError
  +-- RequestError           the caller's request cannot be honoured: HTTP 400
  |    +-- QueueFullError    too many requests are waiting: HTTP 429
  |    +-- DrainingError     the server is shutting down or not ready yet: HTTP 503
+ |    +-- RequestTimeoutError  the request's own time limit was over: HTTP 504
  +-- EngineError            the engine failed while it worked on a request: HTTP 500
 
 A message names the thing, what was expected, what was found, and what to do next.
@@ -44,6 +45,10 @@ class QueueFullError(RequestError):
 
 class DrainingError(RequestError):
     """The engine takes no new requests: it is shutting down or still starting."""
+
+
+class RequestTimeoutError(RequestError):
+    """The request took longer than it said it may; trying again would do the work again."""
 
 
 class EngineError(RtpjaxError):

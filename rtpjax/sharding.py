@@ -19,13 +19,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
 
 from pallas_kernels.sharded import MeshAxes
 from rtpjax.errors import ConfigError
@@ -245,9 +244,3 @@ def upload(value: np.ndarray, where: NamedSharding) -> jax.Array:
     if where.is_fully_addressable:
         return jax.device_put(value, where)
     return jax.make_array_from_callback(value.shape, where, value.__getitem__)
-
-
-def filled(shape: tuple[int, ...], value: ArrayLike, dtype: Any, where: NamedSharding) -> jax.Array:
-    """A new array of one value; each device makes its part."""
-    make: Callable[[], jax.Array] = lambda: jax.numpy.full(shape, value, dtype)  # noqa: E731
-    return jax.jit(make, out_shardings=where)()

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import NotFound, SanicException
 
-from rtpjax.errors import DrainingError, EngineError, QueueFullError, RequestError
+from rtpjax.errors import (
+    DrainingError,
+    EngineError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +69,9 @@ def to_http_error(error: Exception) -> HttpError:
         return HttpError(429, str(error), error.param, code, _RETRY_AFTER)
     if isinstance(error, DrainingError):
         return HttpError(503, str(error), error.param, error.code or "unavailable", _RETRY_AFTER)
+    if isinstance(error, RequestTimeoutError):
+        # Clients repeat what ended with 5xx unless they are told not to.
+        return HttpError(504, str(error), error.param, error.code, {"x-should-retry": "false"})
     if isinstance(error, RequestError):
         return HttpError(400, str(error), error.param, error.code)
     if isinstance(error, ModelNotFound):

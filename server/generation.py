@@ -95,6 +95,7 @@ def make_requests(
             cache_salt=body.cache_salt,
             priority=body.priority,
             grammar=grammar,
+            timeout_s=body.timeout_ms / 1000 if body.timeout_ms > 0 else None,
         )
         for prompt in prompts
         for sampling in params

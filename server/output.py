@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from rtpjax.engine.request import GenerationRequest, RequestOutput, TokenLogprob
-from rtpjax.errors import DrainingError, EngineError
+from rtpjax.errors import DrainingError, EngineError, RequestError, RequestTimeoutError, RtpjaxError
 from server.engine_protocol import Engine
 from server.metrics import Metrics, RequestTimer
 from server.parsing.events import Event, Message, fold
@@ -88,16 +88,27 @@ async def deltas(
     Raises:
         RequestError: The engine refuses a request.
         EngineError: A request ended without a complete answer.
+        RequestTimeoutError: The same, since its own time limit was over.
     """
     async with aclosing(_outputs(engine, requests, metrics)) as outputs:
         async for index, output in outputs:
             usage.last[index] = output
             if output.finish_reason == "error":
-                raise EngineError(output.error or "the engine failed on this request")
+                raise _failure(output)
             if output.finish_reason == "abort":
                 raise DrainingError("the server stopped before the answer was complete")
             if output.text or output.logprobs or output.finish_reason:
                 yield Delta(index, output.text, output.logprobs, output.finish_reason)
+
+
+def _failure(output: RequestOutput) -> RtpjaxError:
+    """Why a request ended without a complete answer."""
+    message = output.error or "the engine failed on this request"
+    if output.error_kind == "timeout":
+        return RequestTimeoutError(message, param="timeout_ms", code="timeout")
+    if output.error_kind == "request":
+        return RequestError(message, param=output.error_param)
+    return EngineError(message)
 
 
 def join(parts: Iterable[Delta]) -> list[Choice]:

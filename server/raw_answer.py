@@ -10,7 +10,7 @@ from server.errors import HttpError
 from server.extras import aux_info
 from server.output import Choice, Delta, Usage
 from server.protocol.raw import RawBody
-from server.recorder import Recorder
+from server.recorder import Record, Recorder
 
 RAW_DONE = b"data:[done]\r\n\r\n"
 
@@ -68,7 +68,17 @@ class RawAnswer:
             answer["output_ids"] = [record.token_ids for record in records]
         if self._body.wants_input_ids:
             answer["input_ids"] = [list(self._recorder.requests[indices[0]].prompt_token_ids)]
+        if self._body.loss:
+            answer["loss"] = _loss(records[0], each=self._body.loss == 2)
         return answer
+
+
+def _loss(record: Record, *, each: bool) -> list[float] | float | None:
+    """The loss of every prompt token after the first, or their mean; None while it is not known."""
+    losses = [-entry.logprob for entry in record.prompt_logprobs or () if entry is not None]
+    if each:
+        return losses
+    return sum(losses) / len(losses) if losses else None
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -155,7 +155,7 @@ class AsyncLLMEngine:
             compiled = await asyncio.wait_for(asyncio.shield(compiling), TIME_LIMIT_S)
         except TimeoutError:
             raise too_slow(request.grammar) from None
-        return self._engine.constrain(compiled)
+        return self._engine.constrain(compiled, request.sampling)
 
     def _send(self, message: _Message) -> None:
         with self._wake:

@@ -67,6 +67,7 @@ class RowInputs(NamedTuple):
         has_bias, has_penalty, has_bad_words, wants_logprobs: 0 or 1; a part of the step runs if
             any row needs it.
         num_allowed: How many of the row's biases name its allowed tokens; 0 allows all tokens.
+        ngram_size: No n-gram of this many tokens comes twice; 0 for none.
         temperature: 0 is greedy.
         top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: As in SamplingParams.
     """
@@ -83,6 +84,7 @@ class RowInputs(NamedTuple):
     has_penalty: jax.Array
     has_bad_words: jax.Array
     num_allowed: jax.Array
+    ngram_size: jax.Array
     wants_logprobs: jax.Array
     temperature: jax.Array
     top_p: jax.Array
@@ -239,6 +241,7 @@ def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
         has_penalty(p),
         bool(p.bad_words),
         len(p.allowed_token_ids),
+        p.no_repeat_ngram_size,
         p.logprobs is not None or p.prompt_logprobs is not None,
     )
     fields[-len(_FLOATS) :] = np.array([getattr(p, f) for f in _FLOATS], np.float32).view(np.int32)
@@ -257,7 +260,8 @@ def has_penalty(p: SamplingParams) -> bool:
 
 def uses_slot_state(p: SamplingParams) -> bool:
     """Whether sampling reads more of the request's slot than the tokens in flight."""
-    return has_bias(p) or has_penalty(p) or bool(p.bad_words) or bool(p.allowed_token_ids)
+    reads_tokens = has_penalty(p) or bool(p.bad_words) or p.no_repeat_ngram_size > 0
+    return reads_tokens or has_bias(p) or bool(p.allowed_token_ids)
 
 
 def unpack(

@@ -13,6 +13,7 @@ Where the reasoning's end is forced, one token is all that fits; it goes through
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -20,7 +21,7 @@ from llguidance.numpy import fill_next_token_bitmask
 
 from rtpjax.engine.grammar import CompiledConstraint
 from rtpjax.engine.reasoning import ReasoningClock
-from rtpjax.errors import EngineError
+from rtpjax.errors import EngineError, RequestError
 
 
 class Constraint:
@@ -29,17 +30,25 @@ class Constraint:
     Args:
         compiled: What constrains it.
         pool: Fills masks.
+        allowed_token_ids: No other token may be chosen; empty allows all.
 
     Attributes:
         is_free: The next tokens need no mask.
         is_finished: The output is complete; nothing may follow.
     """
 
-    def __init__(self, compiled: CompiledConstraint, pool: Executor):
+    def __init__(
+        self,
+        compiled: CompiledConstraint,
+        pool: Executor,
+        allowed_token_ids: Sequence[int] = (),
+    ):
         grammar = compiled.grammar
         self._compiled = grammar
         self._tokenizer = compiled.tokenizer
         self._pool = pool
+        self._ends = _bits(compiled.end_token_ids, self._num_words)
+        self._allowed = _bits(allowed_token_ids, self._num_words) if allowed_token_ids else None
         self._matcher = None if grammar is None else grammar.matcher.deep_copy()
         self._clock: ReasoningClock | None = compiled.make_clock()
         self._num_accepted = 0
@@ -149,8 +158,7 @@ class Constraint:
         if self.is_finished or (self.is_free and not needed):
             return
         if forced_id is not None:
-            self._mask = Future()
-            self._mask.set_result(_only(forced_id, self._num_words))
+            self._mask = self._forced_mask(forced_id)
         elif self._matcher is not None:
             self._mask = self._pool.submit(self._fill)
 
@@ -167,11 +175,41 @@ class Constraint:
             raise EngineError(f"The grammar failed: {matcher.get_error()}")
         if not mask.any():
             raise EngineError("The grammar allows no token here.")
-        return mask[0]
+        return mask[0] if self._allowed is None else self._narrowed(mask[0], self._allowed)
+
+    def _narrowed(self, mask: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """A grammar's mask without the tokens that the request leaves out.
+
+        Raises:
+            RequestError: Nothing is left, and the output may not end here.
+        """
+        if (mask & allowed).any():
+            return mask & allowed
+        if (mask & self._ends).any():
+            return mask & self._ends
+        raise RequestError(
+            "allowed_token_ids: what the answer must look like can go on with none of them here. "
+            "Allow the tokens that it is written with, or leave one of the two out.",
+            param="allowed_token_ids",
+        )
+
+    def _forced_mask(self, token_id: int) -> Future[np.ndarray]:
+        """The mask of the token that ends the reasoning."""
+        mask: Future[np.ndarray] = Future()
+        bits = _bits([token_id], self._num_words)
+        if self._allowed is None or (bits & self._allowed).any():
+            mask.set_result(bits)
+        else:
+            reason = f"token {token_id}, which ends the reasoning in time, is not among them"
+            error = RequestError(f"allowed_token_ids: {reason}", param="allowed_token_ids")
+            mask.set_exception(error)
+        return mask
 
 
-def _only(token_id: int, num_words: int) -> np.ndarray:
-    """The mask of one token."""
+def _bits(token_ids: Iterable[int], num_words: int) -> np.ndarray:
+    """The mask of some tokens."""
     mask = np.zeros(num_words, np.uint32)
-    mask[token_id // 32] = 1 << (token_id % 32)
+    for token_id in token_ids:
+        if token_id < 32 * num_words:
+            mask[token_id // 32] |= np.uint32(1 << (token_id % 32))
     return mask.view(np.int32)

@@ -5,7 +5,7 @@ its prompt. What could still change is held back:
 
 - an incomplete UTF-8 character, which decodes to U+FFFD until its last byte has come;
 - a run of byte tokens `<0xE4>`, which is judged as a whole: one bad byte turns all into U+FFFD;
-- text that may be the beginning of a stop string.
+- text that may be the beginning of a stop string, tokens that may be that of a stop sequence.
 
 `tokenizers.decoders.DecodeStream` does nearly this. It is not used: it raises "Invalid prefix
 encountered" when a run of byte tokens turns out bad (any Llama-2 style tokenizer, sampled at a high
@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from rtpjax.engine.stop_sequences import StopSequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +60,8 @@ class Detokenizer:
     longer one. So the text does not depend on how tokens or pushes cut it.
 
     Attributes:
-        stop_reason: The stop string that ended the text, or None. Once set, no more text comes.
+        stop_reason: The stop string, or the text of the stop sequence, that ended the text, or
+            None. Once set, no more text comes.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Detokenizer:
         stop: tuple[str, ...] = (),
         min_tokens: int = 0,
         include_stop_str_in_output: bool = False,
+        stop_sequences: Sequence[tuple[int, ...]] = (),
     ):
         """Starts after a prompt.
 
@@ -77,7 +81,8 @@ class Detokenizer:
             prompt_token_ids: The text continues these; with none, the text begins as a decoded text
                 does (some tokenizers strip its leading space). Only the last few tokens are read.
             stop: Strings that end the text, none of them empty.
-            min_tokens: A stop string that is complete before this many tokens is plain text.
+            min_tokens: A stop that is complete before this many tokens is plain text.
+            stop_sequences: Tokens that end the text, none of them empty.
         """
         assert all(stop), "an empty stop string would end every text"
         self.stop_reason: str | None = None
@@ -88,6 +93,7 @@ class Detokenizer:
         self._stop = stop
         self._min_tokens = min_tokens
         self._include_stop = include_stop_str_in_output
+        self._sequences = StopSequences(stop_sequences, min_tokens) if stop_sequences else None
         self._num_tokens = 0
         # Tokens still needed as context, and the part of their text that has been given out.
         self._window = self._tail(prompt_token_ids)
@@ -96,13 +102,35 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Takes the next tokens and returns the text that is now certain, which may be ""."""
+        if self._sequences is None:
+            return self._push(token_ids)
+        return "".join(self._push_guarded(token_id, self._sequences) for token_id in token_ids)
+
+    def finish(self) -> str:
+        """Returns what was held back, incomplete characters as U+FFFD; may complete a stop."""
+        text = "" if self._sequences is None else self._push(self._sequences.finish())
+        return text + self._finish()
+
+    def _push_guarded(self, token_id: int, sequences: StopSequences) -> str:
+        """Takes a token that may belong to a stop sequence."""
+        if self.stop_reason is not None:
+            return ""
+        token_ids, stop = sequences.push(token_id)
+        text = self._push(token_ids)
+        if not stop:
+            return text
+        text += (self._push(stop) if self._include_stop else "") + self._finish()
+        if self.stop_reason is None:
+            self.stop_reason = self._backend.decode(stop, skip_special_tokens=False)
+        return text
+
+    def _push(self, token_ids: Sequence[int]) -> str:
         if self._stop and self._num_tokens < self._min_tokens:
             # The border of min_tokens may lie inside these tokens.
             return "".join(self._advance([token_id]) for token_id in token_ids)
         return self._advance(token_ids)
 
-    def finish(self) -> str:
-        """Returns what was held back, incomplete characters as U+FFFD; may complete a stop."""
+    def _finish(self) -> str:
         if self.stop_reason is not None:
             return ""
         text = self._release(self._take(self._decode()))

@@ -24,6 +24,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from rtpjax.config import EngineConfig
+from rtpjax.engine.admission import check_request
 from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
@@ -32,6 +33,7 @@ from rtpjax.engine.groups import Groups
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
+    ErrorKind,
     FinishReason,
     GenerationRequest,
     Grammar,
@@ -40,13 +42,7 @@ from rtpjax.engine.request import (
     TokenLogprob,
 )
 from rtpjax.engine.runner import Forwarded, Runner, StepHandle, biases_of
-from rtpjax.engine.sampling import (
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    MAX_LOGPROBS,
-    Sampled,
-)
+from rtpjax.engine.sampling import Sampled
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
 from rtpjax.errors import EngineError, QueueFullError, RequestError
@@ -109,6 +105,7 @@ class LLMEngine:
         self._in_flight: StepHandle | None = None
         self._arrivals = itertools.count()
         self._constrained: dict[str, Sequence] = {}
+        self._timed: dict[str, Sequence] = {}
         self._mask_pool = futures.ThreadPoolExecutor(_MASK_THREADS, "masks")
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
@@ -129,76 +126,16 @@ class LLMEngine:
             RequestError: The prompt does not fit, or a parameter is out of the engine's range.
             QueueFullError: Too many requests wait.
         """
-        sampling, num_prompt = request.sampling, len(request.prompt_token_ids)
-        longest = self.config.max_model_len
-        if num_prompt == 0:
-            raise RequestError("The prompt is empty: it must have at least one token.")
-        wanted = num_prompt + (1 if sampling.max_tokens is None else sampling.max_tokens)
-        if wanted > longest:
-            output = (
-                "" if sampling.max_tokens is None else f" and max_tokens is {sampling.max_tokens}"
-            )
-            raise RequestError(
-                f"This model's context holds {longest} tokens, prompt and output together. The "
-                f"prompt has {num_prompt} tokens{output}. Shorten the prompt, or ask for fewer.",
-                param="messages" if num_prompt >= longest else "max_tokens",
-                code="context_length_exceeded",
-            )
-        if sampling.max_tokens is not None and sampling.max_tokens < 1:
-            raise RequestError("max_tokens must be at least 1.", param="max_tokens")
-        num_tokens = self._runner.num_tokens
-        if not all(0 <= t < num_tokens for t in request.prompt_token_ids):
-            raise RequestError(
-                f"The prompt has token ids outside the vocabulary of {num_tokens}.", param="prompt"
-            )
-        if not all(0 <= t < num_tokens for t, _ in sampling.logit_bias):
-            raise RequestError(
-                f"logit_bias has token ids outside the vocabulary of {num_tokens}.",
-                param="logit_bias",
-            )
-        num_biases = (
-            len(sampling.logit_bias)
-            + len(self.end_token_ids)
-            + len(sampling.stop_token_ids)
-            + len(sampling.allowed_token_ids)
-        )
-        if num_biases > MAX_BIASES:
-            raise RequestError(
-                f"logit_bias, stop_token_ids and allowed_token_ids have {num_biases} entries "
-                f"together; at most {MAX_BIASES} can be.",
-                param="logit_bias",
-            )
-        self._check_token_lists(sampling)
-        if max(sampling.logprobs or 0, sampling.prompt_logprobs or 0) > MAX_LOGPROBS:
-            raise RequestError(f"logprobs can be at most {MAX_LOGPROBS}.", param="top_logprobs")
+        check_request(request, self.config, self._runner.num_tokens, self.end_token_ids)
         if self._groups.num_waiting + num_arriving >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
             )
 
-    def _check_token_lists(self, sampling: SamplingParams) -> None:
-        words, num_tokens = sampling.bad_words, self._runner.num_tokens
-        if len(words) > MAX_BAD_WORDS or any(
-            not 0 < len(word) <= MAX_BAD_WORD_TOKENS for word in words
-        ):
-            raise RequestError(
-                f"bad_words can be {MAX_BAD_WORDS} token sequences of 1 to {MAX_BAD_WORD_TOKENS} "
-                "tokens at most.",
-                param="bad_words",
-            )
-        for name, token_ids in (
-            ("bad_words", itertools.chain.from_iterable(words)),
-            ("allowed_token_ids", sampling.allowed_token_ids),
-        ):
-            if not all(0 <= t < num_tokens for t in token_ids):
-                raise RequestError(
-                    f"{name} has token ids outside the vocabulary of {num_tokens}.", param=name
-                )
-
-    def constrain(self, compiled: CompiledConstraint) -> Constraint:
+    def constrain(self, compiled: CompiledConstraint, sampling: SamplingParams) -> Constraint:
         """A request's own place in what constrains it; thread-safe."""
-        return Constraint(compiled, self._mask_pool)
+        return Constraint(compiled, self._mask_pool, sampling.allowed_token_ids)
 
     def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
         """Queues a request that passed check.
@@ -213,7 +150,7 @@ class LLMEngine:
         """
         if request.is_constrained and constraint is None:
             compiled = self.grammars.compile(request.grammar, request.reasoning_limit)
-            constraint = self.constrain(compiled)
+            constraint = self.constrain(compiled, request.sampling)
         sampling = request.sampling
         room = self.config.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(
@@ -231,10 +168,13 @@ class LLMEngine:
             stop=sampling.stop,
             min_tokens=sampling.min_tokens,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
+            stop_sequences=sampling.stop_sequences,
         )
         sequence.constraint = constraint
         if constraint is not None:
             self._constrained[request.request_id] = sequence
+        if request.timeout_s is not None:
+            self._timed[request.request_id] = sequence
         self._live[request.request_id] = sequence, detokenizer
         self._groups.add(sequence)
         self._num_prompt_tokens += sequence.num_prompt_tokens
@@ -262,6 +202,7 @@ class LLMEngine:
             if forwarded is not None:
                 self._in_flight = self._choose(forwarded)
             self._end_failed(outputs)
+            self._end_late(outputs)
         except Exception as error:  # the one place where any failure of a step ends up
             logger.exception("A step failed; its requests end with an error")
             collecting = collected.batch.rows.values() if collected else ()
@@ -342,8 +283,23 @@ class LLMEngine:
         """Ends requests whose mask could not be made; the others go on."""
         for sequence in list(self._constrained.values()):
             error = sequence.constraint.error if sequence.constraint else None
-            if error is not None:
+            if isinstance(error, RequestError):
+                fields = {"error_kind": "request", "error_param": error.param}
+                outputs.append(self._end(sequence, "error", error=str(error), **fields))
+            elif error is not None:
                 outputs.append(self._end(sequence, "error", error=str(error)))
+
+    def _end_late(self, outputs: list[RequestOutput]) -> None:
+        """Ends requests whose own time limit is over."""
+        now = time.monotonic()
+        for sequence in list(self._timed.values()):
+            timeout_s = sequence.request.timeout_s
+            assert timeout_s is not None
+            if now - sequence.arrived_s > timeout_s:
+                count = sequence.num_output_tokens
+                error = f"The request took longer than {timeout_s * 1000:.0f} ms, its own limit; "
+                error += f"it had {count} tokens of output."
+                outputs.append(self._end(sequence, "error", error=error, error_kind="timeout"))
 
     def _forward(self, groups: list[list[ScheduledRow]]) -> Forwarded:
         config = self.config
@@ -439,6 +395,7 @@ class LLMEngine:
         self._groups.finish(sequence)
         del self._live[sequence.request.request_id]
         self._constrained.pop(sequence.request.request_id, None)
+        self._timed.pop(sequence.request.request_id, None)
         return self._output(sequence, finish_reason=finish_reason, **fields)
 
     def _output(
@@ -452,6 +409,8 @@ class LLMEngine:
         stop_reason: str | int | None = None,
         prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None,
         error: str | None = None,
+        error_kind: ErrorKind = "engine",
+        error_param: str | None = None,
     ) -> RequestOutput:
         return RequestOutput(
             request_id=sequence.request.request_id,
@@ -466,6 +425,8 @@ class LLMEngine:
             wait_s=sequence.wait_s,
             prompt_logprobs=prompt_logprobs,
             error=error,
+            error_kind=error_kind,
+            error_param=error_param,
         )
 
     def _recover(self, rows: list[ScheduledRow], error: Exception) -> list[RequestOutput]:

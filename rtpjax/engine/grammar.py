@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.numpy import fill_next_token_bitmask
 
 from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.engine.request import JSON_OPTIONS, Grammar, ReasoningLimit
@@ -69,12 +71,14 @@ class CompiledConstraint:
         tokenizer: The tokenizer's tables.
         limit: How long the model may reason, or None.
         closing_ids: The tokens of the mark that ends the reasoning.
+        end_token_ids: The model's end tokens.
     """
 
     grammar: CompiledGrammar | None
     tokenizer: LLTokenizer
     limit: ReasoningLimit | None = None
     closing_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
 
     def make_clock(self) -> ReasoningClock | None:
         """A request's own count of its reasoning."""
@@ -166,10 +170,11 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar | None, limit: ReasoningLimit | None) -> CompiledConstraint:
         compiled = None if grammar is None else self._compile_grammar(grammar)
+        ends = tuple(self._end_token_ids)
         if limit is None:
-            return CompiledConstraint(compiled, self._tokenizer())
+            return CompiledConstraint(compiled, self._tokenizer(), end_token_ids=ends)
         closing = self._hf.backend_tokenizer.encode(limit.closes, add_special_tokens=False)
-        return CompiledConstraint(compiled, self._tokenizer(), limit, tuple(closing.ids))
+        return CompiledConstraint(compiled, self._tokenizer(), limit, tuple(closing.ids), ends)
 
     def _compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
         for part in (grammar, grammar.instead):
@@ -187,6 +192,7 @@ class GrammarCompiler:
             raise refusal(grammar, f"it cannot be read: {_brief(str(error))}") from error
         if matcher.is_error():
             raise refusal(grammar, _brief(matcher.get_error()))
+        _check_start(grammar, tokenizer, matcher)
         after = grammar.after
         return CompiledGrammar(
             source=grammar,
@@ -194,6 +200,18 @@ class GrammarCompiler:
             silent_ids=frozenset(specials.values()) - _named(grammar, specials),
             after=None if after is None else specials.get(after, after.encode()),
         )
+
+
+def _check_start(grammar: Grammar, tokenizer: LLTokenizer, matcher: LLMatcher) -> None:
+    """Refuses what is noticed only where the first token is asked for: rules that never end."""
+    probe = matcher.deep_copy()
+    mask = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
+    fill_next_token_bitmask(probe, mask)
+    if probe.is_error():
+        reason = "no text can begin it; is there a rule or reference that only names itself?"
+        raise refusal(grammar, f"{reason} ({_brief(probe.get_error())})")
+    if not mask.any():
+        raise refusal(grammar, "no text fits it")
 
 
 def refusal(grammar: Grammar, reason: str) -> RequestError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorKind = Literal["engine", "request", "timeout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,8 @@ class SamplingParams:
 
     Attributes:
         max_tokens: Most tokens to generate; None means what the context allows.
-        min_tokens: No stop string, stop token or eos ends the request before this many tokens.
+        min_tokens: No stop string, token or sequence and no eos ends the request before this many
+            tokens.
         temperature: 0 is greedy; else logits are divided by it. Range 0 to 2.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens whose probability reaches this. Range (0, 1].
@@ -34,8 +36,15 @@ class SamplingParams:
             ones. They are the model's own log-softmax, before temperature, penalties and filters.
         prompt_logprobs: None for none; k for the log-probability of each prompt token after the
             first, and the k most likely ones in its place.
-        bad_words: Token sequences that the output never completes.
-        allowed_token_ids: The only tokens that can be generated; empty allows all.
+        bad_words: Token sequences that the output never completes, unless the grammar leaves
+            nothing else.
+        no_repeat_ngram_size: No n-gram of this many tokens comes twice in prompt and output, unless
+            the grammar leaves nothing else; 0 is off.
+        allowed_token_ids: The only tokens that can be generated; empty allows all. A grammar that
+            can go on with none of them ends the request: with "stop" where it may end, else with an
+            error.
+        stop_sequences: Token sequences that end the request; not part of the text unless
+            include_stop_str_in_output.
     """
 
     max_tokens: int | None = None
@@ -57,7 +66,9 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
+    no_repeat_ngram_size: int = 0
     allowed_token_ids: tuple[int, ...] = ()
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
 
 
 # For schemas inside a lark grammar, as their "x-guidance"; others get it by themselves. White space
@@ -135,6 +146,8 @@ class GenerationRequest:
         priority: Lower runs first; ties run in order of arrival.
         grammar: What the output must look like; None leaves it free.
         reasoning_limit: Ends the reasoning in time; None leaves it free.
+        timeout_s: Longest time from its arrival to its end, the time in the queue included. A
+            request that takes longer ends with an error.
     """
 
     request_id: str
@@ -144,6 +157,7 @@ class GenerationRequest:
     priority: int = 0
     grammar: Grammar | None = None
     reasoning_limit: ReasoningLimit | None = None
+    timeout_s: float | None = None
 
     @property
     def is_constrained(self) -> bool:
@@ -170,14 +184,16 @@ class RequestOutput:
             stop string).
         logprobs: One entry per new token when asked for, else None.
         finish_reason: None until the request's last output.
-        stop_reason: The stop string or stop token id that ended the request, if one did (None for
-            eos).
+        stop_reason: The stop string, the text of the stop sequence or the stop token id that ended
+            the request, if one did (None for eos).
         num_prompt_tokens, num_output_tokens: Totals so far.
         num_cached_tokens: Prompt tokens whose keys and values came from the prefix cache.
         wait_s: Time in the queue.
         prompt_logprobs: In the first output, when asked for: an entry per prompt token, None for
             the first one.
-        error: What went wrong, when finish_reason is "error".
+        error: What went wrong, when finish_reason is "error" ...
+        error_kind: ... the engine failed, the request contradicts itself, or its time was over ...
+        error_param: ... and the field that says so.
     """
 
     request_id: str
@@ -192,6 +208,8 @@ class RequestOutput:
     wait_s: float = 0.0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: str | None = None
+    error_kind: ErrorKind = "engine"
+    error_param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

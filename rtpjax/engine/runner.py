@@ -251,9 +251,10 @@ class Runner:
             flags = np.zeros(self._num_groups * num_rows, np.bool_)
             flags[list(masks)] = True
             has_mask = upload(flags, self._by_group)
-        sampled, self._state = self._choose[num_rows](
-            forwarded.logits, forwarded.packed_rows, has_mask, self._state
+        sampled, tokens = self._choose[num_rows](
+            forwarded.logits, forwarded.packed_rows, has_mask, *self._tokens_and_rest()
         )
+        self._state = self._state._replace(tokens=tokens)
         sampled.copy_to_host_async()
         return StepHandle(forwarded.batch, sampled)
 
@@ -278,7 +279,11 @@ class Runner:
         # Each process of the mesh has the tokens of all groups, in one array.
         shardings = self._replicated, self._by_group
         jitted = jax.jit(step, donate_argnums=3, out_shardings=shardings)
-        return jitted.lower(logits, packed_rows, has_mask, self._state).compile()
+        return jitted.lower(logits, packed_rows, has_mask, *self._tokens_and_rest()).compile()
+
+    def _tokens_and_rest(self) -> tuple[jax.Array, SlotState]:
+        """The state, what choose writes apart from what it reads."""
+        return self._state.tokens, self._state._replace(tokens=None)  # type: ignore[arg-type]
 
     def _abstract(self, *shape: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
         """An array with a part of this shape for each group."""

@@ -6,8 +6,10 @@ slowly on a GPU). Tokens that tie with the last kept one are kept. A draw takes 
 made from the row's seed and the token's position alone, so that a row's tokens do not depend on its
 neighbours. Parts that no row asks for are skipped by lax.cond.
 
-Order: logit bias, penalties, bad words, allowed tokens, the grammar's mask, temperature, min-p,
-top-k, top-p, draw. Log-probabilities are the model's own: of the logits before all this.
+Order: logit bias, penalties, bad words and repeated n-grams, allowed tokens, the grammar's mask,
+temperature, min-p, top-k, top-p, draw. Each goes further than those before: where the grammar
+leaves nothing but a bad word, it is chosen. Log-probabilities are the model's own: of the logits
+before all this.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 512  # logit biases, end tokens and allowed tokens of one request
 MAX_BAD_WORDS = 96
 MAX_BAD_WORD_TOKENS = 8
+MAX_NGRAM_TOKENS = 128
 EXCLUDED = -1e30
 ANY_TOKEN = -1  # in a bad word: fills it up on the left
 _LANES = 128  # width of the blocks that reductions over the vocabulary work in
@@ -82,7 +85,7 @@ def sample(
     V = logits.shape[1]
     if num_tokens < V:
         logits = jnp.where(jnp.arange(V)[None, :] < num_tokens, logits, EXCLUDED)
-    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_bad_words) > 0
+    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_bad_words | rows.ngram_size) > 0
     is_plain = ~is_shaped & ~has_mask & (rows.num_allowed == 0) & (rows.temperature == 0)
     token_ids = lax.cond(
         is_plain.all(),
@@ -101,6 +104,7 @@ def _shaped_choice(
     logits = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
     logits = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), logits)
     logits = _when(rows.has_bad_words, lambda x: _exclude_bad_words(x, rows, state), logits)
+    logits = _when(rows.ngram_size, lambda x: _exclude_repeats(x, rows, state), logits)
     logits = _when(rows.num_allowed, lambda x: _only_allowed(x, rows, state), logits)
     logits = _when(has_mask, lambda x: _apply_mask(x, rows, has_mask, state), logits)
     greedy = _argmax(logits)
@@ -158,6 +162,27 @@ def _exclude_bad_words(logits: jax.Array, rows: RowInputs, state: SlotState) -> 
     applies = matches.all(-1) & (rows.has_bad_words > 0)[:, None]
     row = jnp.arange(logits.shape[0])[:, None]
     return logits.at[row, jnp.where(applies, ends, NO_SLOT)].set(EXCLUDED, mode="drop")
+
+
+def _exclude_repeats(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+    """Takes out the tokens that would complete an n-gram of the context a second time.
+
+    Source: transformers' NoRepeatNGramLogitsProcessor, which counts the prompt in, too.
+    """
+    tokens = state.tokens[rows.slots]
+    at = jnp.arange(tokens.shape[1])[None, :]
+    sizes, ends = rows.ngram_size[:, None], rows.context_lens[:, None]
+
+    def compare(i: jax.Array, matches: jax.Array) -> jax.Array:
+        """Whether the token i places before is the one that is i places before the next token."""
+        before = jnp.take(tokens, at[0] - i, axis=1, mode="clip")
+        last = jnp.take_along_axis(tokens, ends - i, axis=1, mode="clip")
+        return matches & ((before == last) | (i >= sizes))
+
+    is_last = (sizes > 0) & (at >= sizes - 1) & (at < ends)  # of an n-gram in the context
+    applies = lax.fori_loop(1, jnp.minimum(sizes.max(), MAX_NGRAM_TOKENS), compare, is_last)
+    row = jnp.arange(logits.shape[0])[:, None]
+    return logits.at[row, jnp.where(applies, tokens, NO_SLOT)].set(EXCLUDED, mode="drop")
 
 
 def _only_allowed(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:

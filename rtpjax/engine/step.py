@@ -130,9 +130,13 @@ def choose(
     logits: jax.Array,
     packed_rows: jax.Array,
     has_mask: jax.Array,
+    tokens: jax.Array,
     state: SlotState,
-) -> tuple[jax.Array, SlotState]:
-    """A token for each row. The state is donated.
+) -> tuple[jax.Array, jax.Array]:
+    """A token for each row. The tokens are donated.
+
+    What is only read is not handed back: each result of a program costs the host time for each
+    device.
 
     Args:
         mesh: Devices.
@@ -140,14 +144,16 @@ def choose(
         logits: float32 `[dp * B, V]`.
         packed_rows: int32 `[dp * B, F]`, from forward.
         has_mask: bool `[dp * B]`; True if the slot's mask says what may be sampled.
-        state: Per-request state; holds all tokens before the sampled ones.
+        tokens: int32 `[dp * slots, max_model_len + 1]`, all before the sampled ones.
+        state: The other per-request state; its own tokens are not there.
 
     Returns:
-        The packed Sampled int32 `[dp * B, 2 + 2 * MAX_LOGPROBS]`, see unpack_sampled.
+        The packed Sampled int32 `[dp * B, 2 + 2 * MAX_LOGPROBS]`, see unpack_sampled, and the
+        tokens with the sampled ones.
     """
     group = partial(_choose, num_tokens)
-    return _in_each_group(mesh, group, (P(DP), P(DP), P(DP), P(DP)))(
-        logits, packed_rows, has_mask, state
+    return _in_each_group(mesh, group, (P(DP), P(DP), P(DP), P(DP), P(DP)))(
+        logits, packed_rows, has_mask, tokens, state
     )
 
 
@@ -156,13 +162,13 @@ def _choose(
     logits: jax.Array,
     packed_rows: jax.Array,
     has_mask: jax.Array,
+    tokens: jax.Array,
     state: SlotState,
-) -> tuple[jax.Array, SlotState]:
+) -> tuple[jax.Array, jax.Array]:
     rows = row_inputs(packed_rows)
-    sampled = sample(logits, rows, has_mask, state, num_tokens)
-    tokens = state.tokens.at[rows.sample_slots, rows.context_lens]
-    state = state._replace(tokens=tokens.set(sampled.token_ids, mode="drop"))
-    return _pack_sampled(sampled), state
+    sampled = sample(logits, rows, has_mask, state._replace(tokens=tokens), num_tokens)
+    tokens = tokens.at[rows.sample_slots, rows.context_lens].set(sampled.token_ids, mode="drop")
+    return _pack_sampled(sampled), tokens
 
 
 def _pack_sampled(sampled: Sampled) -> jax.Array:

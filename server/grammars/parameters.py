@@ -89,14 +89,18 @@ class ParameterRules:
 
     def _parameter(self, key: str, schema: Any, root: Mapping[str, Any], rule: str) -> str:
         form = self._parameters
-        before = self._literals(form.before.replace("{key}", key))
         types = types_of(schema, root)
-        if form.is_python or "string" not in types:
+        is_literal = form.is_python or "string" not in types
+        before = form.before.replace("{key}", key)
+        before = self._literals(before.replace("{is_string}", "false" if is_literal else "true"))
+        if is_literal:
             after = self._literals(form.after)
             return f"{before} {self._literal(schema, types, root)} {after}"
         if types & {"object", "array"}:
             raise NotWritable("a parameter may be a string as well as an object or a list")
-        value = self._string(_string_schema(schema, root), "null" in types, rule)
+        # (What says that it is a string cannot be null.)
+        may_be_null = "null" in types and "{is_string}" not in form.before
+        value = self._string(_string_schema(schema, root), may_be_null, rule)
         return f"{before} {self._literals(form.quote)} {value}"
 
     def _literal(self, schema: Any, types: frozenset[str], root: Mapping[str, Any]) -> str:

@@ -102,6 +102,11 @@ class BracedCalls:
         if (yield from source.peek()) == '"':
             yield json.dumps((yield from json_text.string(source)), ensure_ascii=False)
             yield from source.space()
+        elif (yield from source.accept(self.quote)):
+            key, _ = yield from source.collect((self.quote,))
+            yield from source.accept(self.quote)
+            yield json.dumps(key, ensure_ascii=False)
+            yield from source.space()
         else:
             key, _ = yield from source.collect((":", ",", end, self.closes))
             yield json.dumps(key.strip(), ensure_ascii=False)

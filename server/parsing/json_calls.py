@@ -11,10 +11,10 @@ from server.parsing import json_text
 from server.parsing.calls import Calls, text_with_calls
 from server.parsing.source import NotACall, Source, Steps, Wait, joined
 
-_NAME = frozenset({"name"})
+_NAME = frozenset({"name", "tool_name"})
 _ARGUMENTS = frozenset({"arguments", "parameters"})
 _NESTED = frozenset({"function"})
-_ID = frozenset({"id", "tool_call_id"})
+_ID = frozenset({"id"})
 _SEPARATORS = ",;"
 
 

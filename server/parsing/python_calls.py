@@ -24,10 +24,12 @@ class PythonCalls:
 
     Attributes:
         opens, closes: Marks that may stand around the list.
+        is_bare: Whether a list without marks counts where the answer begins.
     """
 
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
+    is_bare: bool = True
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -35,7 +37,8 @@ class PythonCalls:
 
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         """The grammar of a whole answer."""
-        yield from text_with_calls(source, calls, self.opens, self._section, bare=("[", "{"))
+        bare = ("[", "{") if self.is_bare else ()
+        yield from text_with_calls(source, calls, self.opens, self._section, bare=bare)
 
     def _section(self, source: Source, calls: Calls) -> Steps[None]:
         yield from source.accept(*self.opens)
@@ -43,6 +46,7 @@ class PythonCalls:
         is_list = (yield from source.peek()) == "["
         if not is_list or (yield from source.is_followed_by(1, ("{",))):
             yield from _JSON.read_section(source, calls)
+            yield from self._close(source)
             return
         if not (yield from source.accept("[")):
             raise NotACall
@@ -59,6 +63,9 @@ class PythonCalls:
             source.keep()
         if calls.num_started == num_before:
             raise NotACall
+        yield from self._close(source)
+
+    def _close(self, source: Source) -> Steps[None]:
         source.keep()
         yield from source.space()
         if not (yield from source.accept(*self.closes)):

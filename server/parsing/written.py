@@ -4,7 +4,7 @@
 
 Reading is generous and lives in the format's grammar; writing is exactly what the model was trained
 on. The texts have placeholders: `{name}` for the function's name, `{index}` for a call's number,
-`{key}` for a parameter's name.
+`{key}` for a parameter's name, `{is_string}` for whether its value is a string, "true" or "false".
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ class XmlCalls:
         name_end: Marks after the name. Without `function` they begin what follows.
         function_end: The mark after the last parameter, if there is one besides `section_end`.
         trims_lines: Whether the line breaks around a value are no part of it.
+        typed_key: What a key looks like that says whether its value is a string, in the groups
+            `key` and `is_string` ("true"); the schema says where a key does not.
     """
 
     section: str
@@ -35,6 +37,7 @@ class XmlCalls:
     function_end: str = ""
     value: str = ""
     trims_lines: bool = False
+    typed_key: re.Pattern[str] | None = None
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -101,13 +104,16 @@ class XmlCalls:
         key, mark = yield from source.collect((self.key_end, self.value_end, self.section_end))
         if mark == self.key_end:
             source.take(len(mark))
-        key = key.strip().strip("\"'")
+        typed = self.typed_key.fullmatch(key.strip()) if self.typed_key else None
+        key = typed["key"] if typed else key.strip().strip("\"'")
         yield json.dumps(key, ensure_ascii=False) + ": "
         if self.value:
             yield from source.space()
             yield from source.accept(self.value)
         schema = calls.properties(name).get(key)
         types = types_of(schema, calls.schemas.get(name, {}))
+        if typed:
+            types = frozenset({"string"}) if typed["is_string"] == "true" else frozenset()
         text = self._value_text(source)
         mark = yield from value_pieces(text, types, trims_lines=self.trims_lines)
         if mark == self.value_end:

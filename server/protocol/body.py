@@ -15,6 +15,7 @@ HARMLESS = frozenset(
     {
         "metadata",
         "prediction",
+        "prompt_cache_options",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -30,14 +31,12 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "audio": ("only text can be generated", ()),
     "suffix": ("inserting before a suffix is not supported", ("",)),
     "web_search_options": ("web search is not supported", ()),
-    "verbosity": ("it is not supported yet", ()),
+    "verbosity": ("it is not supported; say in the prompt how long the answer shall be", ()),
     "template_key": ("this server has one template", ("",)),
-    "no_repeat_ngram_size": ("it is not supported yet", (0,)),
-    "timeout_ms": ("close the connection to end a request early", (0, -1)),
     "adapter_name": ("LoRA adapters are not supported yet", ("", [])),
     "return_logits": ("logits are not given out; ask for logprobs", (False,)),
     "return_hidden_states": ("hidden states are not given out", (False,)),
-    "calculate_loss": ("it is not supported; ask for logprobs", (0, False)),
+    "calculate_loss": ("only the raw API answers with it; ask for prompt_logprobs", (0, False)),
     "use_beam_search": ("say how many beams as num_beams", (False,)),
 }
 
@@ -65,7 +64,7 @@ def check_fields(fields: dict[str, Any], model: type[ModelT]) -> ModelT:
     given = {name: value for name, value in fields.items() if value is not None}
     for name in HARMLESS & given.keys():
         del given[name]
-    for name in UNSUPPORTED.keys() & given.keys():
+    for name in (UNSUPPORTED.keys() & given.keys()) - model.model_fields.keys():
         reason, neutral = UNSUPPORTED[name]
         if not any(_same(given[name], value) for value in neutral):
             raise RequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")
@@ -98,7 +97,8 @@ def load_object(body: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise RequestError("the request body is nested too deeply") from error
     except ValueError as error:
-        raise RequestError(f"the request body has a number that is refused: {error}") from error
+        reason = "it has too many digits" if "digits" in str(error) else str(error)
+        raise RequestError(f"the request body has a number that is refused: {reason}") from error
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, found {describe(value)}")
     return value

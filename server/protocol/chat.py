@@ -55,13 +55,6 @@ class ChatRequest(FormFields):
         if self.enable_thinking and self.reasoning_effort == "none":
             raise field_error("reasoning_effort", "none, but enable_thinking is true")
         is_partial = partial_of(self.messages)
-        self.messages = checked_messages(self.messages)
-        if is_partial and self.continue_final_message is False:
-            raise field_error("continue_final_message", "false, but the last message is partial")
-        if is_partial:
-            self.continue_final_message = True
-        if self.continue_final_message:
-            self._check_continued()
         self._calls = call_options(
             tools=self.tools,
             tool_choice=self.tool_choice,
@@ -69,6 +62,14 @@ class ChatRequest(FormFields):
             function_call=self.function_call,
             is_parallel=self.parallel_tool_calls,
         )
+        names = [function.name for function in self._calls.functions]
+        self.messages = checked_messages(self.messages, names)
+        if is_partial and self.continue_final_message is False:
+            raise field_error("continue_final_message", "false, but the last message is partial")
+        if is_partial:
+            self.continue_final_message = True
+        if self.continue_final_message:
+            self._check_continued()
         return self
 
     def _check_continued(self) -> None:

@@ -8,7 +8,7 @@ The legacy `function_call` is a list of one call; `function` and `observation` a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from server.protocol.body import describe, field_error, field_path
@@ -26,16 +26,27 @@ _ROLES = {
 
 # Clients append the assistant message they got, with all its keys. These do not reach the prompt.
 _IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
+_NO_CALL = (
+    "a function's result without a call before it: put the assistant's message with the call "
+    "before it (after a text, role 'function' with one of the request's names)"
+)
 _TEXT_IN_MESSAGE = ("name", "reasoning_content", "reasoning", "tool_call_id")
 
 
-def checked_messages(values: Sequence[Any]) -> list[dict[str, Any]]:
+def checked_messages(
+    values: Sequence[Any], functions: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Every message in the form above.
+
+    Args:
+        values: The messages as they came.
+        functions: Names of the functions that the request describes.
 
     Raises:
         RequestError: A message is malformed, or a result has no call that it belongs to.
     """
     messages = [_message(index, value) for index, value in enumerate(values)]
+    _add_unasked_calls(messages, [value["role"] for value in values], functions)
     _match_results(messages)
     return messages
 
@@ -62,6 +73,25 @@ def _message(index: int, value: Any) -> dict[str, Any]:
     return message
 
 
+def _add_unasked_calls(
+    messages: list[dict[str, Any]], roles: Sequence[str], functions: Collection[str]
+) -> None:
+    """Gives an answer in plain text the calls whose results follow it.
+
+    So the guide's script goes on also where the model answered without a call: the script calls the
+    function all the same. The result's name is all that says which; its arguments are not known.
+    """
+    answer: dict[str, Any] | None = None
+    for index, (message, role) in enumerate(zip(messages, roles, strict=True)):
+        if message["role"] != "tool":
+            is_plain = role == "assistant" and not message.get("tool_calls")
+            answer = message if is_plain else None
+        elif answer is not None and role == "function" and message.get("name") in functions:
+            where = field_path(("messages", index))
+            call = _call(where, f"call{index:05d}", {"name": message["name"], "arguments": "{}"})
+            answer.setdefault("tool_calls", []).append(call)
+
+
 def _match_results(messages: list[dict[str, Any]]) -> None:
     """Gives every result the id and the name of its call."""
     open_calls: dict[str, str] = {}
@@ -74,7 +104,7 @@ def _match_results(messages: list[dict[str, Any]]) -> None:
             continue
         where = field_path(("messages", index))
         if not open_calls:
-            raise field_error(f"{where}.role", "a function's result without a call before it")
+            raise field_error(f"{where}.role", _NO_CALL)
         call_id = message.get("tool_call_id")
         if call_id is None:
             waiting = [key for key in open_calls if key not in answered] or list(open_calls)

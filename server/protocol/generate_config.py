@@ -16,14 +16,16 @@ from server.protocol.body import StrictModel, check_fields, describe, field_erro
 from server.protocol.values import (
     BadTokens,
     Int32,
+    NgramSize,
     NumBeams,
     Penalty,
     RepetitionPenalty,
     Seed,
     Stop,
+    StopWordsList,
     Temperature,
+    TimeoutMs,
     TokenCount,
-    TokenId,
     TopK,
     TopP,
 )
@@ -58,13 +60,12 @@ class GenerateConfig(StrictModel):
     num_beams: NumBeams = 1
     num_return_sequences: Int32 = 0
     stop_words_str: Stop = Field(default_factory=list)
-    stop_words_list: Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]],
-        Field(max_length=limits.MAX_STOP_TOKEN_IDS),
-    ] = Field(default_factory=list)
+    stop_words_list: StopWordsList = Field(default_factory=list)
     bad_words_list: Annotated[list[BadTokens], Field(max_length=limits.MAX_BAD_WORDS)] = Field(
         default_factory=list
     )
+    no_repeat_ngram_size: NgramSize = 0
+    timeout_ms: TimeoutMs = 0
     print_stop_words: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -84,20 +85,10 @@ class GenerateConfig(StrictModel):
             return given | {"random_seed": given["random_seed"][0]}
         return given
 
-    @model_validator(mode="after")
-    def _single_stop_tokens(self) -> GenerateConfig:
-        for index, token_ids in enumerate(self.stop_words_list):
-            if len(token_ids) > 1:
-                reason = f"{len(token_ids)} tokens; put what they spell into stop_words_str"
-                raise field_error(f"stop_words_list[{index}]", reason)
-        return self
-
     def as_fields(self) -> dict[str, Any]:
         """The given settings under the names of the fields."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         fields = {_FIELD_OF.get(name, name): value for name, value in given.items()}
-        if "stop_words_list" in given:
-            fields["stop_token_ids"] = [token_ids[0] for token_ids in fields.pop("stop_words_list")]
         if "num_return_sequences" in given:
             # 0 is one answer, too; the raw API then writes it without a list around it.
             count = fields.pop("num_return_sequences")

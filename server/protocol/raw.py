@@ -26,6 +26,7 @@ class RawConfig(GenerateConfig):
     yield_generator: bool = False
     return_incremental: bool = False
     return_input_ids: bool = False
+    calculate_loss: Annotated[int, Field(ge=0, le=2)] = 0
 
 
 class RawRequest(RawConfig):
@@ -63,6 +64,7 @@ class RawBody:
         is_stream: It is sent as it grows ...
         is_incremental: ... each time what is new, else all so far.
         wants_input_ids: The prompts' token ids are part of it.
+        loss: 1 for the mean loss over a prompt's tokens, 2 for each one's, 0 for none.
     """
 
     prompts: list[RawPrompt]
@@ -72,6 +74,7 @@ class RawBody:
     is_stream: bool
     is_incremental: bool
     wants_input_ids: bool
+    loss: int = 0
 
 
 def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
@@ -91,6 +94,11 @@ def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
     is_stream = settings.pop("yield_generator", False) or request.stream
     is_incremental = settings.pop("return_incremental", False)
     wants_input_ids = settings.pop("return_input_ids", False)
+    loss = settings.pop("calculate_loss", 0)
+    if loss and settings.get("num_beams", 1) > 1:
+        raise field_error("calculate_loss", "not supported together with num_beams")
+    if loss:
+        settings["prompt_logprobs"] = 0
     if is_batch and is_stream:
         raise field_error("yield_generator", "/batch_infer answers in one piece")
     if is_incremental and not is_stream:
@@ -103,6 +111,7 @@ def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
         is_stream=is_stream,
         is_incremental=is_incremental,
         wants_input_ids=wants_input_ids,
+        loss=loss,
     )
 
 

@@ -17,12 +17,15 @@ from server.protocol.values import (
     BadWord,
     Int32,
     LogitBias,
+    NgramSize,
     NumBeams,
     Penalty,
     RepetitionPenalty,
     Seed,
     Stop,
+    StopWordsList,
     Temperature,
+    TimeoutMs,
     TokenCount,
     TokenId,
     TopK,
@@ -37,6 +40,7 @@ DEFAULT_TEMPERATURE = 0.7
 _NOT_WITH_BEAMS = (
     *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
     *("bad_words", "bad_words_list", "allowed_token_ids", "prompt_logprobs"),
+    *("no_repeat_ngram_size", "timeout_ms"),
 )
 
 
@@ -70,6 +74,7 @@ class SamplingFields(StrictModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)] = Field(
         default_factory=list
     )
+    stop_words_list: StopWordsList = Field(default_factory=list)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
@@ -83,6 +88,8 @@ class SamplingFields(StrictModel):
         Annotated[list[TokenId], Field(min_length=1, max_length=limits.MAX_ALLOWED_TOKEN_IDS)]
         | None
     ) = None
+    no_repeat_ngram_size: NgramSize = 0
+    timeout_ms: TimeoutMs = 0
     prompt_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     return_token_ids: bool = False
     aux_info: bool = False
@@ -138,11 +145,13 @@ class SamplingFields(StrictModel):
         """
         _check_ids(self.logit_bias, "logit_bias", vocab_size)
         _check_ids(self.stop_token_ids, "stop_token_ids", vocab_size)
+        _check_ids(chain.from_iterable(self.stop_words_list), "stop_words_list", vocab_size)
         _check_ids(self.allowed_token_ids or (), "allowed_token_ids", vocab_size)
         _check_ids(chain.from_iterable(self.bad_words_list), "bad_words_list", vocab_size)
         if max_tokens is not None and self.min_tokens > max_tokens:
             reason = f"{self.min_tokens} is more than max_tokens, {max_tokens}"
             raise field_error("min_tokens", reason)
+        singles = (ids for ids in self.stop_words_list if len(ids) == 1)
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
@@ -156,7 +165,9 @@ class SamplingFields(StrictModel):
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
             logit_bias=tuple(self.logit_bias.items()),
             stop=tuple(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids),
+            stop_token_ids=(*self.stop_token_ids, *(ids[0] for ids in singles)),
+            stop_sequences=tuple(tuple(ids) for ids in self.stop_words_list if len(ids) > 1),
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
             ignore_eos=self.ignore_eos,
             include_stop_str_in_output=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,

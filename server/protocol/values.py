@@ -48,4 +48,8 @@ LogitBias = Annotated[
 
 
 BadWord = Annotated[str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
+StopTokens = Annotated[list[TokenId], Field(min_length=1, max_length=limits.MAX_STOP_WORD_TOKENS)]
+StopWordsList = Annotated[list[StopTokens], Field(max_length=limits.MAX_STOP_TOKEN_IDS)]
+NgramSize = Annotated[int, Field(ge=0, le=limits.MAX_NGRAM_TOKENS)]
+TimeoutMs = Annotated[int, Field(ge=-1, le=limits.MAX_INT32)]  # 0 and -1 are no limit
 BadTokens = Annotated[list[TokenId], Field(min_length=1, max_length=limits.MAX_BAD_WORD_TOKENS)]

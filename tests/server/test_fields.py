@@ -35,7 +35,9 @@ def test_extra_configs_stand_behind_the_fields(engine: ScriptedEngine) -> None:
         "repetition_penalty": 1.5,
         "random_seed": [5],
         "stop_words_str": ["a"],
-        "stop_words_list": [[1], [2]],
+        "stop_words_list": [[1], [2], [3, 4]],
+        "no_repeat_ngram_size": 3,
+        "timeout_ms": 1500,
         "bad_words_list": [[3, 4]],
         "print_stop_words": True,
     }
@@ -44,6 +46,8 @@ def test_extra_configs_stand_behind_the_fields(engine: ScriptedEngine) -> None:
         assert (found.max_tokens, found.min_tokens, found.top_k, found.top_p) == (3, 2, 9, 0.5)
         assert (found.temperature, found.repetition_penalty, found.seed) == (0.25, 1.5, 5)
         assert (found.stop, found.stop_token_ids) == (("a",), (1, 2))
+        assert (found.stop_sequences, found.no_repeat_ngram_size) == (((3, 4),), 3)
+        assert engine.seen[-1].timeout_s == 1.5
         assert (found.bad_words, found.include_stop_str_in_output) == (((3, 4),), True)
         found = seen(server, engine, max_tokens=4, top_k=1, extra_configs=config).sampling
         assert (found.max_tokens, found.top_k, found.top_p) == (4, 1, 0.5)
@@ -128,7 +132,15 @@ ASSISTANT = {"role": "assistant", "content": "x"}
             },
             "add_generation_prompt",
         ),
-        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
+        ({"no_repeat_ngram_size": 129}, "no_repeat_ngram_size"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"no_repeat_ngram_size": 2, "num_beams": 2}, "no_repeat_ngram_size"),
+        ({"stop_words_list": [[]]}, "stop_words_list[0]"),
+        ({"stop_words_list": [[1, 10**6]]}, "stop_words_list"),
+        ({"stop_words_list": [[1] * 65]}, "stop_words_list[0]"),
+        ({"timeout_ms": -2}, "timeout_ms"),
+        ({"timeout_ms": 1, "num_beams": 2}, "timeout_ms"),
+        ({"calculate_loss": 1}, "calculate_loss"),
     ],
 )
 def test_refuses(server: LiveServer, fields: dict[str, Any], param: str) -> None:

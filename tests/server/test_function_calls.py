@@ -528,6 +528,53 @@ def test_the_guide(react_server: LiveServer, react_engine: SpeakingEngine) -> No
     )
 
 
+TEXT_ANSWER = {"role": "assistant", "content": "I would look it up."}
+OBSERVED = {"role": "function", "name": "get_current_weather", "content": "22"}
+
+
+def test_a_result_after_a_text_answer_is_that_of_a_call(
+    react_server: LiveServer, react_engine: SpeakingEngine
+) -> None:
+    """The guide's script calls the function whatever the model answered."""
+    functions = [WEATHER, {"name": "now"}]
+    twice = [ASK, TEXT_ANSWER, OBSERVED, {**OBSERVED, "name": "now", "content": "noon"}]
+    post(react_server, twice, functions=functions)
+    assert react_engine.prompt().endswith(
+        "assistant\nThought: I would look it up."
+        "\nAction: get_current_weather\nAction Input: {}\nAction: now\nAction Input: {}"
+        "\nObservation: 22\nObservation: noon\nThought:"
+    )
+
+
+def test_a_result_after_a_text_answer_reaches_a_template(
+    tool_server: LiveServer, tool_engine: SpeakingEngine
+) -> None:
+    post(tool_server, [ASK, TEXT_ANSWER, OBSERVED, BRIEF], tools=TOOLS)
+    unasked = tool_engine.prompt().replace("call00002", "call00001")
+    call = {"name": "get_current_weather", "arguments": "{}"}
+    post(tool_server, [ASK, {**TEXT_ANSWER, "function_call": call}, OBSERVED, BRIEF], tools=TOOLS)
+    assert unasked == tool_engine.prompt()
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [ASK, OBSERVED],
+        [ASK, TEXT_ANSWER, ASK, OBSERVED],
+        [ASK, TEXT_ANSWER, {**OBSERVED, "name": "get_time"}],
+        [ASK, TEXT_ANSWER, {"role": "function", "content": "22"}],
+        [ASK, TEXT_ANSWER, {**OBSERVED, "role": "tool"}],
+        [ASK, TEXT_ANSWER, {**OBSERVED, "role": "observation"}],
+    ],
+)
+def test_other_results_without_a_call_are_refused(
+    react_server: LiveServer, messages: list[Any]
+) -> None:
+    param, text = refused(react_server, messages, functions=[WEATHER])
+    assert param == f"messages[{len(messages) - 1}].role"
+    assert "put the assistant's message with the call before it" in text
+
+
 def test_reasoning_has_two_names(tool_server: LiveServer) -> None:
     source = TOOL_TEMPLATE + "{# </think> #}<think>\n"
     answer = f"I thi{HERMES}nk.\n</think>\n\n{HERMES}"

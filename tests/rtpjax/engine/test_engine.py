@@ -137,6 +137,40 @@ def test_bad_words_end_where_they_would_be_completed(engine, alone):
     assert tokens[0] not in found
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_ngram_comes_twice_and_the_best_other_token_comes_instead(engine, alone, size):
+    """Beside rows that repeat theirs, whose tokens stay as they are."""
+    prompts = [(5, 6, 7, 5, 6), PROMPTS[3], PROMPTS[4]]
+    tight = params(no_repeat_ngram_size=size, max_tokens=30, logprobs=20)
+    outputs = engine.generate(prompts * 2, [tight] * 3 + [params(max_tokens=30)] * 3)
+    num_changed = 0
+    for prompt_token_ids, steps in zip(prompts, outputs[:3], strict=True):
+        context = list(prompt_token_ids)
+        for step in steps:
+            ngrams = {tuple(context[i : i + size]) for i in range(len(context) - size + 1)}
+            last = context[len(context) - size + 1 :]
+            fitting = [t for t, _ in step.logprobs[0].top if (*last, t) not in ngrams]
+            assert step.token_ids == (fitting[0],)
+            num_changed += fitting[0] != step.logprobs[0].top[0][0]
+            context += step.token_ids
+    assert num_changed
+    assert [tiny.tokens_of(o) for o in outputs[3:]] == [
+        alone(p, params(max_tokens=30)) for p in prompts
+    ]
+
+
+def test_ngrams_survive_preemption(runner):
+    prompts = [prompt(12, seed) for seed in range(4)]
+    each = [
+        params(no_repeat_ngram_size=1, max_tokens=30, seed=i, temperature=0.4) for i in range(4)
+    ]
+    roomy = generate(tiny.make_engine(runner), prompts, each)
+    crowded = tiny.make_engine(runner, num_pages=1 + 16)
+    assert generate(crowded, prompts, each) == roomy
+    assert crowded.stats().num_preemptions > 0
+    assert all(len({*p, *t}) == len({*p}) + 30 for p, t in zip(prompts, roomy, strict=True))
+
+
 def test_only_allowed_tokens_come(engine):
     allowed = (7, 99, 205)
     each = [params(allowed_token_ids=allowed, temperature=2.0, seed=i) for i in range(4)]
@@ -278,6 +312,53 @@ def test_a_stop_string_may_lie_across_tokens(engine, alone):
     assert text == tiny.text_of(tokens[:3]) + " "
     included = params(stop=(stop,), include_stop_str_in_output=True)
     assert last(engine, PROMPTS[2], included)[2] == text + stop
+
+
+def test_a_stop_sequence_ends_and_is_held_back(engine, alone):
+    tokens = alone(PROMPTS[2])
+    stop = tuple(tokens[3:6])
+    sampling = params(stop_sequences=((299, 298), (*stop[:2], 299), stop))
+    [outputs] = engine.generate([PROMPTS[2]], sampling)
+    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", tiny.text_of(stop))
+    assert tiny.tokens_of(outputs) == tokens[:6]
+    assert [output.text for output in outputs] == [*map(tiny.text_of, zip(tokens[:3])), "", "", ""]
+    included = dataclasses.replace(sampling, include_stop_str_in_output=True)
+    assert last(engine, PROMPTS[2], included)[2] == tiny.text_of(tokens[:6])
+    later = dataclasses.replace(sampling, min_tokens=7)
+    assert last(engine, PROMPTS[2], later)[1:] == (tokens, tiny.text_of(tokens))
+
+
+def test_what_a_stop_sequence_held_back_comes_at_the_end(engine, alone):
+    tokens = alone(PROMPTS[2])
+    sampling = params(stop_sequences=((tokens[10], tokens[11], 299),))
+    assert last(engine, PROMPTS[2], sampling)[2] == tiny.text_of(tokens)
+
+
+def test_a_request_ends_when_its_own_time_is_over(runner, alone):
+    engine = tiny.make_engine(runner, max_num_seqs=1)
+    for i, timeout_s in enumerate((None, 0.0, 60.0)):
+        request = GenerationRequest(f"{i}", PROMPTS[2], params(), timeout_s=timeout_s)
+        engine.add(request)
+    outputs = tiny.run(engine)
+    [late] = outputs["1"]
+    assert (late.finish_reason, late.error_kind, late.text) == ("error", "timeout", "")
+    assert "longer than 0 ms" in late.error
+    for i in ("0", "2"):
+        assert tiny.tokens_of(outputs[i]) == alone(PROMPTS[2])
+
+
+def test_a_running_request_keeps_what_it_had_when_its_time_is_over(engine, alone):
+    engine.add(GenerationRequest("r", PROMPTS[2], params(), timeout_s=60.0))
+    outputs = []
+    while len(tiny.tokens_of(outputs)) < 3:
+        outputs += engine.step()
+    engine._live["r"][0].arrived_s -= 61
+    outputs += engine.step()
+    tiny.assert_ends_once(outputs)
+    assert (outputs[-1].error_kind, outputs[-1].num_output_tokens) == ("timeout", 4)
+    assert tiny.tokens_of(outputs) == alone(PROMPTS[2])[:4]
+    assert not tiny.run(engine)
+    assert engine.stats().num_running == 0
 
 
 def to_end(**options) -> SamplingParams:

@@ -44,6 +44,7 @@ class Case:
     output: tuple[int, ...] = ()
     biases: tuple[tuple[int, float, int], ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
+    ngram: int = 0
     allowed: tuple[int, ...] = ()
     seed: int = 0
     mask: tuple[int, ...] | None = None
@@ -66,6 +67,8 @@ class Case:
         for *beginning, end in self.bad_words:
             if list(self.output[len(self.output) - len(beginning) :]) == beginning:
                 x[end] = EXCLUDED
+        for token_id in repeats((*self.prompt, *self.output), self.ngram):
+            x[token_id] = EXCLUDED
         if self.allowed:
             x[[i for i in range(len(x)) if i not in self.allowed]] = 2 * EXCLUDED
         if self.mask is not None:
@@ -80,6 +83,15 @@ class Case:
         p = softmax(x / self.temperature)
         p = np.where(p >= self.min_p * p.max(), p, 0)
         return filtered(p / p.sum(), self.top_k, self.top_p)
+
+
+def repeats(tokens: tuple[int, ...], size: int) -> set[int]:
+    """Tokens that would complete an n-gram of the tokens again, found by listing all n-grams."""
+    if not size:
+        return set()
+    ngrams = [tokens[i : i + size] for i in range(len(tokens) - size + 1)]
+    beginning = tokens[len(tokens) - size + 1 :]
+    return {ngram[-1] for ngram in ngrams if ngram[:-1] == beginning}
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -119,6 +131,7 @@ def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs
         "has_penalty": changed,
         "has_bad_words": [bool(c.bad_words) for c in cases],
         "num_allowed": [len(c.allowed) for c in cases],
+        "ngram_size": [c.ngram for c in cases],
         "wants_logprobs": [logprobs] * B,
     }
     floats = RowInputs._fields[len(ints) :]
@@ -200,6 +213,8 @@ DISTRIBUTIONS = {
         output=(8, 9), bad_words=((4,), (9, 250), (8, 9, 251), (8, 252), (5, 6, 8, 9, 253))
     ),
     "bad_words_of_a_prompt_do_not_count": Case(bad_words=((6, 250), (5, 6, 251))),
+    "no_token_twice": Case(prompt=(5, 6), output=(250, 9), ngram=1, temperature=3.0),
+    "no_pair_twice": Case(prompt=(5, 6, 5), output=(7, 5), ngram=2, biases=((6, 6.0, 99),)),
     "allowed": Case(allowed=(3, 250, 11), biases=((250, 2.0, NO_SLOT), (40, 50.0, NO_SLOT))),
     "all": dataclasses.replace(
         PENALIZED, top_k=30, top_p=0.9, min_p=0.01, biases=((20, 3.0, NO_SLOT), (0, EXCLUDED, 99))
@@ -313,6 +328,42 @@ def test_no_token_without_weight_is_drawn_however_sums_round(width):
             index, rest = first_above(jnp.asarray(weights), jnp.asarray(fraction))
             assert (weights[np.arange(500), np.asarray(index)] > 0).all()
             assert ((np.asarray(rest) >= 0) & (np.asarray(rest) <= 1)).all()
+
+
+def test_ngrams_are_not_repeated_in_rows_of_any_size():
+    """Rows of sizes 0 to 9 side by side, over few different tokens, so that n-grams come again."""
+    rng = np.random.default_rng(1)
+    cases = []
+    for size in [0, 1, 2, 2, 3, 3, 4, 5, 9, 128] * 6:
+        length = rng.integers(1, 30)
+        tokens = tuple(rng.integers(0, 3, length).tolist())
+        at = rng.integers(1, length + 1)
+        cases.append(Case(ngram=size, prompt=tokens[:at], output=tokens[at:]))
+    # The whole context again, and what lies beyond the context (7, 7, ..).
+    cases.append(Case(ngram=4, prompt=(1, 2, 3), output=(4, 1, 2, 3)))
+    cases.append(Case(ngram=2, prompt=(7,), output=(7,)))
+    logits = random_logits(len(cases))
+    found = sampling._exclude_repeats(jnp.asarray(logits), rows_of(cases), state_of(cases, 40))
+    banned = [
+        set(np.flatnonzero(row == np.float32(EXCLUDED)).tolist()) for row in np.asarray(found)
+    ]
+    assert banned == [repeats((*c.prompt, *c.output), c.ngram) for c in cases]
+    assert sum(map(bool, banned)) > 20
+    kept = np.asarray(found) != np.float32(EXCLUDED)
+    np.testing.assert_array_equal(np.asarray(found)[kept], logits[kept])
+
+
+@pytest.mark.reference
+def test_ngrams_are_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    from transformers import NoRepeatNGramLogitsProcessor
+
+    rng = np.random.default_rng(2)
+    for size in (1, 2, 3, 4):
+        tokens = rng.integers(0, 4, (8, 21))
+        scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor(tokens), torch.zeros(8, V))
+        expected = [set(np.flatnonzero(np.isinf(row)).tolist()) for row in scores.numpy()]
+        assert expected == [repeats(tuple(row.tolist()), size) for row in tokens]
 
 
 def test_penalties_and_biases_change_the_logits_as_the_twin_does():

@@ -59,6 +59,31 @@ CALLS = CallOptions(FUNCTIONS, choice="required")
 _ARGS = '{"city": "Paris", "unit": "c"}'
 _LIST = f'[{{"name": "get_weather", "arguments": {_ARGS}}}, {{"name": "now", "arguments": {{}}}}]'
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "command_r7b": (
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": '
+        f'{_ARGS}}},\n    {{"tool_call_id": "1", "tool_name": "now", "parameters": {{}}}}\n]'
+        "<|END_ACTION|>",
+    ),
+    "deepseek_v32": (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="unit" string="true">c</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        '<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+    ),
+    "gemma4": (
+        '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,unit:<|"|>c<|"|>}<tool_call|>'
+        "<|tool_call>call:now{}<tool_call|>",
+    ),
+    "lfm2": (
+        f"<|tool_call_start|>{_LIST}<|tool_call_end|>",
+        '<|tool_call_start|>[get_weather(city="Paris", unit="c"), now()]<|tool_call_end|>',
+    ),
+    "nemotron": (f"<TOOLCALL>{_LIST}</TOOLCALL>",),
+    "seed_oss": (
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n"
+        "<parameter=unit>c</parameter>\n</function>\n</seed:tool_call>\n"
+        "<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>",
+    ),
     "deepseek_v3": (
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
         f"{_ARGS}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n"
@@ -167,7 +192,9 @@ def rewritten(written: Written, message: Message) -> str:
                     value = str(value) if form.is_python else str(value).lower()
                 else:
                     value = value.removeprefix("#")
-                parts.append(form.before.replace("{key}", key) + value + form.after)
+                before = form.before.replace("{key}", key)
+                before = before.replace("{is_string}", str(kind == "string").lower())
+                parts.append(before + value + form.after)
             arguments = form.separator.join(parts)
         texts.append(written.call.replace("{name}", call.name) + arguments + written.end)
     return written.begin + written.separator.join(texts) + written.section_end

@@ -39,6 +39,16 @@ CASES = {
     "magistral": tagged("[THINK]", "[/THINK]"),
     "seed_oss": tagged("<seed:think>", "</seed:think>"),
     "minimax_m3": tagged("<mm:think>", "</mm:think>"),
+    "gemma4": tagged("<|channel>thought", "<channel|>"),
+    "cohere": [
+        ("<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Hi <a><|END_RESPONSE|>", False,
+         "Hm.", "Hi <a>", 0),
+        (f"Hm.<|END_THINKING|>{CALL}<|START_THINKING|>Ah <|START_RESPONSE|>.<|END_THINKING|>", True,
+         "Hm.Ah <|START_RESPONSE|>.", "", 1),
+        ("<|START_THINKING|>cut <|END_THINK", False, "cut <|END_THINK", "", 0),
+        ("<|START_RESPONSE|>cut <|END_", False, "", "cut <|END_", 0),
+        ("plain text", False, "", "plain text", 0),
+    ],
     "harmony": [
         ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi",
          False, "Hm.", "Hi", 0),

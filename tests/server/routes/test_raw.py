@@ -100,6 +100,22 @@ def test_an_error_in_the_middle(engine: ScriptedEngine) -> None:
         assert stream(server, prompt="a")[-1]["error"]["message"] == "the device caught fire"
 
 
+def test_loss(server: LiveServer) -> None:
+    body = {"prompt": "abcd", "prompt_logprobs": 0, "max_tokens": 1}
+    entries = server.client.post("/v1/completions", json=body).json()["choices"][0]
+    losses = [-entry["logprob"] for e in entries["prompt_logprobs"][1:] for entry in e.values()]
+    assert len(losses) == 3
+    assert infer(server, prompt="abcd", calculate_loss=2)["loss"] == losses
+    config = {"calculate_loss": 1, "max_new_tokens": 2}
+    for answer in (
+        infer(server, prompt="abcd", generate_config=config),
+        stream(server, prompt="abcd", generate_config=config)[-1],
+    ):
+        assert answer["loss"] == pytest.approx(sum(losses) / 3)
+    assert "loss" not in infer(server, prompt="abcd", calculate_loss=0)
+    assert infer(server, prompt="a", calculate_loss=1)["loss"] is None
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -115,9 +131,11 @@ def test_an_error_in_the_middle(engine: ScriptedEngine) -> None:
         ({"prompt": "a", "generate_config": {"top_k": "x"}}, "generate_config.top_k"),
         ({"prompt": "a", "generate_config": {"num_beams": 11}}, "generate_config.num_beams"),
         (
-            {"prompt": "a", "generate_config": {"calculate_loss": 1}},
+            {"prompt": "a", "generate_config": {"calculate_loss": 3}},
             "generate_config.calculate_loss",
         ),
+        ({"prompt": "a", "calculate_loss": 1, "num_beams": 2}, "calculate_loss"),
+        ({"prompt": "a", "return_logits": True}, "return_logits"),
         ({"prompt": "a", "generate_config": {"frequency": 1}}, "generate_config.frequency"),
         ({"prompt": "a", "return_incremental": True}, "return_incremental"),
         ({"prompt": "a", "num_return_sequences": 99}, "n"),

@@ -134,6 +134,12 @@ def test_ids_of_the_model_are_kept() -> None:
         ("<|start_header_id|> tools {\"name\": .., \"parameters\": ..}", "", "llama3_json"),
         ("<|start_of_role|> <|tool_call|>", "", "granite"),
         ("<|channel|>commentary<|message|>", "", "gpt_oss"),
+        ("<｜DSML｜function_calls>", "", "deepseek_v32"),
+        ("'<seed:tool_call>' <function=example>", "", "seed_oss"),
+        ("<|START_ACTION|>[", "", "command_r7b"),
+        ("'<|tool_call>call:' + name }}<tool_call|>", "", "gemma4"),
+        ("'<|tool_call_start|>[' + calls", "", "lfm2"),
+        ("'<TOOLCALL>[{{", "", "nemotron"),
         ("nothing known", "", "hermes"),
         ("nothing known", "llama4", "pythonic"),
     ],
@@ -143,5 +149,5 @@ def test_formats_are_recognised(template: str, model_type: str, name: str) -> No
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"known are deepseek_v3, .*xlam"):
+    with pytest.raises(ConfigError, match=r"known are command_r7b, .*xlam"):
         check_tool_format("qwen")

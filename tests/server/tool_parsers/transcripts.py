@@ -133,6 +133,30 @@ TYPED = {
     "tags": ["a", "b"], "where": {"x": None}, "other": 1.5, "more": "plain text",
 }  # fmt: skip
 
+SEED = (
+    "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n</function>\n"
+    "</seed:tool_call>"
+)
+COHERE = (
+    '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", '
+    '"parameters": {"city": "Paris"}}\n]<|END_ACTION|>'
+)
+GEMMA4 = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>'
+LFM2 = "<|tool_call_start|>[get_weather(city='Paris')]<|tool_call_end|>"
+
+
+def dsml(name: str, parameters: dict[str, tuple[str, str]]) -> str:
+    """A call of DeepSeek V3.2; each parameter says whether it is a string, and its text."""
+    tags = (
+        f'<｜DSML｜parameter name="{key}" string="{kind}">{text}</｜DSML｜parameter>\n'
+        for key, (kind, text) in parameters.items()
+    )
+    invoke = f'<｜DSML｜invoke name="{name}">\n{"".join(tags)}</｜DSML｜invoke>\n'
+    return f"<｜DSML｜function_calls>\n{invoke}</｜DSML｜function_calls>"
+
+
+DSML = dsml("get_weather", {"city": ("true", "Paris")})
+
 
 def xml_values(before: str, between: str, after: str) -> str:
     """All of TYPED as parameters."""
@@ -349,7 +373,79 @@ TRANSCRIPTS: dict[str, list[Transcript]] = {
           (WEATHER, ("now", {}))),
         T("JSON", '<start_function_call>call:get_weather{"city": "Paris"}<end_function_call>', "",
           (WEATHER,)),
+        T("quoted keys", "<start_function_call>call:get_weather{where:{<escape>a: {b}<escape>:1}}"
+          "<end_function_call>", "", (("get_weather", {"where": {"a: {b}": 1}}),)),
         T("cut off", GEMMA.split("ris")[0], "", (("get_weather", {"city": "Pa"}),)),
+    ],
+    "deepseek_v32": [
+        T("one", DSML, "", (WEATHER,)),
+        *marked("<｜DSML｜function_calls>", "", DSML),
+        T("text after", DSML + " Done.", " Done.", (WEATHER,)),
+        T("types as its tags say", dsml("get_weather", {
+            "city": ("true", "3"), "days": ("false", "3"), "metric": ("true", "true"),
+            "tags": ("false", '["a", {"b": null}]'), "where": ("false", '{"x": "</y>"}'),
+            "other": ("false", "no JSON"), "more": ("true", " <a> \"q\" \\n\n")}),
+          "", (("get_weather", {"city": "3", "days": 3, "metric": "true",
+                "tags": ["a", {"b": None}], "where": {"x": "</y>"}, "other": "no JSON",
+                "more": ' <a> "q" \\n\n'}),)),
+        T("types as the schema says", DSML.replace(' string="true"', "").replace(
+            "city", "days").replace("Paris", "3"), "", (("get_weather", {"days": 3}),)),
+        T("several", DSML.replace("</｜DSML｜function", '<｜DSML｜invoke name="now">\n'
+          "</｜DSML｜invoke>\n</｜DSML｜function"), "", (WEATHER, ("now", {}))),
+        T("a closing tag is missing", DSML.replace("</｜DSML｜parameter>", ""), "",
+          (("get_weather", {"city": "Paris\n"}),)),
+        T("cut off in a tag", DSML.split('"city')[0], "", (("get_weather", {"": ""}),)),
+        T("another mark", "<｜DSML｜invoke", "<｜DSML｜invoke"),
+    ],
+    "seed_oss": [
+        T("one", SEED, "", (WEATHER,)),
+        *marked("<seed:tool_call>", "", SEED),
+        T("types", "<seed:tool_call>\n<function=get_weather>\n"
+          + xml_values("<parameter=", ">", "</parameter>\n") + "</function>\n</seed:tool_call>",
+          "", (("get_weather", TYPED),)),
+        T("line breaks are values", SEED.replace("Paris", "\nPa\nris\n"), "",
+          (("get_weather", {"city": "\nPa\nris\n"}),)),
+        T("several", SEED + "\n" + SEED.replace("<parameter=city>Paris</parameter>\n", ""), "",
+          (WEATHER, ("get_weather", {}))),
+        T("another family's mark", "<tool_call>now</tool_call>", "<tool_call>now</tool_call>"),
+    ],
+    "command_r7b": [
+        *json_format("<|START_ACTION|>", "<|END_ACTION|>", list_form=True, key="parameters"),
+        *marked("<|START_ACTION|>", "", COHERE),
+        T("its own keys", COHERE, "", (WEATHER,)),
+        T("several", COHERE.replace("\n]", ',\n    {"tool_call_id": "1", "tool_name": "now", '
+          '"parameters": {}}\n]'), "", (WEATHER, ("now", {}))),
+        T("text after", COHERE + "Done.", "Done.", (WEATHER,)),
+    ],
+    "gemma4": [
+        T("one", GEMMA4, "", (WEATHER,)),
+        *marked("<|tool_call>", "", GEMMA4),
+        T("values", '<|tool_call>call:get_weather{city:<|"|>a {b}, "c"\n<|"|>,days:-3,metric:true,'
+          'tags:[<|"|>x<|"|>,<|"|>]<|"|>],where:{a:{b:null}}}<tool_call|>', "",
+          (("get_weather", {"city": 'a {b}, "c"\n', "days": -3, "metric": True,
+                            "tags": ["x", "]"], "where": {"a": {"b": None}}}),)),
+        T("quoted keys", '<|tool_call>call:get_weather{where:{<|"|>a: {b}<|"|>:1,<|"|><|"|>:2}}'
+          "<tool_call|>", "", (("get_weather", {"where": {"a: {b}": 1, "": 2}}),)),
+        T("several", GEMMA4 + "<|tool_call>call:now{}<tool_call|>", "", (WEATHER, ("now", {}))),
+        T("cut off", GEMMA4.split("ris")[0], "", (("get_weather", {"city": "Pa"}),)),
+        T("a mark in prose", "Write <|tool_call> first", "Write <|tool_call> first"),
+    ],
+    "lfm2": [
+        T("one", LFM2, "", (WEATHER,)),
+        *marked("<|tool_call_start|>", "", LFM2),
+        T("text after", LFM2 + "I look.", "I look.", (WEATHER,)),
+        T("several", LFM2.replace("]<", ", now()]<"), "", (WEATHER, ("now", {}))),
+        T("JSON", '<|tool_call_start|>[{"name": "now", "arguments": {}}, {"name": "get_weather", '
+          '"arguments": {"city": "Paris"}, "id": "a"}]<|tool_call_end|>Well.', "Well.",
+          (("now", {}), WEATHER)),
+        T("no mark", "[now()]", "[now()]"),
+        T("another function", "<|tool_call_start|>[print(a=1)]<|tool_call_end|>",
+          "<|tool_call_start|>[print(a=1)]<|tool_call_end|>"),
+    ],
+    "nemotron": [
+        *json_format("<TOOLCALL>", "</TOOLCALL>", list_form=True),
+        *marked("<TOOLCALL>", "", '<TOOLCALL>[{"name": "get_weather", '
+                '"arguments": {"city": "Paris"}}]</TOOLCALL>'),
     ],
     "react": [
         T("one", 'Thought: I look.\nAction: get_weather\nAction Input: {"city": "Paris"}\n',
