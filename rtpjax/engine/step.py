@@ -184,6 +184,5 @@ def unpack_sampled(packed: np.ndarray) -> Sampled:
     """What choose returned, as views of the array on the host."""
     ends = 1, 2, 2 + MAX_LOGPROBS
     token_ids, scores, top_ids, top_scores = np.split(packed, ends, axis=1)
-    return Sampled(
-        token_ids[:, 0], scores[:, 0].view(np.float32), top_ids, top_scores.view(np.float32)
-    )  # type: ignore[arg-type]
+    columns = token_ids[:, 0], scores[:, 0].view(np.float32), top_ids, top_scores.view(np.float32)
+    return Sampled(*columns)  # type: ignore[arg-type]

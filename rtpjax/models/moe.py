@@ -77,13 +77,11 @@ class MoE(nnx.Module):
     def __call__(self, x: jax.Array, mesh: MeshAxes | None) -> jax.Array:
         """x `[T, D]` -> `[T, D]`."""
         shares, expert_ids = self._route(x)
-        weights = tuple(
-            projection.weight.get_value()
-            for projection in (
-                self.experts.gate_proj,
-                self.experts.up_proj,
-                self.experts.down_proj,
-            )
+        experts = self.experts
+        weights = (
+            experts.gate_proj.weight.get_value(),
+            experts.up_proj.weight.get_value(),
+            experts.down_proj.weight.get_value(),
         )
         every = jnp.arange(self.config.num_experts, dtype=jnp.int32)
         apply = partial(_apply_experts, act=ACTIVATIONS[self.hidden_act])
