@@ -1,17 +1,18 @@
-"""`bench serve|offline|quality|cache-quality|step|prefix`, also reached as `rtpjax bench ...`."""
+"""`bench COMMAND`, one of COMMANDS, also reached as `rtpjax bench ...`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from bench import cache_quality, offline, prefix, quality, serve, step
+from bench import cache_quality, host_work, offline, prefix, quality, serve, step
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
     "offline": (offline, "the engine without HTTP, beside transformers"),
     "quality": (quality, "perplexity and greedy agreement of quantized weights"),
     "step": (step, "one decode step with quantized weights beside bf16"),
+    "host": (host_work, "what a step costs the host on one and on many devices"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
     "cache-quality": (cache_quality, "what int8 and fp8 caches cost in quality"),
 }

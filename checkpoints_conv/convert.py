@@ -12,12 +12,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -27,10 +29,12 @@ from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.writers import WRITERS, Source, num_bytes
 from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
 from rtpjax.errors import CheckpointError, ConfigError
+from rtpjax.expert_tensors import as_stored
 from rtpjax.models import ModelConfig, Precision, abstract_state
 from rtpjax.models.encodings.compressed_tensors import config_of, stored_arrays, stored_parts
 from rtpjax.models.quantization import SCALE, UNQUANTIZED, WEIGHT
 from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
+from rtpjax.sharding import check_model_fits, make_mesh, named_sharding
 from rtpjax.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -72,6 +76,8 @@ class Conversion:
             bfloat16.
         quantize: "int8", "int4" or "fp8": what matrices are quantized to; the rest has dtype.
         group: Inputs that share a scale, for int4.
+        tp: For orbax: devices whose shards are stored as pieces of their own, so that each of so
+            many devices reads its part and nothing else. Any number can restore it.
         force: Whether an existing destination is replaced.
         has_progress: Whether a bar is drawn on stderr.
     """
@@ -80,6 +86,7 @@ class Conversion:
     dtype: str = "auto"
     quantize: str | None = None
     group: int | None = None
+    tp: int = 1
     force: bool = False
     has_progress: bool = True
 
@@ -93,6 +100,7 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
         options: Format, dtype, and whether to replace.
 
     Raises:
+        ConfigError: options.tp devices cannot share the model.
         CheckpointError: The source cannot be read or does not fit its model, the destination is
             there already, or writing failed (nothing is left behind then).
     """
@@ -100,8 +108,10 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
         raise CheckpointError(f"{destination}: already there. Give --force to replace it.")
     checkpoint = open_checkpoint(source)
     config = ModelConfig.from_hf(checkpoint.config)
+    if options.tp > 1:
+        check_model_fits(config, options.tp)
     if options.quantize is None:
-        weights = _plain(checkpoint, config)
+        weights = _plain(checkpoint, config, is_stacked=options.format != "safetensors")
     else:
         weights = _quantized(checkpoint, config, options)
     try:
@@ -121,31 +131,45 @@ class _Weights:
         tensors: In the order they are written; plain ones as they are stored.
         read: One of them.
         config: The config.json.
+        model: What is split over devices.
+        axes: Logical axes of the tensors that can be split.
         is_rounded: Whether plain ones were quantized in the source: their format says little.
     """
 
     tensors: Sequence[TensorInfo]
     read: Callable[[str], np.ndarray]
     config: dict[str, Any]
+    model: ModelConfig
+    axes: Mapping[str, tuple[str, ...]]
     is_rounded: bool = False
 
 
-def _plain(checkpoint: Checkpoint, config: ModelConfig) -> _Weights:
-    """Every parameter as it is, and quantized ones as plain matrices."""
+def _plain(checkpoint: Checkpoint, config: ModelConfig, *, is_stacked: bool) -> _Weights:
+    """Every parameter as it is, and quantized ones as plain matrices.
+
+    Args:
+        checkpoint: What is converted.
+        config: Its model.
+        is_stacked: Whether experts are written as the model has them, or else as they are stored.
+    """
     plain = dataclasses.replace(config, quantization=UNQUANTIZED)
     specs = abstract_state(plain, _PRECISION)
-    source: Checkpoint = checkpoint
+    source, names = checkpoint, list(specs)
     if config.quantization.is_plain:
         check_tensors(checkpoint, specs)
+        if not is_stacked:
+            source, names = as_stored(checkpoint, names)
     else:
         source = QuantizedCheckpoint(checkpoint, config, config.quantization, UNQUANTIZED, specs)
     rest = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     is_rounded = isinstance(checkpoint, GgufCheckpoint) and checkpoint.is_quantized
     return _Weights(
-        [source.tensors[name] for name in specs],
+        [source.tensors[name] for name in names],
         source.read,
         rest,
-        is_rounded or source is not checkpoint,
+        plain,
+        {name: spec.axes for name, spec in specs.items()},
+        is_rounded or not config.quantization.is_plain,
     )
 
 
@@ -162,6 +186,7 @@ def _quantized(checkpoint: Checkpoint, config: ModelConfig, options: Conversion)
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
     specs = abstract_state(dataclasses.replace(config, quantization=wanted), _PRECISION)
     view = QuantizedCheckpoint(checkpoint, config, wanted, wanted, specs)
+    axes = {name: spec.axes for name, spec in specs.items()}
     tensors, modules = [], {}
     for name in specs:
         module = name.rpartition(".")[0]
@@ -173,6 +198,8 @@ def _quantized(checkpoint: Checkpoint, config: ModelConfig, options: Conversion)
             parts = {f"{module}.{part}": info for part, info in stored_parts(format, shape).items()}
             tensors += [TensorInfo(part, *info) for part, info in parts.items()]
             modules |= dict.fromkeys(parts, module)
+            matrices = [part for part, info in parts.items() if len(info[0]) == 2]
+            axes |= dict.fromkeys(matrices, specs[name].axes)
 
     @functools.lru_cache(maxsize=1)
     def arrays_of(module: str) -> dict[str, np.ndarray]:
@@ -184,7 +211,8 @@ def _quantized(checkpoint: Checkpoint, config: ModelConfig, options: Conversion)
             return view.read(name)
         return arrays_of(modules[name])[name.rpartition(".")[2]]
 
-    return _Weights(tensors, read, {**checkpoint.config, "quantization_config": config_of(wanted)})
+    saved_config = {**checkpoint.config, "quantization_config": config_of(wanted)}
+    return _Weights(tensors, read, saved_config, config, axes)
 
 
 @contextlib.contextmanager
@@ -244,7 +272,9 @@ def _sync_one(path: Path) -> None:
 
 
 def _write(checkpoint: Checkpoint, weights: _Weights, folder: Path, options: Conversion) -> None:
+    """Weights, tokenizer, config.json, manifest.json, in this order."""
     tensors = [_target(info, weights, options.dtype) for info in weights.tensors]
+    shardings = _shardings(weights, options.tp)
     dtypes = {info.name: info.dtype for info in tensors}
 
     def read(name: str) -> np.ndarray:
@@ -258,7 +288,7 @@ def _write(checkpoint: Checkpoint, weights: _Weights, folder: Path, options: Con
         unit_scale=True,
         disable=not options.has_progress,
     ) as bar:
-        files = WRITERS[options.format](folder, Source(tensors, read, bar.update))
+        files = WRITERS[options.format](folder, Source(tensors, read, bar.update, shardings))
     _write_texts(checkpoint, folder)
     # Of what is not quantized; scales are float32 whatever the model is.
     plain = [
@@ -285,6 +315,18 @@ def _write(checkpoint: Checkpoint, weights: _Weights, folder: Path, options: Con
         tool=_tool(),
     )
     write_manifest(folder, manifest)
+
+
+def _shardings(weights: _Weights, tp: int) -> dict[str, NamedSharding]:
+    """How so many devices share the tensors; none for one device."""
+    if tp == 1:
+        return {}
+    mesh = make_mesh(tp, model=weights.model, devices=jax.devices("cpu"))
+    return {
+        info.name: named_sharding(mesh, weights.axes[info.name], info.shape)
+        for info in weights.tensors
+        if info.name in weights.axes
+    }
 
 
 def _tool() -> str:

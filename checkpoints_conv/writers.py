@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 from checkpoints_conv.readers.safetensors import DTYPES, INDEX_NAME
 from rtpjax.checkpoint import TensorInfo
@@ -33,11 +34,13 @@ class Source:
         tensors: Name, shape and format of each as it is to be written.
         read: Returns one, in that format.
         progress: Called with the bytes of each tensor when it has been written.
+        shardings: For orbax: tensors that are stored in the shards of so many devices.
     """
 
     tensors: Sequence[TensorInfo]
     read: Callable[[str], np.ndarray]
     progress: Callable[[int], object]
+    shardings: Mapping[str, NamedSharding] = dataclasses.field(default_factory=dict)
 
 
 def num_bytes(info: TensorInfo) -> int:
@@ -115,7 +118,8 @@ def write_orbax(folder: Path, source: Source, max_bytes: int = MAX_GROUP_BYTES) 
     files: dict[str, str] = {}
     for number, group in enumerate(groups(source.tensors, max_bytes), start=1):
         name = f"weights-{number:05d}"
-        save_group(folder / name, {info.name: source.read(info.name) for info in group})
+        tensors = {info.name: source.read(info.name) for info in group}
+        save_group(folder / name, tensors, source.shardings)
         files |= {info.name: name for info in group}
         source.progress(sum(map(num_bytes, group)))
     return files

@@ -1,10 +1,11 @@
-"""Attention and products over a mesh: XLA cannot split a Pallas kernel by itself.
+"""Attention, products and experts over a mesh: every device does its own heads or features.
 
-Attention: every device does its own heads, and no device talks to another.
+XLA cannot split a Pallas kernel by itself; without shard_map it would gather the whole cache.
 
-device        0              1          ...        heads N and kv heads K are split alike, so a
-q          [T, N / tp, H] [T, N / tp, H]           kv head and its group stay together; page
-k, v pages [.., K / tp, H] [.., K / tp, H]         tables and lengths are on every device
+device        0              1          ...        attention: heads N and kv heads K are split in
+q          [T, N / n, H] [T, N / n, H]             an order that keeps a kv head and its group
+k, v pages [.., K / m, H] [.., K / m, H]           together; m < n where devices share a kv head;
+                                                   page tables and lengths are on every device
 
 Products: weights are split over their outputs, and so is the result (q, k, v, gate, up); or over
 their inputs, as x is, and the devices add up their results (o_proj, down_proj): one all-reduce.
@@ -12,6 +13,7 @@ their inputs, as x is, and the devices add up their results (o_proj, down_proj):
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,8 +31,52 @@ from pallas_kernels.rotate import normed_rotate
 from pallas_kernels.row_matmul import MAX_ROWS, Biases, Weights, row_matmul
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshAxes:
+    """A mesh, and the names of its axes that things are split over; they are copied over others.
+
+    Attributes:
+        mesh: Devices.
+        heads: For query heads; begins with kv_heads.
+        kv_heads: For key/value heads.
+        mlp: For the features inside an MLP.
+        experts: For experts.
+        expert_mlp: For the features inside an expert.
+    """
+
+    mesh: Mesh
+    heads: tuple[str, ...]
+    kv_heads: tuple[str, ...]
+    mlp: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
+    expert_mlp: tuple[str, ...] = ()
+
+    def ways(self, axes: tuple[str, ...]) -> int:
+        """Parts that something over these axes is cut into."""
+        return math.prod(self.mesh.shape[name] for name in axes)
+
+    def split(self, *names: str) -> P:
+        """How an array is split whose dimensions have these names, as attributes here have."""
+        over = {"heads": self.heads, "kv_heads": self.kv_heads, "mlp": self.mlp}
+        return P(*(over.get(name) or None for name in names))
+
+    def map(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any
+    ) -> Callable[..., Any]:
+        """shard_map over all axes that are not mapped yet, also inside of another shard_map."""
+        context = jax.sharding.get_abstract_mesh()
+        return jax.shard_map(
+            function,
+            mesh=self.mesh if context.empty else None,
+            axis_names=set(self.mesh.axis_names) - set(context.manual_axes),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=False,  # pallas_call does not say over which axes its result varies
+        )
+
+
 def sharded_paged_attention(
-    mesh: Mesh,
+    axes: MeshAxes,
     q: jax.Array,
     k_pages: jax.Array,
     v_pages: jax.Array,
@@ -41,16 +87,13 @@ def sharded_paged_attention(
     sinks: jax.Array | None = None,
     k_scales: jax.Array | None = None,
     v_scales: jax.Array | None = None,
-    axis: str = "tp",
     attention: Callable[..., jax.Array] = paged_attention,
     **options: object,
 ) -> jax.Array:
-    """`paged_attention` with heads split over an axis of a mesh.
-
-    XLA does not know how to split a Pallas kernel: without this it would gather the whole cache.
+    """`paged_attention` with heads split over a mesh.
 
     Args:
-        mesh: Its axis must divide the kv heads. With one device the op is called as it is.
+        axes: The mesh. With one device the op is called as it is.
         q: This and the other arrays are paged_attention's, whole.
         k_pages: See there.
         v_pages: See there.
@@ -60,43 +103,43 @@ def sharded_paged_attention(
         sinks: See there.
         k_scales: See there.
         v_scales: See there.
-        axis: Name of the mesh axis.
         attention: What computes a device's part; takes paged_attention's arguments.
         **options: Other arguments of paged_attention.
 
     Returns:
-        `[T, N, H]`, heads split over the axis.
+        `[T, N, H]`, heads split.
 
     Raises:
-        ValueError: The axis does not divide the kv heads.
+        ValueError: The axes do not divide the heads.
     """
     named = {"sinks": sinks, "k_scales": k_scales, "v_scales": v_scales}
     arrays = (q, k_pages, v_pages, page_table, query_start, context_lens)
-    if mesh.size == 1:
+    if axes.mesh.size == 1:
         return attention(*arrays, **named, **options)
-    num_kv_heads = k_pages.shape[2]
-    if num_kv_heads % mesh.shape[axis]:
-        raise ValueError(
-            f"paged_attention: {num_kv_heads} kv heads cannot be split over the {mesh.shape[axis]} "
-            f"devices of mesh axis {axis}; use a number of devices that divides them."
-        )
-    pages = P(None, None, axis, None)
-    named_specs = {"sinks": P(axis), "k_scales": P(None, axis), "v_scales": P(None, axis)}
+    for what, count, names in (
+        ("heads", q.shape[1], axes.heads),
+        ("kv heads", k_pages.shape[2], axes.kv_heads),
+    ):
+        if count % axes.ways(names):
+            raise ValueError(
+                f"paged_attention: {count} {what} cannot be split over the {axes.ways(names)} "
+                f"devices of mesh axes {names}; use a number of devices that divides them."
+            )
+    pages = P(None, None, axes.kv_heads, None)
+    scales = P(None, axes.kv_heads)
+    named_specs = {"sinks": P(axes.heads), "k_scales": scales, "v_scales": scales}
+    heads = P(None, axes.heads, None)
 
     def local(arrays: tuple[jax.Array, ...], named: dict[str, jax.Array | None]) -> jax.Array:
         return partial(attention, **options)(*arrays, **named)
 
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=((P(None, axis, None), pages, pages, P(), P(), P()), named_specs),
-        out_specs=P(None, axis, None),
-        check_vma=False,  # pallas_call does not say over which axes its result varies
-    )(arrays, named)
+    return axes.map(local, ((heads, pages, pages, P(), P(), P()), named_specs), heads)(
+        arrays, named
+    )
 
 
 def sharded_row_matmul(
-    mesh: Mesh | None,
+    axes: MeshAxes | None,
     specs: Sequence[P],
     x: jax.Array,
     weights: Weights,
@@ -113,7 +156,7 @@ def sharded_row_matmul(
     or there is no GPU.
 
     Args:
-        mesh: None for one device.
+        axes: The mesh; None for one device.
         specs: How each weight is split: over its outputs, or (a weight without norm) its inputs.
         x: `[T, in]`.
         weights: See row_matmul, whole.
@@ -128,20 +171,19 @@ def sharded_row_matmul(
     """
     whole = partial(row_matmul if matmul is None else matmul, **options)
     is_few = x.shape[0] <= MAX_ROWS and (matmul is not None or current_target().platform == "gpu")
-    if not is_few or not all(_divides(mesh, s, w) for s, w in zip(specs, weights, strict=True)):
+    if not is_few or not all(_divides(axes, s, w) for s, w in zip(specs, weights, strict=True)):
         plain = partial(row_matmul, implementation="xla", **options)
         ys = plain(x, weights, biases, norm=norm, residual=residual)
         return ys if residual is None else [summed_once(ys[0])]
-    if mesh is None or mesh.size == 1:
+    if axes is None or axes.mesh.size == 1:
         return whole(x, weights, biases, norm=norm, residual=residual)
-    sharded = partial(jax.shard_map, mesh=mesh, check_vma=False)  # as above
     over_inputs = specs[0][1]
     if over_inputs is None:
         assert residual is None
-        return sharded(
+        return axes.map(
             lambda x, weights, biases, norm: list(whole(x, weights, biases, norm=norm)),
-            in_specs=(P(), tuple(specs), tuple(P(s[0]) for s in specs), P()),
-            out_specs=[P(None, s[0]) for s in specs[: 1 if options.get("gated") else None]],
+            (P(), tuple(specs), tuple(P(s[0]) for s in specs), P()),
+            [P(None, s[0]) for s in specs[: 1 if options.get("gated") else None]],
         )(x, tuple(weights), tuple(biases), norm)
     assert norm is None and len(weights) == 1
 
@@ -150,7 +192,7 @@ def sharded_row_matmul(
         return lax.psum(part, over_inputs)
 
     both = P(None, over_inputs)
-    y = sharded(add_up, in_specs=(both, both), out_specs=P())(x, weights[0])
+    y = axes.map(add_up, (both, both), P())(x, weights[0])
     if biases[0] is not None:
         y = y + biases[0].astype(jnp.float32)[None, :]
     y = y if residual is None else y + residual.astype(jnp.float32)
@@ -168,9 +210,7 @@ def summed_once(residual: jax.Array) -> jax.Array:
 
 
 def sharded_rotate(
-    mesh: Mesh | None,
-    heads: P,
-    kv_heads: P,
+    axes: MeshAxes | None,
     q: jax.Array,
     k: jax.Array,
     cos_sin: tuple[jax.Array, jax.Array],
@@ -182,9 +222,7 @@ def sharded_rotate(
     """`normed_rotate` with heads split over a mesh.
 
     Args:
-        mesh: None for one device.
-        heads: How q is split.
-        kv_heads: How k is split.
+        axes: The mesh; None for one device.
         q: See normed_rotate, whole; likewise the others.
         k: See there.
         cos_sin: cos and sin.
@@ -194,22 +232,21 @@ def sharded_rotate(
     """
     q_norm, k_norm = norms or (None, None)
     options = {"q_norm": q_norm, "k_norm": k_norm}
-    if mesh is None or mesh.size == 1:
+    if axes is None or axes.mesh.size == 1:
         return list(rotation(q, k, *cos_sin, **options, eps=eps))
-    return jax.shard_map(
+    heads, kv_heads = P(None, axes.heads, None), P(None, axes.kv_heads, None)
+    return axes.map(
         lambda q, k, cos, sin, options: list(rotation(q, k, cos, sin, **options, eps=eps)),
-        mesh=mesh,
-        in_specs=(heads, kv_heads, P(), P(), P()),
-        out_specs=[heads, kv_heads],
-        check_vma=False,
+        (heads, kv_heads, P(), P(), P()),
+        [heads, kv_heads],
     )(q, k, *cos_sin, options)
 
 
-def _divides(mesh: Mesh | None, spec: P, weight: jax.Array) -> bool:
+def _divides(axes: MeshAxes | None, spec: P, weight: jax.Array) -> bool:
     """Whether a weight can be split so."""
 
     def ways(entry: Any) -> int:
         names = entry if isinstance(entry, tuple) else (entry,)
-        return 1 if mesh is None else math.prod(mesh.shape[n] for n in names if n is not None)
+        return 1 if axes is None else axes.ways(tuple(n for n in names if n is not None))
 
     return all(size % ways(entry) == 0 for size, entry in zip(weight.shape, spec, strict=True))

@@ -14,6 +14,7 @@ from pallas_kernels.registry import Target
 from rtpjax.engine import kv_cache
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
+from rtpjax.sharding import Split
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class EngineSettings:
         reserved_bytes: GPU memory left for temporaries.
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
+        dp_size: Groups of so many devices, each with requests and pages of its own.
+        ep_size: Ways that experts are split in; divides tp_size.
         compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
         attention_implementation: A name from the registry of pallas_kernels.paged_attention. Auto:
             the platform's first one that supports the model.
@@ -62,6 +65,8 @@ class EngineSettings:
     reserved_bytes: int = 2 * GIB
     use_prefix_cache: bool = True
     tp_size: int = 1
+    dp_size: int = 1
+    ep_size: int = 1
     compile_cache_dir: str | None = None
     attention_implementation: str | None = None
     quantization: str | None = None
@@ -72,8 +77,10 @@ class EngineConfig:
     """Resolved settings: nothing is open. Attributes are those of EngineSettings, and:
 
     precision: Number formats.
-    num_pages: Pages of the cache, page 0 (padding) included.
+    num_pages: Pages of a dp group's cache, page 0 (padding) included.
     attention_implementation: None where the registry chooses.
+
+    Limits and pages are those of one dp group.
     """
 
     precision: Precision
@@ -85,6 +92,8 @@ class EngineConfig:
     max_num_waiting: int
     use_prefix_cache: bool
     tp_size: int
+    dp_size: int = 1
+    ep_size: int = 1
     attention_implementation: str | None = None
 
     @property
@@ -152,7 +161,8 @@ def resolve(
     bytes_per_page = kv_cache.page_bytes(specs, page_size, precision.cache)
     budget = settings.kv_cache_bytes
     if budget is None:
-        budget = _cache_budget(settings, is_cpu, free_bytes)
+        split = Split.of(model, settings.tp_size)
+        budget = _cache_budget(settings, split, is_cpu, free_bytes)
     longest = (kv_cache.num_pages(budget, bytes_per_page) - 1) * page_size
     if longest < 2:
         least = (1 + kv_cache.pages_for(2, page_size)) * bytes_per_page
@@ -192,6 +202,8 @@ def resolve(
         use_prefix_cache=settings.use_prefix_cache,
         tp_size=settings.tp_size,
         attention_implementation=settings.attention_implementation,
+        dp_size=settings.dp_size,
+        ep_size=settings.ep_size,
     )
     logger.info("Engine: %s", describe(config, bytes_per_page))
     return config
@@ -228,10 +240,15 @@ def _check_implementation(name: str | None, platform: str) -> None:
         )
 
 
-def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None) -> int:
+def _cache_budget(
+    settings: EngineSettings, split: Split, is_cpu: bool, free_bytes: int | None
+) -> int:
+    """Bytes of one dp group's cache, devices that keep the same heads counted once."""
     if is_cpu:
         free = psutil.virtual_memory().available if free_bytes is None else free_bytes
-        return min(free // 4, 4 * GIB)
+        # All virtual devices share the host's memory.
+        num_copies = settings.dp_size * (split.tp_size // split.kv_heads)
+        return min(free // 4, 4 * GIB) // num_copies
     assert free_bytes is not None
     if free_bytes <= settings.reserved_bytes:
         raise ConfigError(
@@ -239,13 +256,14 @@ def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None
             f"{settings.reserved_bytes / MIB:.0f} MiB are reserved for temporaries. Set "
             "RESERVER_RUNTIME_MEM_MB lower, or split the model over more GPUs with TP_SIZE."
         )
-    return gpu_cache_bytes(free_bytes, settings.reserved_bytes, settings.tp_size)
+    return gpu_cache_bytes(free_bytes, settings.reserved_bytes, split.kv_heads)
 
 
-def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, tp_size: int) -> int:
-    """Bytes of cache over all GPUs, of what is free on each beside the weights.
+def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, kv_ways: int) -> int:
+    """Bytes of cache over the GPUs that keys and values are split over, of what is free on each.
 
-    Keys and values are split over the GPUs: each has as much room. `rtpjax plan` computes with the
-    same function, and says whether reserved_bytes hold the temporaries of the compiled steps.
+    Each has as much room; those that keep the same heads are counted once. `rtpjax plan` computes
+    with the same function, and says whether reserved_bytes hold the temporaries of the compiled
+    steps.
     """
-    return max(free_bytes - reserved_bytes, 0) * tp_size
+    return max(free_bytes - reserved_bytes, 0) * kv_ways

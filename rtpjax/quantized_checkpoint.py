@@ -44,7 +44,7 @@ def in_formats(
     precision: Precision,
     platform: str,
     *,
-    tp_size: int = 1,
+    num_devices: int = 1,
 ) -> tuple[ModelConfig, Mapping[str, ParamSpec], Checkpoint]:
     """A model in the formats that a platform keeps, what it declares, and where that is read.
 
@@ -53,16 +53,16 @@ def in_formats(
         method: A key of quantization.METHODS to quantize plain matrices to, or None.
         precision: Formats of what is not quantized.
         platform: `cpu` or `gpu`.
-        tp_size: Devices that the model is split over.
+        num_devices: Of the mesh.
 
     Raises:
         CheckpointError: The checkpoint does not fit its model.
-        ConfigError: It is quantized already, in another way.
+        ConfigError: It is quantized already, in another way, or it has experts.
     """
     stored = ModelConfig.from_hf(checkpoint.config)
     wanted = wanted_quantization(stored, method)
     kept = kept_on(platform, wanted)
-    model = dataclasses.replace(stored, quantization=on_mesh(kept, platform, tp_size))
+    model = dataclasses.replace(stored, quantization=on_mesh(kept, platform, num_devices))
     specs = abstract_state(model, precision)
     if wanted.is_plain:
         return model, specs, checkpoint
@@ -82,10 +82,16 @@ def wanted_quantization(
             every matrix if None.
 
     Raises:
-        ConfigError: It is quantized already, in another way; or groups do not divide the inputs.
+        ConfigError: It is quantized already, in another way; it has experts; or groups do not
+            divide the inputs.
     """
     if method is None:
         return config.quantization
+    if config.moe is not None:
+        raise ConfigError(
+            f"{method} is for models without experts; experts are computed from plain weights "
+            "only. Leave quantization out and split the model over more devices (TP_SIZE)."
+        )
     if method == "int4":
         group = _group_for(config, group)
     wanted = quantization_of(method, is_tied=config.tie_word_embeddings, group=group)

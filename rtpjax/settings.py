@@ -145,7 +145,12 @@ SETTINGS = (
     ),
     Setting("RESERVER_RUNTIME_MEM_MB", _positive, 2048, "GPU memory left for temporaries"),
     Setting("REUSE_CACHE", _switch, True, "compute shared prompt prefixes once"),
-    Setting("CONCURRENCY_LIMIT", _positive, None, "requests that run at once; further ones wait"),
+    Setting(
+        "CONCURRENCY_LIMIT",
+        _positive,
+        None,
+        "requests that run at once in each group of DP_SIZE; further ones wait",
+    ),
     Setting("QUEUE_LIMIT", _positive, 4096, "requests that may wait; further ones get a 429"),
     Setting("MAX_BATCH_TOKENS_SIZE", _positive, None, "tokens computed in one step"),
     Setting(
@@ -156,6 +161,18 @@ SETTINGS = (
         "(default: the first that supports the model)",
     ),
     Setting("TP_SIZE", _positive, 1, "devices that each layer is split over"),
+    Setting(
+        "DP_SIZE",
+        _positive,
+        1,
+        "groups of TP_SIZE devices; each has requests and a cache of its own",
+    ),
+    Setting(
+        "EP_SIZE",
+        _positive,
+        1,
+        "ways that experts are split in, a divisor of TP_SIZE; else by features",
+    ),
     Setting(
         "API_KEYS",
         _keys,
@@ -178,7 +195,7 @@ SETTINGS = (
 _OFF = ("", "0", "false", "none")
 _ONE = ("", "1")
 NOT_YET = {
-    **dict.fromkeys(("DP_SIZE", "EP_SIZE", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), _ONE),
+    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), _ONE),
     **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
     **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
     **dict.fromkeys(("WORLD_RANK", "LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),

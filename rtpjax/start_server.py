@@ -156,6 +156,8 @@ def _engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         reserved_bytes=settings["RESERVER_RUNTIME_MEM_MB"] * MIB,
         use_prefix_cache=settings["REUSE_CACHE"],
         tp_size=settings["TP_SIZE"],
+        dp_size=settings["DP_SIZE"],
+        ep_size=settings["EP_SIZE"],
         attention_implementation=settings["ATTENTION_IMPLEMENTATION"],
         quantization=quantization_of(settings),
     )

@@ -39,6 +39,7 @@ NO_JAX = (
     "rtpjax.engine.page_pool",
     "rtpjax.engine.sequence",
     "rtpjax.engine.scheduler",
+    "rtpjax.engine.groups",
     "rtpjax.engine.detokenizer",
 )
 

@@ -10,6 +10,7 @@ from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.readers.safetensors import INDEX_NAME, SafetensorsCheckpoint
 from rtpjax.checkpoint import Checkpoint
 from rtpjax.errors import CheckpointError
+from rtpjax.expert_tensors import with_stacked_experts
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -24,7 +25,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
     """
-    path = Path(path)
+    return with_stacked_experts(_open(Path(path)))
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_file():
         return _open_file(path)
     if not path.is_dir():

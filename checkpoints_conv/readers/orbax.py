@@ -13,6 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 from checkpoints_conv.manifest import Manifest
 from rtpjax.checkpoint import TensorInfo
@@ -86,14 +87,25 @@ class OrbaxCheckpoint:
             ) from error
 
 
-def save_group(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def save_group(
+    folder: Path, tensors: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding]
+) -> None:
     """Writes one orbax checkpoint; returns when it is on the disk.
+
+    Args:
+        folder: To write.
+        tensors: By name.
+        shardings: No stored chunk crosses the border of a shard of these.
 
     Raises:
         OSError: It cannot be written.
     """
     save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in tensors}
-    args = ocp.args.PyTreeSave(item=dict(tensors), save_args=save_args)
+    placed = {
+        name: jax.device_put(values, shardings[name]) if name in shardings else values
+        for name, values in tensors.items()
+    }
+    args = ocp.args.PyTreeSave(item=placed, save_args=save_args)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         try:
             checkpointer.save(folder.absolute(), args=args)

@@ -6,7 +6,8 @@ travel as their bits.
     | tokens 4 x T | query_start B + 1 | page_table B x W | rows B x F |
 
 The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has
-T == B rows of one token. An extend bucket has T tokens and always max_num_seqs rows.
+T == B rows of one token. An extend bucket has T tokens and always max_num_seqs rows. With several
+dp groups there is such a vector for each, all of one layout, one after another.
 """
 
 from __future__ import annotations
@@ -152,31 +153,54 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A packed step: its rows in the order they stand in, its layout, and int32 `[layout.size]`."""
+    """A packed step.
 
-    rows: list[ScheduledRow]
+    Attributes:
+        rows: By place among the `[dp * B]` rows of the step, in order.
+        layout: Of each dp group's part of the vector.
+        vector: int32 `[dp * layout.size]`.
+    """
+
+    rows: dict[int, ScheduledRow]
     layout: Layout
     vector: np.ndarray
 
 
 def pack(
-    rows: Many[ScheduledRow], buckets: Many[Bucket], table_width: int, page_size: int
+    groups: Many[Many[ScheduledRow]], buckets: Many[Bucket], table_width: int, page_size: int
 ) -> Batch:
-    """Packs rows into the smallest bucket that holds them.
+    """Packs the rows of each dp group into the smallest bucket that holds those of any.
 
     Single-token rows come first, the longest context first: the attention op works on neighbours
-    together.
+    together. The step is a decode if it is one for every group.
 
     Args:
-        rows: At least one.
+        groups: The rows of each; some group has one.
         buckets: All there are.
         table_width: W.
         page_size: Tokens a page holds.
     """
-    rows = sorted(rows, key=lambda r: (r.count > 1, -r.start))
-    layout = Layout(_smallest(rows, buckets), table_width)
-    vector = np.zeros(layout.size, np.int32)
-    parts = layout.split(vector)
+    layout = Layout(_smallest(groups, buckets), table_width)
+    vector = np.zeros((len(groups), layout.size), np.int32)
+    packed: dict[int, ScheduledRow] = {}
+    for g, (rows, part) in enumerate(zip(groups, vector, strict=True)):
+        rows = sorted(rows, key=lambda r: (r.count > 1, -r.start))
+        _pack_group(layout.split(part), rows, page_size)
+        packed |= enumerate(rows, start=g * layout.bucket.num_rows)
+    return Batch(packed, layout, vector.reshape(-1))
+
+
+def _smallest(groups: Many[Many[ScheduledRow]], buckets: Many[Bucket]) -> Bucket:
+    is_decode = all(row.count == 1 for rows in groups for row in rows)
+    kind = "decode" if is_decode else "extend"
+    num_tokens = max(sum(row.count for row in rows) for rows in groups)
+    return min(
+        (b for b in buckets if b.kind == kind and b.num_tokens >= num_tokens),
+        key=lambda b: b.num_tokens,
+    )
+
+
+def _pack_group(parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: int) -> None:
     parts.tokens[3] = NO_SLOT
     parts.rows[:] = _EMPTY_ROW
     at = 0
@@ -184,16 +208,6 @@ def pack(
         _pack_row(parts, b, at, row, page_size)
         at += row.count
     parts.query_start[len(rows) + 1 :] = at
-    return Batch(rows, layout, vector)
-
-
-def _smallest(rows: Many[ScheduledRow], buckets: Many[Bucket]) -> Bucket:
-    num_tokens = sum(r.count for r in rows)
-    kind = "decode" if num_tokens == len(rows) else "extend"
-    return min(
-        (b for b in buckets if b.kind == kind and b.num_tokens >= num_tokens),
-        key=lambda b: b.num_tokens,
-    )
 
 
 def _pack_row(parts: Parts[np.ndarray], b: int, at: int, row: ScheduledRow, page_size: int) -> None:

@@ -29,6 +29,7 @@ from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
 from rtpjax.engine.grammar import CompiledConstraint, GrammarCompiler
+from rtpjax.engine.groups import Groups
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
@@ -90,12 +91,15 @@ class LLMEngine:
         self.timings = StepTimings()
         self.grammars = GrammarCompiler(tokenizer, self.end_token_ids)
         self._runner = runner
-        self._scheduler = Scheduler(
-            PagePool(config.num_pages),
-            page_size=config.page_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            use_prefix_cache=config.use_prefix_cache,
+        self._groups = Groups(
+            Scheduler(
+                PagePool(config.num_pages),
+                page_size=config.page_size,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                use_prefix_cache=config.use_prefix_cache,
+            )
+            for _ in range(config.dp_size)
         )
         self._live: dict[str, tuple[Sequence, Detokenizer]] = {}
         self._in_flight: StepHandle | None = None
@@ -123,7 +127,7 @@ class LLMEngine:
             QueueFullError: Too many requests wait.
         """
         check_request(request, self.config, self._runner.num_tokens, self.end_token_ids)
-        if len(self._scheduler.waiting) + num_arriving >= self.config.max_num_waiting:
+        if self._groups.num_waiting + num_arriving >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
@@ -172,7 +176,7 @@ class LLMEngine:
         if request.timeout_s is not None:
             self._timed[request.request_id] = sequence
         self._live[request.request_id] = sequence, detokenizer
-        self._scheduler.add(sequence)
+        self._groups.add(sequence)
         self._num_prompt_tokens += sequence.num_prompt_tokens
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -188,8 +192,9 @@ class LLMEngine:
         outputs: list[RequestOutput] = []
         collected, self._in_flight = self._in_flight, None
         try:
-            rows = self._scheduler.schedule()
-            forwarded = self._forward(rows) if rows else None
+            groups = self._groups.schedule()
+            rows = list(itertools.chain(*groups))
+            forwarded = self._forward(groups) if rows else None
             if collected is not None:
                 self._collect(collected, outputs)
             elif forwarded is None:
@@ -200,7 +205,8 @@ class LLMEngine:
             self._end_late(outputs)
         except Exception as error:  # the one place where any failure of a step ends up
             logger.exception("A step failed; its requests end with an error")
-            outputs += self._recover([*(collected.batch.rows if collected else ()), *rows], error)
+            collecting = collected.batch.rows.values() if collected else ()
+            outputs += self._recover([*collecting, *rows], error)
         waited = self.timings.wait_s - waited
         self.timings.host_s += time.perf_counter() - started - waited
         return outputs
@@ -235,19 +241,19 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """A snapshot; safe to call from another thread."""
-        scheduler = self._scheduler
+        schedulers, stats = self._groups.schedulers, self._groups.stats
         return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            num_pages=scheduler.pool.capacity,
-            num_free_pages=scheduler.pool.num_free,
-            page_size=scheduler.page_size,
+            num_running=sum(len(s.running) for s in schedulers),
+            num_waiting=self._groups.num_waiting,
+            num_pages=sum(s.pool.capacity for s in schedulers),
+            num_free_pages=sum(s.pool.num_free for s in schedulers),
+            page_size=self.config.page_size,
             num_steps=self.timings.num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
-            prefix_queried_tokens=scheduler.stats.prefix_queried_tokens,
-            prefix_hit_tokens=scheduler.stats.prefix_hit_tokens,
-            num_preemptions=scheduler.stats.num_preemptions,
+            prefix_queried_tokens=stats.prefix_queried_tokens,
+            prefix_hit_tokens=stats.prefix_hit_tokens,
+            num_preemptions=stats.num_preemptions,
             num_recompiles=self._runner.num_recompiles,
             host_s=self.timings.host_s,
             wait_s=self.timings.wait_s,
@@ -255,9 +261,9 @@ class LLMEngine:
 
     def check_integrity(self) -> None:
         """Asserts that the books agree (tests call it after every step)."""
-        self._scheduler.check()
+        self._groups.check()
         live = {id(s) for s, _ in self._live.values()}
-        assert live == {id(s) for s in (*self._scheduler.running, *self._scheduler.waiting)}
+        assert live == {id(s) for s in (*self._groups.running, *self._groups.waiting)}
 
     def _end_ids(self, sampling: SamplingParams) -> frozenset[int]:
         own = frozenset() if sampling.ignore_eos else self.end_token_ids
@@ -295,17 +301,17 @@ class LLMEngine:
                 error += f"it had {count} tokens of output."
                 outputs.append(self._end(sequence, "error", error=error, error_kind="timeout"))
 
-    def _forward(self, rows: list[ScheduledRow]) -> Forwarded:
+    def _forward(self, groups: list[list[ScheduledRow]]) -> Forwarded:
         config = self.config
         self.timings.num_steps += 1
-        batch = pack(rows, self._runner.buckets, config.table_width, config.page_size)
+        batch = pack(groups, self._runner.buckets, config.table_width, config.page_size)
         return self._runner.forward(batch)
 
     def _choose(self, forwarded: Forwarded) -> StepHandle:
         """Has a step's tokens chosen; those whose mask is late do not count."""
         constrained = {
             b: (row.sequence, row.sequence.constraint)
-            for b, row in enumerate(forwarded.batch.rows if self._constrained else ())
+            for b, row in (forwarded.batch.rows.items() if self._constrained else ())
             if row.samples
             and row.sequence.constraint is not None
             and not row.sequence.is_finished
@@ -315,7 +321,7 @@ class LLMEngine:
         masks: dict[int, np.ndarray] = {}
         for b, (sequence, constraint) in constrained.items():
             if not constraint.is_ready:
-                self._scheduler.retract(sequence)
+                self._groups.of(sequence).retract(sequence)
             elif constraint.mask is not None:
                 masks[b] = constraint.mask
         return self._runner.choose(forwarded, masks)
@@ -326,11 +332,11 @@ class LLMEngine:
         sampled = self._runner.collect(handle)
         self.timings.wait_s += time.perf_counter() - started
         token_ids = sampled.token_ids.tolist()
-        for b, row in enumerate(handle.batch.rows):
+        for b, row in handle.batch.rows.items():
             if row.target >= 0:
                 count = row.sequence.request.sampling.prompt_logprobs or 0
                 row.sequence.prompt_logprobs[row.start] = _logprob(sampled, b, count)
-        for b, row in enumerate(handle.batch.rows):
+        for b, row in handle.batch.rows.items():
             sequence = row.sequence
             if not row.samples or sequence.is_finished:
                 continue
@@ -356,11 +362,11 @@ class LLMEngine:
             except EngineError as error:
                 return self._end(sequence, "error", error=str(error))
             if not fits:
-                self._scheduler.retract(sequence)
+                self._groups.of(sequence).retract(sequence)
                 sequence.num_dropped -= 1  # this one is not in flight any more
                 return None
         detokenizer = self._live[sequence.request.request_id][1]
-        self._scheduler.record(sequence, token_id)
+        self._groups.of(sequence).record(sequence, token_id)
         self._num_output_tokens += 1
         added: dict[str, Any] = {"token_ids": (token_id,)}
         if sampling.logprobs is not None:
@@ -386,7 +392,7 @@ class LLMEngine:
 
     def _end(self, sequence: Sequence, finish_reason: FinishReason, **fields) -> RequestOutput:
         """Takes the sequence out and makes its one terminal output."""
-        self._scheduler.finish(sequence)
+        self._groups.finish(sequence)
         del self._live[sequence.request.request_id]
         self._constrained.pop(sequence.request.request_id, None)
         self._timed.pop(sequence.request.request_id, None)
@@ -429,7 +435,7 @@ class LLMEngine:
         failed = {row.sequence: None for row in rows if not row.sequence.is_finished}
         message = f"{type(error).__name__}: {error}"
         outputs = [self._end(sequence, "error", error=message) for sequence in failed]
-        self._scheduler.reset()
+        self._groups.reset()
         self._runner.reset()
         return outputs
 

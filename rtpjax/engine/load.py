@@ -38,11 +38,18 @@ def load_engine(
     """
     platform = jax.default_backend()
     precision = config.precision_of(settings, platform)
+    # XLA's own products of quantized weights work on any mesh.
+    num_devices = settings.tp_size * settings.dp_size
     model_config, specs, checkpoint = in_formats(
-        checkpoint, settings.quantization, precision, platform, tp_size=settings.tp_size
+        checkpoint, settings.quantization, precision, platform, num_devices=num_devices
     )
-    mesh = sharding.make_mesh(settings.tp_size)
-    sharding.check_model_fits(model_config, settings.tp_size)
+    sharding.check_model_fits(model_config, settings.tp_size, settings.ep_size)
+    mesh = sharding.make_mesh(
+        settings.tp_size,
+        dp_size=settings.dp_size,
+        ep_size=settings.ep_size,
+        model=model_config,
+    )
     config.check_cache_dtype(settings, current_target())
     cache_specs = build(model_config, precision, abstract=True).cache_specs()
     is_cpu = platform == "cpu"

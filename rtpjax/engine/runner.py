@@ -4,6 +4,9 @@ A step is two jitted programs (rtpjax.engine.step): `forward`, one for each buck
 one for each number of rows that a bucket can have. Caches and per-request state are donated: the
 programs update them in place. They are compiled ahead of the first request, and only called
 afterwards: a shape that is not among the buckets is an error, never a compilation.
+
+All that reaches the devices in a step: the packed vector and SlotFills (`start`), and the masks of
+rows by their places in the batch (`choose`). Processes that share a mesh make the same calls.
 """
 
 from __future__ import annotations
@@ -12,11 +15,11 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,7 @@ from rtpjax.engine.batch import (
     Batch,
     Bucket,
     Layout,
+    RowInputs,
     uses_slot_state,
 )
 from rtpjax.engine.sampling import (
@@ -46,9 +50,10 @@ from rtpjax.engine.sampling import (
     SlotState,
 )
 from rtpjax.engine.sequence import Sequence
-from rtpjax.engine.step import Caches, Model, choose, forward
+from rtpjax.engine.step import Caches, Model, choose, forward, unpack_sampled
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig
+from rtpjax.sharding import DP, upload
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +61,20 @@ KeyT = TypeVar("KeyT")
 
 _COMPILE_STACK_BYTES = 64 << 20  # XLA recurses deeply on unrolled models
 _COMPILE_THREADS = 4
+_SLOT_FIELD = RowInputs._fields.index("slots")
 _BAD_WORDS = MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS
+
+
+class SlotFill(NamedTuple):
+    """What a slot holds for the request that takes it.
+
+    Attributes:
+        at: Its place in SlotState: dp group * max_num_seqs + slot.
+        rows: The slot's row of each array of SlotState but the masks.
+    """
+
+    at: int
+    rows: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -65,8 +83,8 @@ class Forwarded:
 
     Attributes:
         batch: What was asked.
-        logits: float32 `[B, V]`, under way.
-        packed_rows: int32 `[B, F]`.
+        logits: float32 `[dp * B, V]`, under way.
+        packed_rows: int32 `[dp * B, F]`.
     """
 
     batch: Batch
@@ -76,14 +94,15 @@ class Forwarded:
 
 @dataclass(frozen=True)
 class StepHandle:
-    """A dispatched step: what was asked, and where the answer will be."""
+    """A dispatched step: what was asked, and where the answer will be (step.unpack_sampled)."""
 
     batch: Batch
-    sampled: Sampled
+    sampled: jax.Array
 
 
 def buckets_of(config: EngineConfig, platform: str) -> list[Bucket]:
-    """All shapes that steps are padded to: powers of two, each kind along one dimension.
+    """All shapes that a dp group's steps are padded to: powers of two, each kind along one
+    dimension.
 
     On the CPU a decode has at least 2 rows: half-precision products miss XLA's fast path at one.
     """
@@ -134,7 +153,9 @@ class Runner:
         self._row_counts = sorted({b.num_rows for b in self.buckets})
         self._forward: dict[Bucket, Any] = {}
         self._choose: dict[int, Any] = {}
+        self._num_groups = mesh.shape[DP]
         self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._by_group = NamedSharding(mesh, PartitionSpec(DP))
         self._slot_owners: dict[int, tuple[Sequence, int]] = {}
         self.reset()
 
@@ -142,19 +163,23 @@ class Runner:
         """Fresh caches and per-request state; whatever they held is lost."""
         c = self.config
         self._caches: Caches = ()  # memory may not hold the old ones beside the fresh ones
+        num_pages = self._num_groups * c.num_pages
         self._caches = kv_cache.allocate(
-            self._model.cache_specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
+            self._model.cache_specs, num_pages, c.page_size, c.precision.cache, self.mesh
         )
-        biases = (c.max_num_seqs, MAX_BIASES)
-        state = SlotState(
-            tokens=jnp.zeros((c.max_num_seqs, c.max_model_len + 1), jnp.int32),
-            bias_ids=jnp.full(biases, NO_SLOT, jnp.int32),
-            bias_values=jnp.zeros(biases, jnp.float32),
-            bias_until=jnp.zeros(biases, jnp.int32),
-            bad_words=jnp.full((c.max_num_seqs, *_BAD_WORDS), NO_SLOT, jnp.int32),
-            masks=jnp.zeros((c.max_num_seqs, self._mask_words), jnp.int32),
+
+        def slots(*shape: int, value: int = 0, dtype: DTypeLike = jnp.int32) -> jax.Array:
+            every = (self._num_groups * c.max_num_seqs, *shape)
+            return jnp.full(every, value, dtype, device=self._by_group)
+
+        self._state = SlotState(
+            tokens=slots(c.max_model_len + 1),
+            bias_ids=slots(MAX_BIASES, value=NO_SLOT),
+            bias_values=slots(MAX_BIASES, dtype=jnp.float32),
+            bias_until=slots(MAX_BIASES),
+            bad_words=slots(*_BAD_WORDS, value=NO_SLOT),
+            masks=slots(self._mask_words),
         )
-        self._state = jax.device_put(state, self._replicated)
         self._slot_owners.clear()
 
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
@@ -174,15 +199,16 @@ class Runner:
             self._forward = _results(forwards, report)
             self._choose = _results(chooses, report)
         self._no_masks = {
-            n: jax.device_put(np.zeros(n, np.bool_), self._replicated) for n in self._row_counts
+            n: upload(np.zeros(self._num_groups * n, np.bool_), self._by_group)
+            for n in self._row_counts
         }
         for bucket in self.buckets:
             layout = Layout(bucket, self.config.table_width)
-            self.collect(self.choose(self.forward(_padding(layout))))
-        self._fill_slot = jax.jit(_fill_slot, donate_argnums=0)
-        self._state = self._fill_slot(self._state, jnp.int32(0), *self._slot_rows(None))
-        self._fill_masks = jax.jit(_fill_masks, donate_argnums=0)
-        for size in _powers(1, self.config.max_num_seqs):
+            self.collect(self.choose(self.forward(_padding(layout, self._num_groups))))
+        filling = partial(jax.jit, donate_argnums=0, out_shardings=self._by_group)
+        self._fill_slot, self._fill_masks = filling(_fill_slot), filling(_fill_masks)
+        self._state = self._fill_slot(self._state, np.int32(0), *self._slot_rows(None))
+        for size in self._mask_counts():
             self._upload_masks(size, {})
         self._num_expected_traces = self.num_traces
         logger.info(
@@ -201,9 +227,13 @@ class Runner:
 
     def forward(self, batch: Batch) -> Forwarded:
         """Starts a step up to its logits; the device works on it when this returns."""
-        for row in batch.rows:
-            self._claim_slot(row.sequence)
-        vector = jax.device_put(batch.vector, self._replicated)
+        return self.start(batch, self.fills(row.sequence for row in batch.rows.values()))
+
+    def start(self, batch: Batch, fills: Iterable[SlotFill]) -> Forwarded:
+        """`forward` with what it fills slots with: plain arrays, the batch's rows are not read."""
+        for at, rows in fills:
+            self._state = self._fill_slot(self._state, np.int32(at), *rows)
+        vector = upload(batch.vector, self._by_group)
         program = self._forward[batch.layout.bucket]
         logits, packed_rows, self._caches, tokens = program(
             self._params, vector, self._caches, self._state.tokens
@@ -224,30 +254,29 @@ class Runner:
         num_rows = forwarded.batch.layout.bucket.num_rows
         has_mask = self._no_masks[num_rows]
         if masks:
-            rows = forwarded.batch.rows
-            self._upload_masks(len(masks), {rows[b].sequence.slot: m for b, m in masks.items()})
-            flags = np.zeros(num_rows, np.bool_)
+            slots = self._slots_of(forwarded.batch)
+            self._upload_masks(len(masks), {slots[b]: mask for b, mask in masks.items()})
+            flags = np.zeros(self._num_groups * num_rows, np.bool_)
             flags[list(masks)] = True
-            has_mask = jax.device_put(flags, self._replicated)
-        sampled, self._state = self._choose[num_rows](
-            forwarded.logits, forwarded.packed_rows, has_mask, self._state
+            has_mask = upload(flags, self._by_group)
+        sampled, tokens = self._choose[num_rows](
+            forwarded.logits, forwarded.packed_rows, has_mask, *self._tokens_and_rest()
         )
-        for array in sampled:
-            array.copy_to_host_async()
+        self._state = self._state._replace(tokens=tokens)
+        sampled.copy_to_host_async()
         return StepHandle(forwarded.batch, sampled)
 
     def collect(self, handle: StepHandle) -> Sampled:
         """Waits for a step's result; numpy arrays, by row of its batch."""
-        return Sampled(*(np.asarray(x) for x in handle.sampled))  # type: ignore[arg-type]
+        return unpack_sampled(np.asarray(handle.sampled))
 
     def _compile_forward(self, bucket: Bucket) -> Callable[..., Any]:
         layout = Layout(bucket, self.config.table_width)
         step = self._counted(partial(forward, self._model, layout))
-        everywhere = self._replicated  # sampling sees whole rows of logits
-        jitted = jax.jit(
-            step, donate_argnums=(2, 3), out_shardings=(everywhere, everywhere, None, everywhere)
-        )
-        vector = self._abstract((layout.size,), jnp.int32)
+        group = self._by_group  # sampling sees whole rows of logits
+        caches = jax.tree.map(lambda pages: pages.sharding, self._caches)
+        jitted = jax.jit(step, donate_argnums=(2, 3), out_shardings=(group, group, caches, group))
+        vector = self._abstract(layout.size)
         name = self.config.attention_implementation
         with using({} if name is None else {paged_attention.OP.name: name}):
             try:
@@ -257,15 +286,23 @@ class Runner:
         return lowered.compile()
 
     def _compile_choose(self, num_rows: int) -> Callable[..., Any]:
-        step = self._counted(partial(choose, self.num_tokens))
-        logits = self._abstract((num_rows, self._vocab_size), jnp.float32)
-        packed_rows = self._abstract((num_rows, NUM_ROW_FIELDS), jnp.int32)
-        has_mask = self._abstract((num_rows,), jnp.bool_)
-        jitted = jax.jit(step, donate_argnums=3, out_shardings=self._replicated)
-        return jitted.lower(logits, packed_rows, has_mask, self._state).compile()
+        step = self._counted(partial(choose, self.mesh, self.num_tokens))
+        logits = self._abstract(num_rows, self._vocab_size, dtype=jnp.float32)
+        packed_rows = self._abstract(num_rows, NUM_ROW_FIELDS)
+        has_mask = self._abstract(num_rows, dtype=jnp.bool_)
+        # Each process of the mesh has the tokens of all groups, in one array.
+        shardings = self._replicated, self._by_group
+        jitted = jax.jit(step, donate_argnums=3, out_shardings=shardings)
+        return jitted.lower(logits, packed_rows, has_mask, *self._tokens_and_rest()).compile()
 
-    def _abstract(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+    def _tokens_and_rest(self) -> tuple[jax.Array, SlotState]:
+        """The state, what choose writes apart from what it reads."""
+        return self._state.tokens, self._state._replace(tokens=None)  # type: ignore[arg-type]
+
+    def _abstract(self, *shape: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
+        """An array with a part of this shape for each group."""
+        every = (self._num_groups * shape[0], *shape[1:])
+        return jax.ShapeDtypeStruct(every, dtype, sharding=self._by_group)
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which counts its traces."""
@@ -276,26 +313,38 @@ class Runner:
 
         return step
 
-    def _claim_slot(self, sequence: Sequence) -> None:
-        """Fills the sequence's slot if it is new there and its sampling reads the slot."""
-        owner = (sequence, sequence.epoch)
-        if self._slot_owners.get(sequence.slot) == owner:
-            return
-        self._slot_owners[sequence.slot] = owner
-        sampling = sequence.request.sampling
-        if uses_slot_state(sampling):
-            rows = self._slot_rows(sequence)
-            self._state = self._fill_slot(self._state, np.int32(sequence.slot), *rows)
+    def fills(self, sequences: Iterable[Sequence]) -> list[SlotFill]:
+        """What fills the slots of sequences that are new there and whose sampling reads it."""
+        fills = []
+        for sequence in sequences:
+            owner = (sequence, sequence.epoch)
+            at = sequence.group * self.config.max_num_seqs + sequence.slot
+            if self._slot_owners.get(at) == owner:
+                continue
+            self._slot_owners[at] = owner
+            if uses_slot_state(sequence.request.sampling):
+                fills.append(SlotFill(at, self._slot_rows(sequence)))
+        return fills
+
+    def _slots_of(self, batch: Batch) -> list[int]:
+        """Place in SlotState of each of the `[dp * B]` rows."""
+        groups = batch.vector.reshape(self._num_groups, -1)
+        slots = np.stack([batch.layout.split(part).rows[:, _SLOT_FIELD] for part in groups])
+        first = self.config.max_num_seqs * np.arange(self._num_groups)
+        return (slots + first[:, None]).reshape(-1).tolist()
 
     def _upload_masks(self, size: int, masks: dict[int, np.ndarray]) -> None:
-        """Writes masks by slot, with a program for each power of two: few of them cost little."""
-        size = next(n for n in _powers(1, self.config.max_num_seqs) if n >= size)
+        """Writes masks by place, with a program for each power of two: few of them cost little."""
+        size = next(n for n in self._mask_counts() if n >= size)
         slots = np.full(size, NO_SLOT, np.int32)
         rows = np.zeros((size, self._mask_words), np.int32)
         for i, (slot, mask) in enumerate(masks.items()):
             num_words = min(len(mask), self._mask_words)
             slots[i], rows[i, :num_words] = slot, mask[:num_words]
         self._state = self._fill_masks(self._state, slots, rows)
+
+    def _mask_counts(self) -> list[int]:
+        return _powers(1, self._num_groups * self.config.max_num_seqs)
 
     def _slot_rows(self, sequence: Sequence | None) -> tuple[np.ndarray, ...]:
         """One slot's rows of SlotState but for its mask, as numpy; of an empty slot for None."""
@@ -349,9 +398,9 @@ def _fill_masks(state: SlotState, slots: jax.Array, masks: jax.Array) -> SlotSta
     return state._replace(masks=state.masks.at[slots].set(masks, mode="drop"))
 
 
-def _padding(layout: Layout) -> Batch:
+def _padding(layout: Layout, num_groups: int) -> Batch:
     vector = np.zeros(layout.size, np.int32)
     parts = layout.split(vector)
     parts.tokens[3] = NO_SLOT
     parts.rows[:, 2] = NO_SLOT
-    return Batch([], layout, vector)
+    return Batch({}, layout, np.tile(vector, num_groups))

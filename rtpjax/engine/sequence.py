@@ -37,7 +37,8 @@ class Sequence:
         pages: Pages of its context, in order.
         page_names: Names of its full pages of known tokens; a name covers all tokens up to its
             page's end.
-        slot: Its row in the per-request device state while it runs, else -1.
+        group: The dp group that serves it.
+        slot: Its row in the group's per-request device state while it runs, else -1.
         epoch: Counts preemptions: a slot that was given up must be filled again.
         is_finished: Set once; what is still in flight for it is dropped.
         sampling_fields: The sampling parameters as the packed batch wants them, made once.
@@ -59,6 +60,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_names: list[bytes] = field(default_factory=list)
     num_published: int = 0
+    group: int = 0
     slot: int = -1
     epoch: int = 0
     is_finished: bool = False

@@ -6,21 +6,32 @@
 
 They are two because a grammar's mask depends on the token before: the host learns that token and
 makes the mask while the device is busy with `forward`. Both donate what they update.
+
+Each dp group of the mesh has rows, pages and slots of its own. All lie one after another along the
+first dimension (that of the packed vector too), split over dp; inside of `shard_map` over dp a
+group sees its own part and nothing else, and its numbers of pages and slots begin at 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from rtpjax.engine.batch import Layout, row_inputs, unpack
-from rtpjax.engine.sampling import Sampled, SlotState, sample
+from rtpjax.engine.sampling import MAX_LOGPROBS, Sampled, SlotState, sample
 from rtpjax.models import CacheSpec, LayerCache, ModelConfig, build
 from rtpjax.models.precision import Precision
+from rtpjax.sharding import DP, mesh_axes
 
 Caches = tuple[LayerCache, ...]
 
@@ -66,41 +77,112 @@ def forward(
 
     Args:
         model: Which model.
-        layout: Of the vector.
+        layout: Of a dp group's part of the vector.
         params: Its parameters.
-        vector: int32 `[layout.size]`, the packed step.
-        caches: One per layer.
-        tokens: int32 `[slots, max_model_len + 1]`, see SlotState.
+        vector: int32 `[dp * layout.size]`, the packed step.
+        caches: One per layer, `[dp * P, ...]`.
+        tokens: int32 `[dp * slots, max_model_len + 1]`, see SlotState.
 
     Returns:
-        Logits float32 `[B, V]`, the rows' fields int32 `[B, F]`, and what was donated, updated.
+        Logits float32 `[dp * B, V]`, the rows' fields int32 `[dp * B, F]`, and what was donated,
+        updated.
     """
+    group = partial(_forward, model, layout)
+    return _in_each_group(model.mesh, group, (P(), P(DP), P(DP), P(DP)))(
+        params, vector, caches, tokens
+    )
+
+
+def _in_each_group(
+    mesh: Mesh, function: Callable[..., Any], in_specs: tuple[P, ...]
+) -> Callable[..., Any]:
+    """The function of a dp group, for all groups; how a group splits it is left to the compiler."""
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        axis_names={DP},
+        in_specs=in_specs,
+        out_specs=P(DP),
+        check_vma=False,  # the kernels' shard_maps inside do without it
+    )
+
+
+def _forward(
+    model: Model,
+    layout: Layout,
+    params: tuple[jax.Array, ...],
+    vector: jax.Array,
+    caches: Caches,
+    tokens: jax.Array,
+) -> tuple[jax.Array, jax.Array, Caches, jax.Array]:
     module = model.with_params(params)
     token_ids, token_slots, inputs, packed_rows = unpack(vector, layout, tokens)
     tokens = tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
-    inputs = dataclasses.replace(inputs, mesh=model.mesh)
+    inputs = dataclasses.replace(inputs, mesh=mesh_axes(model.mesh))
     hidden, caches = module(token_ids, inputs, caches)
     logits = module.logits(hidden[row_inputs(packed_rows).sample_at])
     return logits, packed_rows, caches, tokens
 
 
 def choose(
+    mesh: Mesh,
     num_tokens: int,
     logits: jax.Array,
     packed_rows: jax.Array,
     has_mask: jax.Array,
+    tokens: jax.Array,
     state: SlotState,
-) -> tuple[Sampled, SlotState]:
-    """A token for each row. The state is donated.
+) -> tuple[jax.Array, jax.Array]:
+    """A token for each row. The tokens are donated.
+
+    What is only read is not handed back: each result of a program costs the host time for each
+    device.
 
     Args:
+        mesh: Devices.
         num_tokens: Tokens that the tokenizer knows; ids beyond are never sampled.
-        logits: float32 `[B, V]`.
-        packed_rows: int32 `[B, F]`, from forward.
-        has_mask: bool `[B]`; True if the slot's mask says what may be sampled.
-        state: Per-request state; holds all tokens before the sampled ones.
+        logits: float32 `[dp * B, V]`.
+        packed_rows: int32 `[dp * B, F]`, from forward.
+        has_mask: bool `[dp * B]`; True if the slot's mask says what may be sampled.
+        tokens: int32 `[dp * slots, max_model_len + 1]`, all before the sampled ones.
+        state: The other per-request state; its own tokens are not there.
+
+    Returns:
+        The packed Sampled int32 `[dp * B, 2 + 2 * MAX_LOGPROBS]`, see unpack_sampled, and the
+        tokens with the sampled ones.
     """
+    group = partial(_choose, num_tokens)
+    return _in_each_group(mesh, group, (P(DP), P(DP), P(DP), P(DP), P(DP)))(
+        logits, packed_rows, has_mask, tokens, state
+    )
+
+
+def _choose(
+    num_tokens: int,
+    logits: jax.Array,
+    packed_rows: jax.Array,
+    has_mask: jax.Array,
+    tokens: jax.Array,
+    state: SlotState,
+) -> tuple[jax.Array, jax.Array]:
     rows = row_inputs(packed_rows)
-    sampled = sample(logits, rows, has_mask, state, num_tokens)
-    tokens = state.tokens.at[rows.sample_slots, rows.context_lens]
-    return sampled, state._replace(tokens=tokens.set(sampled.token_ids, mode="drop"))
+    sampled = sample(logits, rows, has_mask, state._replace(tokens=tokens), num_tokens)
+    tokens = tokens.at[rows.sample_slots, rows.context_lens].set(sampled.token_ids, mode="drop")
+    return _pack_sampled(sampled), tokens
+
+
+def _pack_sampled(sampled: Sampled) -> jax.Array:
+    """One array: a download has a fixed cost, which is larger than that of its bytes."""
+    scores, top_scores = (
+        lax.bitcast_convert_type(x, jnp.int32) for x in (sampled.logprobs, sampled.top_logprobs)
+    )
+    columns = sampled.token_ids[:, None], scores[:, None], sampled.top_ids, top_scores
+    return jnp.concatenate(columns, axis=1)
+
+
+def unpack_sampled(packed: np.ndarray) -> Sampled:
+    """What choose returned, as views of the array on the host."""
+    ends = 1, 2, 2 + MAX_LOGPROBS
+    token_ids, scores, top_ids, top_scores = np.split(packed, ends, axis=1)
+    columns = token_ids[:, 0], scores[:, 0].view(np.float32), top_ids, top_scores.view(np.float32)
+    return Sampled(*columns)  # type: ignore[arg-type]

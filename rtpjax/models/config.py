@@ -9,6 +9,7 @@ from typing import Any
 from rtpjax.errors import CheckpointError
 from rtpjax.models import registry
 from rtpjax.models.encodings import encoding_of
+from rtpjax.models.moe_config import MoeConfig
 from rtpjax.models.quantization import UNQUANTIZED, Quantization
 from rtpjax.models.rope import RopeConfig
 
@@ -26,6 +27,7 @@ class ModelConfig:
         o_proj_bias: Whether o_proj does.
         qk_norm: Whether queries and keys are normalized per head before rope.
         eos_token_ids: Any of them ends a sequence; empty if the checkpoint names none.
+        moe: Its layers with experts; None if it has none.
         torch_dtype: Format the checkpoint was saved in ("bfloat16", ...), None if it does not say.
         quantization: How matrices are kept.
     """
@@ -48,6 +50,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     rope: RopeConfig
+    moe: MoeConfig | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     torch_dtype: str | None = None
@@ -69,7 +72,8 @@ class ModelConfig:
             CheckpointError: The architecture or an option is not supported, or a value cannot be.
         """
         name = _architecture_name(config)
-        hf = _with_family_values(config, registry.architecture(name))
+        family = registry.architecture(name)
+        hf = _with_family_values(config, family)
         _refuse_unsupported(hf)
         hidden_size = _positive_int(hf, "hidden_size")
         num_heads = _positive_int(hf, "num_attention_heads")
@@ -85,6 +89,12 @@ class ModelConfig:
                 f"num_key_value_heads {num_kv_heads}."
             )
         encoding = encoding_of(hf)
+        moe = MoeConfig.from_hf(hf, num_layers) if "num_experts" in family.hf_defaults else None
+        if moe is not None and encoding is not None:
+            raise CheckpointError(
+                "config.json: the checkpoint is quantized, and experts are computed from plain "
+                "weights only. Use the checkpoint in bfloat16 that it was made from."
+            )
         return ModelConfig(
             architecture=name,
             vocab_size=_positive_int(hf, "vocab_size"),
@@ -104,6 +114,7 @@ class ModelConfig:
             mlp_bias=bool(hf["mlp_bias"]),
             qk_norm=bool(hf["qk_norm"]),
             rope=RopeConfig.from_hf(hf, head_dim),
+            moe=moe,
             eos_token_ids=_token_ids(hf.get("eos_token_id")),
             bos_token_id=hf.get("bos_token_id"),
             torch_dtype=hf.get("dtype") or hf.get("torch_dtype"),

@@ -13,12 +13,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.row_matmul import ACTIVATIONS, rms_norm
 from pallas_kernels.sharded import (
+    MeshAxes,
     sharded_paged_attention,
     sharded_rotate,
     sharded_row_matmul,
@@ -31,8 +32,6 @@ from rtpjax.models.quantization import PLAIN, Matrix, WeightFormat, param
 from rtpjax.models.step import LayerCache, StepInputs
 
 assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
-
-_SPLIT = {"heads": "tp", "kv_heads": "tp", "mlp": "tp"}  # rtpjax.sharding says the same
 
 
 class Linear(Matrix):
@@ -73,7 +72,7 @@ class Linear(Matrix):
 def linears(
     x: jax.Array,
     layers: Sequence[Linear],
-    mesh: Mesh | None,
+    mesh: MeshAxes | None,
     *,
     norm: RMSNorm | None = None,
     gated: str | None = None,
@@ -102,7 +101,10 @@ def linears(
         return ys if residual is None else [summed_once(residual + ys[0])]
     return sharded_row_matmul(
         mesh,
-        [PartitionSpec(*map(_SPLIT.get, layer.axes)) for layer in layers],
+        [
+            PartitionSpec(None, None) if mesh is None else mesh.split(*layer.axes)
+            for layer in layers
+        ],
         x,
         [layer.weight.get_value() for layer in layers],
         [None if layer.bias is None else layer.bias.get_value() for layer in layers],
@@ -218,17 +220,14 @@ class Attention(nnx.Module):
         q: jax.Array,
         k: jax.Array,
         cos_sin: tuple[jax.Array, jax.Array],
-        mesh: Mesh | None,
+        mesh: MeshAxes | None,
     ) -> list[jax.Array]:
         """q `[T, N, H]` and k `[T, K, H]`, normalized where the model does, and turned."""
         norms, eps = None, 0.0
         if self.q_norm is not None and self.k_norm is not None:
             norms = self.q_norm.weight.get_value(), self.k_norm.weight.get_value()
             eps = self.q_norm.eps
-        heads, kv_heads = (
-            PartitionSpec(None, _SPLIT[name], None) for name in ("heads", "kv_heads")
-        )
-        return sharded_rotate(mesh, heads, kv_heads, q, k, cos_sin, norms, eps=eps)
+        return sharded_rotate(mesh, q, k, cos_sin, norms, eps=eps)
 
 
 class MLP(nnx.Module):
@@ -246,7 +245,7 @@ class MLP(nnx.Module):
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))
 
-    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: Mesh | None) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: MeshAxes | None) -> jax.Array:
         """x + the layer's output for norm(x).
 
         Args:

@@ -17,20 +17,30 @@ from pallas_kernels.registry import current_choice
 from rtpjax.models import rope
 from rtpjax.models.config import ModelConfig
 from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm
+from rtpjax.models.moe import MoE
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM
 from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
 
 
 class LlamaDecoderLayer(nnx.Module):
-    """Attention and MLP, each normalized before and added to the residual stream."""
+    """Attention and MLP, each normalized before and added to the residual stream.
 
-    def __init__(
-        self, config: ModelConfig, window: int | None, precision: Precision, *, rngs: nnx.Rngs
-    ):
+    Args:
+        config: Of the model.
+        layer: Which one this is, from 0.
+        precision: Number formats.
+        rngs: For the initial values.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, precision: Precision, *, rngs: nnx.Rngs):
         D, dtype, eps = config.hidden_size, precision.weights, config.rms_norm_eps
-        self.self_attn = Attention(config, window, dtype, rngs=rngs)
-        self.mlp = MLP(config, dtype, rngs=rngs)
+        self.self_attn = Attention(config, config.layer_windows[layer], dtype, rngs=rngs)
+        self.mlp = (
+            MoE(config.moe, D, config.hidden_act, dtype, rngs=rngs)
+            if config.moe is not None and config.moe.layers[layer]
+            else MLP(config, dtype, rngs=rngs)
+        )
         self.input_layernorm = RMSNorm(D, "embed", dtype, eps=eps, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(D, "embed", dtype, eps=eps, rngs=rngs)
 
@@ -69,7 +79,10 @@ class LlamaModel(nnx.Module):
         format = config.quantization.embedding
         self.embed_tokens = Embedding(config.vocab_size, D, precision, format=format, rngs=rngs)
         self.layers = nnx.List(
-            [LlamaDecoderLayer(config, w, precision, rngs=rngs) for w in config.layer_windows]
+            [
+                LlamaDecoderLayer(config, layer, precision, rngs=rngs)
+                for layer in range(config.num_hidden_layers)
+            ]
         )
         self.norm = RMSNorm(D, "embed", precision.weights, eps=config.rms_norm_eps, rngs=rngs)
 

@@ -423,13 +423,13 @@ def kept_on(platform: str, quantization: Quantization) -> Quantization:
     return Quantization(**kept)
 
 
-def on_mesh(quantization: Quantization, platform: str, tp_size: int) -> Quantization:
-    """The formats with products that can be split over so many devices.
+def on_mesh(quantization: Quantization, platform: str, num_devices: int) -> Quantization:
+    """The formats with products that work on a mesh of so many devices.
 
     XLA cannot split a Pallas kernel, and would gather whole weights for it in every step; its own
     product it splits like any other.
     """
-    if platform == "cpu" or tp_size == 1:
+    if platform == "cpu" or num_devices == 1:
         return quantization
     split = {
         field.name: dataclasses.replace(value, implementation="xla")

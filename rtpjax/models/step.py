@@ -16,7 +16,8 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+
+from pallas_kernels.sharded import MeshAxes
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +33,7 @@ class StepInputs:
         query_start: int32 `[B + 1]`, row b's query tokens are query_start[b]:query_start[b + 1].
         context_lens: int32 `[B]`, tokens of context including this step's; 0 for padding rows.
         kind: "decode" (T == B, one query token per row) or "extend" (any number per row).
-        mesh: Devices that heads are split over; None for one device.
+        mesh: Devices that the model is split over; None for one device.
     """
 
     positions: jax.Array
@@ -41,7 +42,7 @@ class StepInputs:
     query_start: jax.Array
     context_lens: jax.Array
     kind: Literal["decode", "extend"] = dataclasses.field(metadata={"static": True})
-    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+    mesh: MeshAxes | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)

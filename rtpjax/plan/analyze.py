@@ -127,7 +127,7 @@ def analyze(
     Raises:
         Exception: Whatever the compiler raises; it may also end the process.
     """
-    mesh = topology.make_mesh(gpu, tp_size)
+    mesh = topology.make_mesh(gpu, tp_size, model)
     whole = needs(model, precision, tp_size)
     few = [min(n, model.num_hidden_layers) for n in FEW_LAYERS]
     counts, last = [], None

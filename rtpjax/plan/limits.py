@@ -56,20 +56,24 @@ class Needs:
     tp_size: int
 
     @property
+    def _split(self) -> sharding.Split:
+        return sharding.Split.of(self.model, self.tp_size)
+
+    @property
     def token_bytes(self) -> int:
         """Cache that one token's keys and values take; its page's scales aside."""
-        return kv_cache.token_bytes(self.cache_specs, self.precision.cache) // self.tp_size
+        return kv_cache.token_bytes(self.cache_specs, self.precision.cache) // self._split.kv_heads
 
     def page_bytes(self, page_size: int) -> int:
         """Cache that a page takes, scales included."""
         whole = kv_cache.page_bytes(self.cache_specs, page_size, self.precision.cache)
-        return whole // self.tp_size
+        return whole // self._split.kv_heads
 
     def live_bytes(self, context_len: int) -> int:
         """Cache that a step reads for a context: layers with a window read no more than that."""
         lens = [min(context_len, spec.window or context_len) for spec in self.cache_specs]
         return sum(
-            n * kv_cache.token_bytes([spec], self.precision.cache) // self.tp_size
+            n * kv_cache.token_bytes([spec], self.precision.cache) // self._split.kv_heads
             for spec, n in zip(self.cache_specs, lens, strict=True)
         )
 
@@ -97,7 +101,7 @@ class Needs:
 
     def _one_pair(self) -> int:
         """Scores and weighted values of one query token and one key, over a device's heads."""
-        return 4 * self.model.num_attention_heads * self.model.head_dim // self.tp_size
+        return 4 * self.model.num_attention_heads * self.model.head_dim // self._split.heads
 
 
 def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
@@ -108,7 +112,8 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
     """
     sharding.check_model_fits(model, tp_size)
     specs, cache_specs = _declared(model, precision)
-    mesh = AbstractMesh((tp_size,), (sharding.TP,))
+    shape = sharding.mesh_shape(tp_size, model=model)
+    mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
     sizes = {name: _shard_bytes(spec, mesh) for name, spec in specs.items()}
     head = _HEAD if _HEAD in specs else _EMBEDDING
     has_own = head == _HEAD
@@ -149,8 +154,7 @@ def _matrix_entries(
 
 
 def _shard_bytes(spec: ParamSpec, mesh: AbstractMesh) -> int:
-    # named_sharding asks a mesh for its axes only, which an abstract one has.
-    where = sharding.named_sharding(mesh, spec.axes, spec.shape)  # pyright: ignore[reportArgumentType]
+    where = sharding.named_sharding(mesh, spec.axes, spec.shape)
     return math.prod(where.shard_shape(spec.shape)) * spec.dtype.itemsize
 
 

@@ -12,7 +12,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from rtpjax.gpus import Gpu
-from rtpjax.sharding import TP
+from rtpjax.models import ModelConfig
+from rtpjax.sharding import mesh_shape
 
 # The same for every NVIDIA GPU since sm_80.
 _COMMON = {
@@ -71,9 +72,10 @@ def target_config(gpu: Gpu) -> str:
     )
 
 
-def make_mesh(gpu: Gpu, tp_size: int) -> Mesh:
-    """A mesh of one axis, "tp", over tp_size such GPUs in one machine."""
+def make_mesh(gpu: Gpu, tp_size: int, model: ModelConfig | None = None) -> Mesh:
+    """The mesh of a model (rtpjax.sharding.make_mesh) over such GPUs in one machine."""
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=target_config(gpu), topology=f"1x1x{tp_size}"
     )
-    return topologies.make_mesh(topology, (tp_size,), (TP,))
+    shape = mesh_shape(tp_size, model=model)
+    return topologies.make_mesh(topology, tuple(shape.values()), tuple(shape))

@@ -14,6 +14,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from checkpoints_conv import convert as convert_module
 from checkpoints_conv import writers
@@ -25,7 +26,7 @@ from rtpjax.checkpoint import Checkpoint, load_params
 from rtpjax.errors import CheckpointError
 from rtpjax.models import ModelConfig, Precision, abstract_state
 from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
-from rtpjax.sharding import make_mesh
+from rtpjax.sharding import make_mesh, named_sharding
 from tests.checkpoints_conv import tiny
 
 QUIET = Conversion(has_progress=False)
@@ -59,6 +60,46 @@ def test_a_conversion_holds_the_same_weights_on_any_mesh(
     name, index = "model.embed_tokens.weight", (slice(3, 9), slice(None, 5))
     expected = before.read(name).astype(DTYPES[dtype])[index]
     np.testing.assert_array_equal(after.read(name, index), expected)
+
+
+def test_orbax_in_the_shards_of_four_devices_restores_onto_any_number(
+    source: Path, tmp_path: Path
+) -> None:
+    assert main([str(source), str(tmp_path / "out"), "--tp", "4"]) == 0
+    before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
+    assert after.format == "orbax"
+    specs, model = tiny.specs(before.config), ModelConfig.from_hf(before.config)
+    four = make_mesh(4, model=model)
+    for name, spec in specs.items():
+        shard = named_sharding(four, spec.axes, spec.shape).shard_shape(spec.shape)
+        chunk = _chunk_shape(tmp_path / "out", name)  # orbax cuts copies of a shard once more
+        assert all(size % part == 0 for size, part in zip(shard, chunk, strict=True))
+    for tp_size, dp_size in [(1, 1), (2, 1), (4, 1), (2, 2), (8, 1)]:
+        mesh = make_mesh(tp_size, dp_size=dp_size, model=model)
+        for name, value in load_params(after, specs, mesh).items():
+            assert value.sharding == named_sharding(mesh, specs[name].axes, specs[name].shape)
+            np.testing.assert_array_equal(np.asarray(value), before.read(name))
+
+
+def _chunk_shape(folder: Path, name: str) -> tuple[int, ...]:
+    """What tensorstore reads at once."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    base = (folder / manifest.tensors[name]["file"]).absolute()
+    store = {"driver": "ocdbt", "base": f"file://{base}/", "path": f"{name}/"}
+    opened = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
+    return tuple(opened.chunk_layout.read_chunk.shape)
+
+
+def test_tp_refuses_what_cannot_be_split_and_other_formats(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main([str(source), out, "--tp", "5"]) == 1
+    assert "Set TP_SIZE to one of [1, 2, 4, 8]" in capsys.readouterr().err
+    assert main([str(source), out, "--tp", "2", "--format", "safetensors"]) == 2
+    assert "leave --format out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("format", writers.WRITERS)

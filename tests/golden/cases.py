@@ -119,6 +119,32 @@ CASES: dict[str, Case] = {
 }
 
 
+CASES |= {
+    "qwen3_moe": Case(
+        _config(
+            "Qwen3MoeForCausalLM",
+            model_type="qwen3_moe",
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            norm_topk_prob=True,
+        )
+    ),
+    "qwen3_moe_mixed": Case(
+        _config(
+            "Qwen3MoeForCausalLM",
+            model_type="qwen3_moe",
+            num_hidden_layers=4,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+        )
+    ),
+}
+
+
 def _rng(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 

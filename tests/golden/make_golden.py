@@ -27,10 +27,25 @@ def reference_model(case_name: str):
     )
     tied = model.config.tie_word_embeddings
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in named_tensors(model).items():
             if not (tied and name == "lm_head.weight"):
                 tensor.copy_(torch.from_numpy(cases.weight(name, tuple(tensor.shape))))
     return model.eval()
+
+
+def named_tensors(model) -> dict:
+    """A transformers model's tensors by our names; experts' gate and up are views of one tensor."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("experts.gate_up_proj"):
+            layer, size = name.removesuffix("gate_up_proj"), tensor.shape[1] // 2
+            tensors[f"{layer}gate_proj.weight"] = tensor[:, :size]
+            tensors[f"{layer}up_proj.weight"] = tensor[:, size:]
+        elif name.endswith("experts.down_proj"):
+            tensors[f"{name}.weight"] = tensor
+        else:
+            tensors[name] = tensor
+    return tensors
 
 
 def reference_logits(case_name: str) -> np.ndarray:

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import rotate as op
 from pallas_kernels.registry import Target, UnsupportedError, tracing_for
-from pallas_kernels.sharded import sharded_rotate
+from pallas_kernels.sharded import MeshAxes, sharded_rotate
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
@@ -71,7 +70,7 @@ def test_the_kernel_is_norm_and_rotation(arguments, normed, dtype):
 
 @pytest.mark.parametrize("interpreted", [False, True])
 def test_heads_over_four_devices(interpreted):
-    mesh = Mesh(np.asarray(jax.devices()[:4]), ("tp",))
+    mesh = MeshAxes(Mesh(np.asarray(jax.devices()[:4]), ("tp",)), ("tp",), ("tp",))
     operands = case(3, (8, 4), 64, 32, normed=True)
 
     def rotation(q, k, cos, sin, *, q_norm, k_norm, eps):
@@ -80,8 +79,7 @@ def test_heads_over_four_devices(interpreted):
         return op.pallas(local, eps=eps, interpret=True)
 
     options = {"rotation": rotation} if interpreted else {}
-    heads = P(None, "tp", None)
-    call = partial(sharded_rotate, mesh, heads, heads, eps=1e-6, **options)
+    call = partial(sharded_rotate, mesh, eps=1e-6, **options)
     norms = operands.q_norm, operands.k_norm
     got = jax.jit(call)(operands.q, operands.k, (operands.cos, operands.sin), norms)
     assert_close(got, operands, 1e-6)

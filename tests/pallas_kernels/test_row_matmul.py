@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import row_matmul as op
 from pallas_kernels.registry import Target, UnsupportedError, tracing_for
-from pallas_kernels.sharded import sharded_row_matmul
+from pallas_kernels.sharded import MeshAxes, sharded_row_matmul
 
 BF16 = jnp.dtype(jnp.bfloat16)
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -131,7 +131,7 @@ def arguments(operands):
 @pytest.mark.parametrize("split", ["out", "in"])
 @pytest.mark.parametrize("interpreted", [False, True])
 def test_four_devices_compute_what_one_does(split, interpreted):
-    mesh = Mesh(np.asarray(jax.devices()[:4]), ("tp",))
+    mesh = MeshAxes(Mesh(np.asarray(jax.devices()[:4]), ("tp",)), ("tp",), ("tp",))
 
     def matmul(x, weights, biases, norm=None, eps=0.0, gated=None, out_dtype=None):
         operands = op.Operands(x, weights, biases, norm, None)
@@ -151,7 +151,7 @@ def test_four_devices_compute_what_one_does(split, interpreted):
 
 
 def test_what_the_mesh_does_not_divide_is_left_to_xla():
-    mesh = Mesh(np.asarray(jax.devices()[:4]), ("tp",))
+    mesh = MeshAxes(Mesh(np.asarray(jax.devices()[:4]), ("tp",)), ("tp",), ("tp",))
     operands = case(3, 64, (98,), dtype=FLOAT32)
     call = partial(sharded_row_matmul, mesh, [P("tp", None)])
     with tracing_for(Target("gpu", 90)):

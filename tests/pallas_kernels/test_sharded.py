@@ -29,7 +29,8 @@ SCORES = Scores(0.25, 20, None)
 
 
 def mesh(num_devices):
-    return Mesh(np.asarray(jax.devices()[:num_devices]), ("tp",))
+    devices = Mesh(np.asarray(jax.devices()[:num_devices]), ("tp",))
+    return sharded.MeshAxes(devices, ("tp",), ("tp",))
 
 
 def run(operands, num_devices, attention):

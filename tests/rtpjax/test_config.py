@@ -71,7 +71,7 @@ def test_what_auto_is_on_a_gpu():
         ({"free_bytes": 1 * GIB}, 128),  # a quarter
         ({"free_bytes": 1 * GIB, "max_num_seqs": 1}, 65),  # one context, and padding
         ({"platform": "gpu", "free_bytes": 3 * GIB}, 512),  # 2 GiB are left for temporaries
-        ({"platform": "gpu", "free_bytes": 3 * GIB, "tp_size": 4}, 2048),  # 1 GiB on each
+        ({"platform": "gpu", "free_bytes": 3 * GIB, "tp_size": 4}, 1024),  # 1 GiB a head, twice
         ({"platform": "gpu", "free_bytes": GIB, "reserved_bytes": GIB // 2}, 256),
     ],
 )

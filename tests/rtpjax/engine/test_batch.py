@@ -44,8 +44,12 @@ def test_a_ragged_batch_by_hand():
     chunk = scheduled(3, 4, known=9, pages=[7, 2, 4], slot=1, samples=False)
     short = scheduled(5, 1, known=6, pages=[3, 5], slot=3)
     long = scheduled(8, 1, known=8, pages=[9, 6, 8], slot=2)  # its token is in flight
-    batch = pack([chunk, short, long], BUCKETS, WIDTH, PAGE_SIZE)
-    assert batch.rows == [long, short, chunk]  # decodes first, the longest context first
+    batch = pack([[chunk, short, long]], BUCKETS, WIDTH, PAGE_SIZE)
+    assert list(batch.rows.items()) == [
+        (0, long),
+        (1, short),
+        (2, chunk),
+    ]  # decodes first, the longest context first
     assert batch.layout == Layout(BUCKETS[2], WIDTH)
     tokens, query_start, page_table, rows = batch.layout.split(batch.vector)
     np.testing.assert_array_equal(
@@ -88,7 +92,7 @@ def test_the_smallest_bucket_that_holds_the_step(counts, bucket):
         scheduled(0, count, known=count, pages=[1, 2, 3, 4], slot=i)
         for i, count in enumerate(counts)
     ]
-    batch = pack(rows, BUCKETS[::-1], WIDTH, PAGE_SIZE)
+    batch = pack([rows], BUCKETS[::-1], WIDTH, PAGE_SIZE)
     assert batch.layout.bucket == bucket
     assert batch.vector.shape == (batch.layout.size,)
 
@@ -107,7 +111,7 @@ def test_the_step_reads_what_was_packed():
     }
     one = scheduled(2, 3, known=4, pages=[5, 6], slot=2, seed=2**32 - 5, **options)
     two = scheduled(0, 1, known=1, pages=[8], slot=0, seed=7)
-    batch = pack([one, two], BUCKETS, WIDTH, PAGE_SIZE)
+    batch = pack([[one, two]], BUCKETS, WIDTH, PAGE_SIZE)
     on_device = 1000 + jnp.arange(4 * 32, dtype=jnp.int32).reshape(4, 32)
     read = jax.jit(unpack, static_argnums=1)
     vector = jnp.asarray(batch.vector)

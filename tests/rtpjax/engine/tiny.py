@@ -73,17 +73,21 @@ def text_of(token_ids) -> str:
     return "".join(f" {i}" for i in token_ids if i > 2)
 
 
-def make_runner(config: EngineConfig = CONFIG) -> Runner:
+def make_runner(
+    config: EngineConfig = CONFIG, model: ModelConfig = MODEL, num_tokens: int = NUM_TOKENS
+) -> Runner:
     """A runner with compiled programs."""
-    mesh = sharding.make_mesh(config.tp_size)
+    mesh = sharding.make_mesh(
+        config.tp_size, dp_size=config.dp_size, ep_size=config.ep_size, model=model
+    )
     params = {
         name: jax.device_put(
             jnp.asarray(cases.weight(name, spec.shape)),
             sharding.named_sharding(mesh, spec.axes, spec.shape),
         )
-        for name, spec in abstract_state(MODEL, FP32).items()
+        for name, spec in abstract_state(model, FP32).items()
     }
-    runner = Runner(config, MODEL, params, mesh, NUM_TOKENS)
+    runner = Runner(config, model, params, mesh, num_tokens)
     runner.compile()
     return runner
 

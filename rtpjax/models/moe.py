@@ -1,0 +1,151 @@
+"""Mixture of experts: each token goes to a few of many MLPs.
+
+Paper: https://arxiv.org/abs/1701.06538
+
+    token   0  1  2                 rows sorted by expert      experts are split over devices (axis
+    experts a,c  b,c  a,c    ──►    a: 0 2 │ b: 1 │ c: 0 1 2    experts), their features too (axis
+                                                               expert_mlp); every device adds what
+                                                               its part makes of all tokens
+
+Sorting keeps the shapes static: T x k rows, whatever the router says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.row_matmul import ACTIVATIONS
+from pallas_kernels.sharded import MeshAxes, summed_once
+from rtpjax.models.layers import Linear, RMSNorm
+from rtpjax.models.moe_config import MoeConfig
+from rtpjax.models.quantization import param
+
+
+class ExpertLinear(nnx.Module):
+    """The same projection of all experts: weight `[E, out, in]`.
+
+    A checkpoint that has a tensor for each expert is stacked while it is read
+    (rtpjax.expert_tensors).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        axes: tuple[str, str],
+        dtype: DTypeLike,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.weight = param(shape, ("experts", *axes), dtype, rngs=rngs)
+
+
+class Experts(nnx.Module):
+    """The gated MLPs."""
+
+    def __init__(self, config: MoeConfig, hidden_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        E, F, D = config.num_experts, config.intermediate_size, hidden_size
+        linear = partial(ExpertLinear, dtype=dtype, rngs=rngs)
+        self.gate_proj = linear((E, F, D), ("expert_mlp", "embed"))
+        self.up_proj = linear((E, F, D), ("expert_mlp", "embed"))
+        self.down_proj = linear((E, D, F), ("embed", "expert_mlp"))
+
+
+class MoE(nnx.Module):
+    """A router and its experts, in the place of an MLP."""
+
+    def __init__(
+        self,
+        config: MoeConfig,
+        hidden_size: int,
+        hidden_act: str,
+        dtype: DTypeLike,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.hidden_act = hidden_act
+        self.gate = Linear((config.num_experts, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+        self.experts = Experts(config, hidden_size, dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: MeshAxes | None) -> jax.Array:
+        """x + the layer's output for norm(x); see MLP."""
+        normed = norm(x)
+        shares, expert_ids = self._route(normed)
+        experts = self.experts
+        weights = (
+            experts.gate_proj.weight.get_value(),
+            experts.up_proj.weight.get_value(),
+            experts.down_proj.weight.get_value(),
+        )
+        every = jnp.arange(self.config.num_experts, dtype=jnp.int32)
+        apply = partial(_apply_experts, act=ACTIVATIONS[self.hidden_act])
+        if mesh is not None and mesh.mesh.size > 1:
+            apply = _over_mesh(mesh, apply)
+        added = apply(normed, shares, expert_ids, every, weights)
+        return summed_once(x + added.astype(x.dtype))
+
+    def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Experts of each token int32 `[T, k]`, and their weights float32 `[T, k]`."""
+        probabilities = jax.nn.softmax(self.gate.product(x), axis=-1)
+        shares, expert_ids = lax.top_k(probabilities, self.config.num_experts_per_tok)
+        if self.config.norm_topk_prob:
+            shares = shares / shares.sum(axis=-1, keepdims=True)
+        return shares, expert_ids
+
+
+def _over_mesh(mesh: MeshAxes, apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Each device applies its experts, or its features of them; their sums are added up."""
+    widening = P(mesh.experts, mesh.expert_mlp, None)
+    narrowing = P(mesh.experts, None, mesh.expert_mlp)
+
+    def local(*args: jax.Array) -> jax.Array:
+        return lax.psum(apply(*args), (*mesh.experts, *mesh.expert_mlp))
+
+    weights = (widening, widening, narrowing)
+    return mesh.map(local, (P(), P(), P(), P(mesh.experts), weights), P())
+
+
+def _apply_experts(
+    x: jax.Array,
+    shares: jax.Array,
+    expert_ids: jax.Array,
+    own_ids: jax.Array,
+    weights: tuple[jax.Array, jax.Array, jax.Array],
+    *,
+    act: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """What a device's experts add to each token.
+
+    Args:
+        x: `[T, D]`.
+        shares: float32 `[T, k]`.
+        expert_ids: int32 `[T, k]`.
+        own_ids: int32 `[E]`, ids of the experts that are here, consecutive.
+        weights: Of gate_proj, up_proj `[E, F, D]` and down_proj `[E, D, F]`.
+        act: The activation.
+
+    Returns:
+        float32 `[T, D]`.
+    """
+    T, k, E = *shares.shape, own_ids.shape[0]
+    gate_proj, up_proj, down_proj = weights
+    own = expert_ids.reshape(-1) - own_ids[0]
+    group = jnp.where((own >= 0) & (own < E), own, E)  # others' rows come last, in no group
+    order = jnp.argsort(group)
+    sorted_group = group[order]
+    edges = jnp.arange(E + 1, dtype=jnp.int32)
+    starts = jnp.searchsorted(sorted_group, edges).astype(jnp.int32)
+    rows = x[lax.div(order, jnp.asarray(k, order.dtype))].astype(gate_proj.dtype)
+    hidden = act(grouped_matmul(rows, gate_proj, starts)) * grouped_matmul(rows, up_proj, starts)
+    out = grouped_matmul(hidden.astype(down_proj.dtype), down_proj, starts)
+    out = jnp.where((sorted_group < E)[:, None], out * shares.reshape(-1)[order][:, None], 0.0)
+    return out[jnp.argsort(order)].reshape(T, k, -1).sum(axis=1)
