@@ -182,7 +182,7 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _cache_budget(settings: EngineSettings, is_cpu: bool, free_bytes: int | None) -> int:
     if is_cpu:
-        free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+        free = free_host_bytes() if free_bytes is None else free_bytes
         return min(free // 4, 4 * GIB)
     assert free_bytes is not None
     if free_bytes <= settings.reserved_bytes:
@@ -201,3 +201,8 @@ def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, tp_size: int) -> int:
     same function, and says whether reserved_bytes hold the temporaries of the compiled steps.
     """
     return max(free_bytes - reserved_bytes, 0) * tp_size
+
+
+def free_host_bytes() -> int:
+    """Memory of this machine that can still be had."""
+    return psutil.virtual_memory().available

@@ -78,3 +78,11 @@ def named_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> Nam
         for name, size in zip(rules, shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def put(values: np.ndarray, where: NamedSharding) -> jax.Array:
+    """Host values on the devices; every process of the mesh has the same values and calls this."""
+    if where.is_fully_addressable:
+        return jax.device_put(values, where)
+    # device_put would ask all processes whether their values are equal, each time.
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])

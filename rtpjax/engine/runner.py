@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from rtpjax import sharding
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache
 from rtpjax.engine.batch import (
@@ -33,6 +34,7 @@ from rtpjax.engine.batch import (
     Layout,
     uses_slot_state,
 )
+from rtpjax.engine.device_call import DeviceCall
 from rtpjax.engine.sampling import (
     ANY_TOKEN,
     EXCLUDED,
@@ -57,17 +59,13 @@ _BAD_WORDS = MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS
 
 @dataclass(frozen=True)
 class Forwarded:
-    """A step whose tokens are still to be chosen.
+    """A step whose tokens are still to be chosen, before the next one is started.
 
     Attributes:
         batch: What was asked.
-        logits: float32 `[B, V]`, under way.
-        packed_rows: int32 `[B, F]`.
     """
 
     batch: Batch
-    logits: jax.Array
-    packed_rows: jax.Array
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,9 @@ def _powers(first: int, last: int) -> list[int]:
 class Runner:
     """The device's side of the engine.
 
+    Whatever changes what the devices hold goes through `execute`, so that the other processes of a
+    mesh over many hosts can do the same (rtpjax.distributed).
+
     Args:
         config: Resolved settings.
         model_config: The model's shape.
@@ -132,26 +133,41 @@ class Runner:
         self._choose: dict[int, Any] = {}
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._slot_owners: dict[int, tuple[Sequence, int]] = {}
+        self._forwarded: tuple[jax.Array, jax.Array] | None = None
+        self._device_calls: dict[str, Callable[..., Any]] = {
+            "reset": self._device_reset,
+            "fill_slot": self._device_fill_slot,
+            "fill_masks": self._device_fill_masks,
+            "forward": self._device_forward,
+            "choose": self._device_choose,
+        }
         self.reset()
+
+    def execute(self, call: DeviceCall) -> Any:
+        """Starts what a call says on the devices; returns what a `choose` makes, else None."""
+        return self._device_calls[call.name](call.number, *call.arrays)
 
     def reset(self) -> None:
         """Fresh caches and per-request state; whatever they held is lost."""
-        c = self.config
+        self.execute(DeviceCall("reset"))
+        self._slot_owners.clear()
+
+    def _device_reset(self, _: int) -> None:
+        c, where = self.config, self._replicated
+        self._forwarded = None
         self._caches: Caches = ()  # memory may not hold the old ones beside the fresh ones
         self._caches = kv_cache.allocate(
             self._model.cache_specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
         )
         biases = (c.max_num_seqs, MAX_BIASES)
-        state = SlotState(
-            tokens=jnp.zeros((c.max_num_seqs, c.max_model_len + 1), jnp.int32),
-            bias_ids=jnp.full(biases, NO_SLOT, jnp.int32),
-            bias_values=jnp.zeros(biases, jnp.float32),
-            bias_until=jnp.zeros(biases, jnp.int32),
-            bad_words=jnp.full((c.max_num_seqs, *_BAD_WORDS), NO_SLOT, jnp.int32),
-            masks=jnp.zeros((c.max_num_seqs, self._mask_words), jnp.int32),
+        self._state = SlotState(
+            tokens=jnp.zeros((c.max_num_seqs, c.max_model_len + 1), jnp.int32, device=where),
+            bias_ids=jnp.full(biases, NO_SLOT, jnp.int32, device=where),
+            bias_values=jnp.zeros(biases, jnp.float32, device=where),
+            bias_until=jnp.zeros(biases, jnp.int32, device=where),
+            bad_words=jnp.full((c.max_num_seqs, *_BAD_WORDS), NO_SLOT, jnp.int32, device=where),
+            masks=jnp.zeros((c.max_num_seqs, self._mask_words), jnp.int32, device=where),
         )
-        self._state = jax.device_put(state, self._replicated)
-        self._slot_owners.clear()
 
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
         """Compiles a program for every bucket, in parallel, and runs each once on padding."""
@@ -166,13 +182,13 @@ class Runner:
             self._forward = _results(forwards, report)
             self._choose = _results(chooses, report)
         self._no_masks = {
-            n: jax.device_put(np.zeros(n, np.bool_), self._replicated) for n in self._row_counts
+            n: sharding.put(np.zeros(n, np.bool_), self._replicated) for n in self._row_counts
         }
         for bucket in self.buckets:
             layout = Layout(bucket, self.config.table_width)
             self.collect(self.choose(self.forward(_padding(layout))))
         self._fill_slot = jax.jit(_fill_slot, donate_argnums=0)
-        self._state = self._fill_slot(self._state, jnp.int32(0), *self._slot_rows(None))
+        self.execute(DeviceCall("fill_slot", 0, self._slot_rows(None)))
         self._fill_masks = jax.jit(_fill_masks, donate_argnums=0)
         for size in _powers(1, self.config.max_num_seqs):
             self._upload_masks(size, {})
@@ -195,13 +211,19 @@ class Runner:
         """Starts a step up to its logits; the device works on it when this returns."""
         for row in batch.rows:
             self._claim_slot(row.sequence)
-        vector = jax.device_put(batch.vector, self._replicated)
-        program = self._forward[batch.layout.bucket]
-        logits, packed_rows, self._caches, tokens = program(
-            self._params, vector, self._caches, self._state.tokens
+        number = self.buckets.index(batch.layout.bucket)
+        self.execute(DeviceCall("forward", number, (batch.vector,)))
+        return Forwarded(batch)
+
+    def _device_forward(self, number: int, vector: np.ndarray) -> None:
+        logits, packed_rows, self._caches, tokens = self._forward[self.buckets[number]](
+            self._params,
+            sharding.put(vector, self._replicated),
+            self._caches,
+            self._state.tokens,
         )
         self._state = self._state._replace(tokens=tokens)
-        return Forwarded(batch, logits, packed_rows)
+        self._forwarded = logits, packed_rows
 
     def choose(
         self, forwarded: Forwarded, masks: Mapping[int, np.ndarray] | None = None
@@ -214,19 +236,30 @@ class Runner:
                 batch; rows that are not there may choose any.
         """
         num_rows = forwarded.batch.layout.bucket.num_rows
-        has_mask = self._no_masks[num_rows]
+        has_mask: tuple[np.ndarray, ...] = ()
         if masks:
             rows = forwarded.batch.rows
             self._upload_masks(len(masks), {rows[b].sequence.slot: m for b, m in masks.items()})
             flags = np.zeros(num_rows, np.bool_)
             flags[list(masks)] = True
-            has_mask = jax.device_put(flags, self._replicated)
-        sampled, self._state = self._choose[num_rows](
-            forwarded.logits, forwarded.packed_rows, has_mask, self._state
-        )
+            has_mask = (flags,)
+        sampled = self.execute(DeviceCall("choose", num_rows, has_mask))
         for array in sampled:
             array.copy_to_host_async()
         return StepHandle(forwarded.batch, sampled)
+
+    def _device_choose(self, num_rows: int, has_mask: np.ndarray | None = None) -> Sampled:
+        assert self._forwarded is not None
+        (logits, packed_rows), self._forwarded = self._forwarded, None
+        sampled, self._state = self._choose[num_rows](
+            logits,
+            packed_rows,
+            self._no_masks[num_rows]
+            if has_mask is None
+            else sharding.put(has_mask, self._replicated),
+            self._state,
+        )
+        return sampled
 
     def collect(self, handle: StepHandle) -> Sampled:
         """Waits for a step's result; numpy arrays, by row of its batch."""
@@ -270,8 +303,10 @@ class Runner:
         self._slot_owners[sequence.slot] = owner
         sampling = sequence.request.sampling
         if uses_slot_state(sampling):
-            rows = self._slot_rows(sequence)
-            self._state = self._fill_slot(self._state, np.int32(sequence.slot), *rows)
+            self.execute(DeviceCall("fill_slot", sequence.slot, self._slot_rows(sequence)))
+
+    def _device_fill_slot(self, slot: int, *rows: np.ndarray) -> None:
+        self._state = self._fill_slot(self._state, np.int32(slot), *rows)
 
     def _upload_masks(self, size: int, masks: dict[int, np.ndarray]) -> None:
         """Writes masks by slot, with a program for each power of two: few of them cost little."""
@@ -281,6 +316,9 @@ class Runner:
         for i, (slot, mask) in enumerate(masks.items()):
             num_words = min(len(mask), self._mask_words)
             slots[i], rows[i, :num_words] = slot, mask[:num_words]
+        self.execute(DeviceCall("fill_masks", 0, (slots, rows)))
+
+    def _device_fill_masks(self, _: int, slots: np.ndarray, rows: np.ndarray) -> None:
         self._state = self._fill_masks(self._state, slots, rows)
 
     def _slot_rows(self, sequence: Sequence | None) -> tuple[np.ndarray, ...]:

@@ -61,8 +61,8 @@ def test_every_default_is_what_its_parser_makes(setting):
 
 def test_rtp_llm_settings_without_effect_are_named(caplog):
     with caplog.at_level(logging.WARNING):
-        warn_not_yet({"INT8_MODE": "1", "DP_SIZE": "1", "SP_TYPE": "eagle", "WORLD_SIZE": "2"})
-    assert {m.split("=")[0] for m in caplog.messages} == {"INT8_MODE", "SP_TYPE", "WORLD_SIZE"}
+        warn_not_yet({"INT8_MODE": "1", "DP_SIZE": "1", "SP_TYPE": "eagle", "EP_SIZE": "2"})
+    assert {m.split("=")[0] for m in caplog.messages} == {"INT8_MODE", "SP_TYPE", "EP_SIZE"}
 
 
 def test_a_checkpoint_that_is_not_there():
