@@ -68,11 +68,11 @@ class Host:
         self._context = zmq.Context()
         self._public_key, secret_key = zmq.curve_keypair()
         self._follower_key, follower_secret = zmq.curve_keypair()
+        self.steps = self._listen(address, secret_key)
+        self.beats = self._listen(address, secret_key)
         self._authenticator = ThreadAuthenticator(self._context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback("*", credentials_provider=self)
-        self.steps = self._listen(address, secret_key)
-        self.beats = self._listen(address, secret_key)
         self.invitation = Invitation(
             self.steps.getsockopt_string(zmq.LAST_ENDPOINT),
             self.beats.getsockopt_string(zmq.LAST_ENDPOINT),
@@ -101,6 +101,7 @@ class Host:
         try:
             router.bind(f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*")
         except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
             raise ConfigError(
                 f"cannot listen at {address} ({error}): COORDINATOR_ADDRESS must name an address "
                 "of the host whose WORLD_RANK is 0."

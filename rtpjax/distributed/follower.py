@@ -10,7 +10,7 @@ import jax
 
 from rtpjax.distributed import runtime
 from rtpjax.distributed.channel import Guest, Invitation, receive
-from rtpjax.distributed.heartbeat import FollowerWatch, Limits
+from rtpjax.distributed.heartbeat import FollowerWatch, Limits, end_process
 from rtpjax.distributed.hosts import Hosts
 from rtpjax.engine.runner import Runner
 
@@ -36,7 +36,7 @@ def follow(
     logger.info("This is %s, a follower: it has no HTTP; waiting for the leader", hosts)
     runtime.join(hosts, timeout_s)
     guest = Guest(Invitation.decode(runtime.broadcast(b"")), hosts.process_id)
-    watch = FollowerWatch(guest.beats, limits or Limits())
+    watch = FollowerWatch(guest.beats, limits or Limits(), end_process)
     watch.start()
     with _Failing(watch):
         runner = load()

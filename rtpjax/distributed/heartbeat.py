@@ -36,7 +36,7 @@ class Limits:
     beat_s: float = 0.5
     silence_s: float = 6.0
     stall_s: float = 120.0
-    flush_s: float = 2.0
+    flush_s: float = 3.0
 
 
 class _Progress:
@@ -58,6 +58,7 @@ class LeaderWatch(threading.Thread):
         on_failure: Told the reason, once; the process ends Limits.flush_s later.
         on_leave: Called, once, when a follower was asked to end.
         limits: When a follower counts as gone.
+        end: Ends the process.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class LeaderWatch(threading.Thread):
         on_failure: Callable[[str], None],
         on_leave: Callable[[], None],
         limits: Limits,
+        end: Callable[[], None],
     ):
         super().__init__(name="leader-watch", daemon=True)
+        self._end_process = end
         self._beats = beats
         self._num_published = num_published
         self._on_failure = on_failure
@@ -100,6 +103,7 @@ class LeaderWatch(threading.Thread):
             self._failure = self._failure or self._missing()
             if self._failure is not None:
                 self._end(self._failure)
+                return
 
     def _listen(self) -> None:
         while self._beats.poll(0):
@@ -141,7 +145,7 @@ class LeaderWatch(threading.Thread):
         while time.monotonic() < deadline:  # the followers are told why
             if self._beats.poll(100):
                 self._listen()
-        end_process()
+        self._end_process()
 
 
 class FollowerWatch(threading.Thread):
@@ -150,14 +154,16 @@ class FollowerWatch(threading.Thread):
     Args:
         beats: A Guest's socket.
         limits: When the leader counts as gone.
+        end: Ends the process.
 
     Attributes:
         num_done: Calls that this process has finished; whoever runs them sets it.
         is_leaving: Whether this process was asked to end; likewise.
     """
 
-    def __init__(self, beats: zmq.Socket[bytes], limits: Limits):
+    def __init__(self, beats: zmq.Socket[bytes], limits: Limits, end: Callable[[], None]):
         super().__init__(name="follower-watch", daemon=True)
+        self._end_process = end
         self.num_done = 0
         self.is_leaving = False
         self._beats = beats
@@ -166,13 +172,13 @@ class FollowerWatch(threading.Thread):
         self._failure: str | None = None
 
     def fail(self, reason: str) -> None:
-        """Tells the leader, and ends the process; does not return."""
+        """Tells the leader, and ends the process."""
         logger.critical("This process ends: %s", reason)
         self._failure = reason
         self._is_stopping.set()
         self.join()  # its last beat is sent then
         self._beats.context.destroy(linger=1000)
-        end_process()
+        self._end_process()
 
     def stop(self) -> None:
         """Ends the thread; silence means nothing any more."""
@@ -189,11 +195,13 @@ class FollowerWatch(threading.Thread):
                 heard_at = time.monotonic()
                 if answer["failure"]:
                     logger.critical("The leader ends the group: %s", answer["failure"])
-                    end_process()
+                    self._end_process()
+                    return
             silent_s = time.monotonic() - heard_at
             if silent_s > self._limits.silence_s:
                 logger.critical("The leader has been silent for %.0f s; it is gone", silent_s)
-                end_process()
+                self._end_process()
+                return
         self._beat()
 
     def _beat(self) -> None:

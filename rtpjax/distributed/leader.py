@@ -11,7 +11,7 @@ from typing import Any
 
 from rtpjax.distributed import runtime
 from rtpjax.distributed.channel import Host, Publisher, address_of
-from rtpjax.distributed.heartbeat import LeaderWatch, Limits
+from rtpjax.distributed.heartbeat import LeaderWatch, Limits, end_process
 from rtpjax.distributed.hosts import Hosts
 from rtpjax.engine.device_call import DeviceCall
 from rtpjax.engine.runner import Runner, StepHandle
@@ -65,6 +65,7 @@ class Leader:
             on_failure=self._on_failure,
             on_leave=_drain,
             limits=self._limits,
+            end=end_process,
         )
         self._watch.start()
 

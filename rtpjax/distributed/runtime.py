@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
+import threading
 import time
 from collections.abc import Mapping
 
@@ -14,12 +16,16 @@ import psutil
 from jax.experimental import multihost_utils
 
 from rtpjax.distributed.channel import address_of
+from rtpjax.distributed.heartbeat import end_process
 from rtpjax.distributed.hosts import Hosts
 from rtpjax.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # JAX's own watch ends a process without a word, so ours must be much faster than it.
 _JAX_HEARTBEAT_S = 100
 _SHUTDOWN_S = 10
+_GIVING_UP_S = 60
 _DESCRIPTION_BYTES = 1 << 14
 _MIB = 1 << 20
 
@@ -45,6 +51,9 @@ def join(hosts: Hosts, timeout_s: int) -> None:
             bind = _bindable(address, hosts.coordinator)
         else:
             _wait_for(hosts.coordinator, address, timeout_s)
+    give_up = threading.Timer(timeout_s, _give_up, (hosts, timeout_s))
+    give_up.daemon = True
+    give_up.start()
     local = None if hosts.num_local_devices is None else list(range(hosts.num_local_devices))
     try:
         jax.distributed.initialize(
@@ -54,16 +63,15 @@ def join(hosts: Hosts, timeout_s: int) -> None:
             local,
             # Where we know everything, JAX is not to look at the launcher's variables again.
             cluster_detection_method=None if hosts.coordinator is None else "deactivate",
-            initialization_timeout=timeout_s,
+            initialization_timeout=timeout_s + _GIVING_UP_S,
             heartbeat_timeout_seconds=_JAX_HEARTBEAT_S,
             shutdown_timeout_seconds=_SHUTDOWN_S,
             coordinator_bind_address=bind,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the {hosts.num_processes} processes did not meet in {timeout_s} s ({error}). Start "
-            "all of them, each with its own WORLD_RANK and the same COORDINATOR_ADDRESS."
-        ) from error
+        raise ConfigError(f"JAX's distributed runtime cannot start: {error}") from error
+    finally:
+        give_up.cancel()
     _check_devices(hosts)
 
 
@@ -187,6 +195,17 @@ def _wait_for(coordinator: str, address: str, timeout_s: int) -> None:
                     "reach each other."
                 ) from error
         time.sleep(0.2)
+
+
+def _give_up(hosts: Hosts, timeout_s: int) -> None:
+    """Ends the process with a reason; JAX would abort it with a stack of C++ frames."""
+    logger.critical(
+        "rtpjax cannot start: the %d processes did not meet in %d s (JOIN_TIMEOUT_S). Start all of "
+        "them, each with its own WORLD_RANK and all with the same COORDINATOR_ADDRESS.",
+        hosts.num_processes,
+        timeout_s,
+    )
+    end_process()
 
 
 def _check_devices(hosts: Hosts) -> None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import requests
-
 from tests.checkpoints_conv import tiny as checkpoints
-from tests.e2e.conftest import ROOT, Server
+from tests.e2e.conftest import Server
 from tests.rtpjax.engine import tiny
 
 CONFIG = {
@@ -27,8 +20,8 @@ CONFIG = {
 }
 SETTINGS = {
     "ACT_TYPE": "FP32",
-    "CONCURRENCY_LIMIT": "4",
-    "MAX_BATCH_TOKENS_SIZE": "32",
+    "CONCURRENCY_LIMIT": "2",
+    "MAX_BATCH_TOKENS_SIZE": "16",
     "MAX_SEQ_LEN": "4096",
     "SEQ_SIZE_PER_BLOCK": "16",
     "JAX_PLATFORMS": "cpu",
@@ -37,7 +30,7 @@ SETTINGS = {
 
 def write_model(folder: Path) -> Path:
     """A checkpoint that 8 devices can share, with its tokenizer."""
-    checkpoints.write_hf(folder, CONFIG)
+    checkpoints.write_folder(folder, CONFIG, checkpoints.weights(CONFIG))
     tiny.tokenizer().save_pretrained(folder)
     return folder
 
@@ -53,7 +46,7 @@ class Group:
 
     def __init__(self, folder: Path, num_processes: int, num_devices: int, **environment: str):
         folder.mkdir()
-        common = {
+        self.common = {
             **SETTINGS,
             "TP_SIZE": str(num_processes * num_devices),
             "WORLD_SIZE": str(num_processes * num_devices),
@@ -62,7 +55,7 @@ class Group:
             **environment,
         }
         self.servers = [
-            Server(folder / f"log{i}", **common, WORLD_RANK=str(i * num_devices))
+            Server(folder / f"log{i}", **self.common, WORLD_RANK=str(i * num_devices))
             for i in range(num_processes)
         ]
         self.leader, *self.followers = self.servers
