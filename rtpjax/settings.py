@@ -178,4 +178,5 @@ NOT_YET = {
     **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
     **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
     **dict.fromkeys(("LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),
+    **dict.fromkeys(("DISTRIBUTE_CONFIG_FILE", "GANG_CONFIG_STRING"), _OFF),
 }

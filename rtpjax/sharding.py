@@ -80,9 +80,9 @@ def named_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> Nam
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def put(values: np.ndarray, where: NamedSharding) -> jax.Array:
-    """Host values on the devices; every process of the mesh has the same values and calls this."""
+def upload(value: np.ndarray, where: NamedSharding) -> jax.Array:
+    """A host's array on the devices; every process of the mesh calls it with the same value."""
     if where.is_fully_addressable:
-        return jax.device_put(values, where)
+        return jax.device_put(value, where)
     # device_put would ask all processes whether their values are equal, each time.
-    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+    return jax.make_array_from_callback(value.shape, where, value.__getitem__)

@@ -40,6 +40,7 @@ def follow(
     watch.start()
     with _Failing(watch):
         runner = load()
+        watch.is_serving = True
         _leave_on_signals(watch)
         logger.info("Ready: this follower makes the leader's steps on %s", jax.local_devices())
         _replay(guest, runner, watch)

@@ -29,22 +29,42 @@ class Limits:
     Attributes:
         beat_s: Between two heartbeats.
         silence_s: Without a word, then a process counts as gone.
+        loading_silence_s: The same before it is ready: compiling keeps a machine busy.
         stall_s: That one call may take; a step of a long prompt takes some.
         flush_s: From the first failure to the end of the process, for callers to be told.
     """
 
     beat_s: float = 0.5
     silence_s: float = 6.0
+    loading_silence_s: float = 60.0
     stall_s: float = 120.0
     flush_s: float = 3.0
+
+
+class _Clock:
+    """Seconds that this thread was awake: a machine that is held up hears nobody, and all live on.
+
+    Args:
+        beat_s: Most that counts from one reading to the next.
+    """
+
+    def __init__(self, beat_s: float):
+        self.now = 0.0
+        self._beat_s = beat_s
+        self._read_at = time.monotonic()
+
+    def read(self) -> None:
+        """Moves `now` on."""
+        before, self._read_at = self._read_at, time.monotonic()
+        self.now += min(self._read_at - before, 2 * self._beat_s)
 
 
 class _Progress:
     """What the leader knows of one follower."""
 
-    def __init__(self, now: float):
-        self.heard_at = now
-        self.moved_at = now
+    def __init__(self):
+        self.heard_at = 0.0
+        self.moved_at = 0.0
         self.num_done = 0
 
 
@@ -59,6 +79,9 @@ class LeaderWatch(threading.Thread):
         on_leave: Called, once, when a follower was asked to end.
         limits: When a follower counts as gone.
         end: Ends the process.
+
+    Attributes:
+        is_serving: Whether loading is over, and silence counts sooner.
     """
 
     def __init__(
@@ -73,6 +96,7 @@ class LeaderWatch(threading.Thread):
         end: Callable[[], None],
     ):
         super().__init__(name="leader-watch", daemon=True)
+        self.is_serving = False
         self._end_process = end
         self._beats = beats
         self._num_published = num_published
@@ -82,8 +106,8 @@ class LeaderWatch(threading.Thread):
         self._failure: str | None = None
         self._has_left = False
         self._is_stopping = threading.Event()
-        now = time.monotonic()
-        self._followers = {i + 1: _Progress(now) for i in range(num_followers)}
+        self._clock = _Clock(limits.beat_s)
+        self._followers = {i + 1: _Progress() for i in range(num_followers)}
 
     def fail(self, reason: str) -> None:
         """The group cannot go on; from any thread."""
@@ -100,6 +124,7 @@ class LeaderWatch(threading.Thread):
             if self._beats.poll(int(1000 * self._limits.beat_s / 2)):
                 self._listen()
             # Beats that came while this process was held up are read by now.
+            self._clock.read()
             self._failure = self._failure or self._missing()
             if self._failure is not None:
                 self._end(self._failure)
@@ -113,7 +138,7 @@ class LeaderWatch(threading.Thread):
             self._beats.send_multipart([name, _message(failure=self._failure)])
 
     def _note(self, process_id: int, beat: dict[str, Any]) -> None:
-        follower, now = self._followers[process_id], time.monotonic()
+        follower, now = self._followers[process_id], self._clock.now
         follower.heard_at = now
         if beat["num_done"] != follower.num_done or beat["num_done"] >= self._num_published():
             follower.moved_at = now
@@ -126,12 +151,13 @@ class LeaderWatch(threading.Thread):
             self._on_leave()
 
     def _missing(self) -> str | None:
-        now = time.monotonic()
+        now, limits = self._clock.now, self._limits
+        longest_s = limits.silence_s if self.is_serving else limits.loading_silence_s
         for process_id, follower in self._followers.items():
             silent_s, still_s = now - follower.heard_at, now - follower.moved_at
-            if silent_s > self._limits.silence_s:
+            if silent_s > longest_s:
                 return f"process {process_id} has been silent for {silent_s:.0f} s"
-            if still_s > self._limits.stall_s:
+            if still_s > limits.stall_s:
                 return (
                     f"process {process_id} has not finished call {follower.num_done + 1} in "
                     f"{still_s:.0f} s"
@@ -159,6 +185,7 @@ class FollowerWatch(threading.Thread):
     Attributes:
         num_done: Calls that this process has finished; whoever runs them sets it.
         is_leaving: Whether this process was asked to end; likewise.
+        is_serving: Whether loading is over, and silence counts sooner; likewise.
     """
 
     def __init__(self, beats: zmq.Socket[bytes], limits: Limits, end: Callable[[], None]):
@@ -166,6 +193,7 @@ class FollowerWatch(threading.Thread):
         self._end_process = end
         self.num_done = 0
         self.is_leaving = False
+        self.is_serving = False
         self._beats = beats
         self._limits = limits
         self._is_stopping = threading.Event()
@@ -187,18 +215,19 @@ class FollowerWatch(threading.Thread):
 
     def run(self) -> None:
         """Beats until stop, or until the process ends."""
-        heard_at = time.monotonic()
+        clock, limits, heard_at = _Clock(self._limits.beat_s), self._limits, 0.0
         while not self._is_stopping.wait(self._limits.beat_s):
             self._beat()
             while self._beats.poll(0):
                 answer = json.loads(self._beats.recv())
-                heard_at = time.monotonic()
+                heard_at = clock.now
                 if answer["failure"]:
                     logger.critical("The leader ends the group: %s", answer["failure"])
                     self._end_process()
                     return
-            silent_s = time.monotonic() - heard_at
-            if silent_s > self._limits.silence_s:
+            clock.read()
+            silent_s = clock.now - heard_at
+            if silent_s > (limits.silence_s if self.is_serving else limits.loading_silence_s):
                 logger.critical("The leader has been silent for %.0f s; it is gone", silent_s)
                 self._end_process()
                 return

@@ -69,6 +69,10 @@ class Leader:
         )
         self._watch.start()
 
+    def start_serving(self) -> None:
+        """Loading is over: from now on a silent follower is noticed within seconds."""
+        self._watch.is_serving = True
+
     def publish(self, call: DeviceCall) -> None:
         """Has the followers make a device call, which this process makes next."""
         self._publisher.publish(call)
@@ -76,13 +80,12 @@ class Leader:
     @contextlib.contextmanager
     def all_or_none(self) -> Iterator[None]:
         """What fails inside leaves the hosts in different states: the group cannot go on."""
-        is_done = False
         try:
             yield
-            is_done = True
-        finally:
-            if not is_done:
-                self._watch.fail("process 0 failed in a step; its log says how")
+        except Exception as error:
+            # Often the first sign of a follower that is gone: the collective says so.
+            self._watch.fail(f"a step failed on process 0: {type(error).__name__}: {error}")
+            raise
 
     def stop(self) -> None:
         """Ends the followers in good order; the engine has stopped."""
@@ -111,6 +114,7 @@ class LeadingRunner(Runner):
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
         super().compile(progress)
         self._is_leading = True
+        self._leader.start_serving()
 
     def execute(self, call: DeviceCall) -> Any:
         if not self._is_leading:

@@ -23,7 +23,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from rtpjax import sharding
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache
 from rtpjax.engine.batch import (
@@ -47,6 +46,7 @@ from rtpjax.engine.sampling import (
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.step import Caches, Model, choose, forward
 from rtpjax.models import ModelConfig
+from rtpjax.sharding import upload
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class Runner:
             self._forward = _results(forwards, report)
             self._choose = _results(chooses, report)
         self._no_masks = {
-            n: sharding.put(np.zeros(n, np.bool_), self._replicated) for n in self._row_counts
+            n: upload(np.zeros(n, np.bool_), self._replicated) for n in self._row_counts
         }
         for bucket in self.buckets:
             layout = Layout(bucket, self.config.table_width)
@@ -218,7 +218,7 @@ class Runner:
     def _device_forward(self, number: int, vector: np.ndarray) -> None:
         logits, packed_rows, self._caches, tokens = self._forward[self.buckets[number]](
             self._params,
-            sharding.put(vector, self._replicated),
+            upload(vector, self._replicated),
             self._caches,
             self._state.tokens,
         )
@@ -254,9 +254,7 @@ class Runner:
         sampled, self._state = self._choose[num_rows](
             logits,
             packed_rows,
-            self._no_masks[num_rows]
-            if has_mask is None
-            else sharding.put(has_mask, self._replicated),
+            self._no_masks[num_rows] if has_mask is None else upload(has_mask, self._replicated),
             self._state,
         )
         return sampled

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from rtpjax.distributed import heartbeat
 from rtpjax.distributed.channel import Guest, Host
 from rtpjax.distributed.heartbeat import FollowerWatch, LeaderWatch, Limits
 
@@ -17,7 +19,7 @@ LIMITS = Limits(beat_s=0.05, silence_s=1.5, stall_s=3600, flush_s=0.5)
 class Pair:
     """A leader and one follower."""
 
-    def __init__(self, limits: Limits = LIMITS):
+    def __init__(self, limits: Limits = LIMITS, *, is_serving: bool = True):
         self.host = Host("127.0.0.1")
         self.guest = Guest(self.host.invitation, 1)
         self.num_published = 0
@@ -34,6 +36,7 @@ class Pair:
             end=self.leader_ended.set,
         )
         self.follower = FollowerWatch(self.guest.beats, limits, self.follower_ended.set)
+        self.leader.is_serving = self.follower.is_serving = is_serving
         self.leader.start()
         self.follower.start()
 
@@ -69,6 +72,25 @@ def test_a_silent_follower_ends_the_leader(pair: Pair) -> None:
 def test_a_silent_leader_ends_the_follower(pair: Pair) -> None:
     pair.leader.stop()
     assert pair.follower_ended.wait(20)
+
+
+def test_silence_counts_later_while_loading() -> None:
+    pair = Pair(dataclasses.replace(LIMITS, loading_silence_s=4), is_serving=False)
+    pair.follower.stop()
+    time.sleep(2)
+    assert not pair.failures
+    assert pair.leader_ended.wait(20)
+    pair.close()
+
+
+def test_a_process_that_was_held_up_itself_does_not_blame_others(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.monotonic
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: real() + 3600)  # a machine asleep
+    time.sleep(0.5)
+    assert not pair.failures
+    assert not pair.follower_ended.is_set()
 
 
 def test_a_failing_follower_says_why(pair: Pair) -> None:
