@@ -245,7 +245,7 @@ def _make_engine(
         return load_engine(checkpoint, tokenizer, end_token_ids, engine_settings, leader=leader)
 
     engine = AsyncLLMEngine(load, tokenizer, settings["MODEL_NAME"] or path.resolve().stem)
-    leader = None if hosts is None else Leader(hosts, settings["JOIN_TIMEOUT_S"], engine.fail)
+    leader = None if hosts is None else Leader(hosts, settings["JOIN_TIMEOUT_S"], engine)
     named = (settings["MODEL_TYPE"] or "").lower().removesuffix("forcausallm")
     return engine, named or checkpoint.config.get("model_type") or "", leader
 

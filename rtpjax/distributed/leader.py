@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtpjax.distributed import runtime
 from rtpjax.distributed.channel import Host, Publisher, address_of
@@ -16,6 +16,9 @@ from rtpjax.distributed.hosts import Hosts
 from rtpjax.engine.device_call import DeviceCall
 from rtpjax.engine.runner import Runner, StepHandle
 from rtpjax.engine.sampling import Sampled
+
+if TYPE_CHECKING:
+    from rtpjax.engine.async_engine import AsyncLLMEngine
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ class Leader:
     Args:
         hosts: Who takes part.
         timeout_s: How long to wait for the others.
-        on_failure: Told the reason when the group cannot go on; the process ends soon after.
+        engine: Told the reason when the group cannot go on; the process ends soon after.
         limits: When a follower counts as gone.
     """
 
@@ -34,12 +37,12 @@ class Leader:
         self,
         hosts: Hosts,
         timeout_s: int,
-        on_failure: Callable[[str], None],
+        engine: AsyncLLMEngine,
         limits: Limits | None = None,
     ):
         self._hosts = hosts
         self._timeout_s = timeout_s
-        self._on_failure = on_failure
+        self._engine = engine
         self._limits = limits or Limits()
         self._host: Host | None = None
 
@@ -62,8 +65,8 @@ class Leader:
             self._host.beats,
             num_followers,
             num_published=lambda: self._publisher.num_published,
-            on_failure=self._on_failure,
-            on_leave=_drain,
+            on_failure=self._engine.fail,
+            on_leave=self._drain,
             limits=self._limits,
             end=end_process,
         )
@@ -86,6 +89,11 @@ class Leader:
             # Often the first sign of a follower that is gone: the collective says so.
             self._watch.fail(f"a step failed on process 0: {type(error).__name__}: {error}")
             raise
+
+    def _drain(self) -> None:
+        # Once it drains, nobody may listen to the signal any more, and it would end the process.
+        if not self._engine.is_draining:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self) -> None:
         """Ends the followers in good order; the engine has stopped."""
@@ -128,7 +136,3 @@ class LeadingRunner(Runner):
             return super().collect(handle)
         with self._leader.all_or_none():
             return super().collect(handle)
-
-
-def _drain() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
