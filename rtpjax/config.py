@@ -245,7 +245,7 @@ def _cache_budget(
 ) -> int:
     """Bytes of one dp group's cache, devices that keep the same heads counted once."""
     if is_cpu:
-        free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+        free = free_host_bytes() if free_bytes is None else free_bytes
         # All virtual devices share the host's memory.
         num_copies = settings.dp_size * (split.tp_size // split.kv_heads)
         return min(free // 4, 4 * GIB) // num_copies
@@ -267,3 +267,8 @@ def gpu_cache_bytes(free_bytes: int, reserved_bytes: int, kv_ways: int) -> int:
     steps.
     """
     return max(free_bytes - reserved_bytes, 0) * kv_ways
+
+
+def free_host_bytes() -> int:
+    """Memory of this machine that can still be had."""
+    return psutil.virtual_memory().available

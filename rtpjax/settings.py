@@ -27,6 +27,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _rank(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("expected a whole number of at least 0")
+    return value
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 0 <= value <= 65535:
@@ -161,6 +168,29 @@ SETTINGS = (
         "(default: the first that supports the model)",
     ),
     Setting("TP_SIZE", _positive, 1, "devices that each layer is split over"),
+    Setting("WORLD_SIZE", _positive, None, "devices of all hosts together (docs/scaling.md)"),
+    Setting(
+        "LOCAL_WORLD_SIZE",
+        _positive,
+        None,
+        "devices of one host; each host runs one process (default: all, or what the launcher says)",
+    ),
+    Setting(
+        "WORLD_RANK",
+        _rank,
+        None,
+        "first device of this host, a multiple of LOCAL_WORLD_SIZE; the process with 0 has HTTP",
+    ),
+    Setting(
+        "COORDINATOR_ADDRESS",
+        str,
+        None,
+        "HOST:PORT of the process with WORLD_RANK 0, for many hosts (default: what Slurm, Open "
+        "MPI or LeaderWorkerSet set)",
+    ),
+    Setting("MASTER_ADDR", str, None, "the host of COORDINATOR_ADDRESS, as torch names it"),
+    Setting("MASTER_PORT", _port, None, "its port (default: 8476)"),
+    Setting("JOIN_TIMEOUT_S", _positive, 300, "time for all hosts to meet at start-up"),
     Setting(
         "DP_SIZE",
         _positive,
@@ -195,8 +225,8 @@ SETTINGS = (
 _OFF = ("", "0", "false", "none")
 _ONE = ("", "1")
 NOT_YET = {
-    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), _ONE),
     **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
     **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
-    **dict.fromkeys(("WORLD_RANK", "LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),
+    **dict.fromkeys(("LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),
+    **dict.fromkeys(("DISTRIBUTE_CONFIG_FILE", "GANG_CONFIG_STRING"), _OFF),
 }

@@ -16,12 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtpjax.distributed.hosts import Hosts, check_mesh_size, resolve
 from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.settings import NOT_YET, SETTINGS
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from rtpjax.checkpoint import Checkpoint
     from rtpjax.config import EngineSettings, KvCacheDtype
+    from rtpjax.distributed.leader import Leader
     from rtpjax.engine.async_engine import AsyncLLMEngine
+    from rtpjax.engine.engine import LLMEngine
 
 logger = logging.getLogger("rtpjax")
 
@@ -196,8 +202,12 @@ def _announce(url: str, model_name: str, started: float) -> None:
     )
 
 
-def serve(settings: Mapping[str, Any]) -> None:
+def serve(settings: Mapping[str, Any], hosts: Hosts | None = None) -> None:
     """Runs the server until SIGTERM or SIGINT.
+
+    Args:
+        settings: By name.
+        hosts: The processes of a mesh over many hosts; this one is their leader.
 
     Raises:
         ConfigError: The port is in use, or a setting cannot be met.
@@ -219,37 +229,71 @@ def serve(settings: Mapping[str, Any]) -> None:
     )
     # Before anything that takes long: a port in use is said at once.
     with bind(server_config.host, server_config.port) as sock:
-        engine, model_type = _make_engine(settings)
+        engine, model_type, leader = _make_engine(settings, hosts)
         run(
             engine,
             dataclasses.replace(server_config, model_type=model_type),
             sock=sock,
             on_ready=lambda url: _announce(url, engine.model_name, started),
         )
+        if leader is not None:
+            leader.stop()
 
 
-def _make_engine(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, str]:
-    """The engine, its checkpoint opened and its weights still to be loaded; and the model type."""
+def _open_model(settings: Mapping[str, Any]) -> tuple[Path, Checkpoint, PreTrainedTokenizerFast]:
+    """Where the model is, its opened checkpoint and its tokenizer."""
     from checkpoints_conv.readers import open_checkpoint
-    from rtpjax.engine.async_engine import AsyncLLMEngine
-    from rtpjax.engine.load import load_engine
-    from rtpjax.tokenizer import eos_token_ids, load_tokenizer
+    from rtpjax.tokenizer import load_tokenizer
 
-    engine_settings = _engine_settings(settings)
     cache = settings["RTPJAX_CACHE"].expanduser()
     path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache)
     _configure_jax(cache)
     checkpoint = open_checkpoint(path)
     checkpoint.config = with_model_type(checkpoint.config, settings["MODEL_TYPE"])
-    tokenizer = load_tokenizer(settings["TOKENIZER_PATH"] or path)
+    return path, checkpoint, load_tokenizer(settings["TOKENIZER_PATH"] or path)
+
+
+def _make_engine(
+    settings: Mapping[str, Any], hosts: Hosts | None
+) -> tuple[AsyncLLMEngine, str, Leader | None]:
+    """The engine, its weights still to be loaded; the model type; who leads the other hosts."""
+    from rtpjax.distributed.leader import Leader
+    from rtpjax.engine.async_engine import AsyncLLMEngine
+    from rtpjax.engine.load import load_engine
+    from rtpjax.tokenizer import eos_token_ids
+
+    engine_settings = _engine_settings(settings)
+    path, checkpoint, tokenizer = _open_model(settings)
     end_token_ids = eos_token_ids(path, checkpoint.config, tokenizer)
-    engine = AsyncLLMEngine(
-        lambda: load_engine(checkpoint, tokenizer, end_token_ids, engine_settings),
-        tokenizer,
-        settings["MODEL_NAME"] or path.resolve().stem,
-    )
+
+    def load() -> LLMEngine:
+        if leader is not None:
+            leader.join()
+        return load_engine(checkpoint, tokenizer, end_token_ids, engine_settings, leader=leader)
+
+    engine = AsyncLLMEngine(load, tokenizer, settings["MODEL_NAME"] or path.resolve().stem)
+    leader = None if hosts is None else Leader(hosts, settings["JOIN_TIMEOUT_S"], engine)
     named = (settings["MODEL_TYPE"] or "").lower().removesuffix("forcausallm")
-    return engine, named or checkpoint.config.get("model_type") or ""
+    return engine, named or checkpoint.config.get("model_type") or "", leader
+
+
+def follow_leader(settings: Mapping[str, Any], hosts: Hosts) -> None:
+    """Takes part in a mesh over many hosts until its leader stops.
+
+    Raises:
+        ConfigError: The leader cannot be met.
+        CheckpointError: The checkpoint cannot be had.
+    """
+    from rtpjax.distributed.follower import follow
+    from rtpjax.engine.load import load_runner
+
+    engine_settings = _engine_settings(settings)
+    _, checkpoint, tokenizer = _open_model(settings)
+    follow(
+        hosts,
+        settings["JOIN_TIMEOUT_S"],
+        lambda: load_runner(checkpoint, len(tokenizer), engine_settings),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,7 +302,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
         _configure_logging(settings)
         warn_not_yet(os.environ)
-        serve(settings)
+        hosts = resolve(settings, os.environ)
+        if hosts is not None:
+            check_mesh_size(hosts, settings["TP_SIZE"] * settings["DP_SIZE"])
+        if hosts is None or hosts.is_leader:
+            serve(settings, hosts)
+        else:
+            follow_leader(settings, hosts)
     except (ConfigError, CheckpointError) as error:
         print(f"rtpjax cannot start: {error}", file=sys.stderr)
         return 1

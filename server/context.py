@@ -55,6 +55,8 @@ class ServerContext:
 
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""
+        if self.engine.failure is not None:
+            return self.engine.failure
         if self.engine.is_draining:
             return "the server is shutting down"
         if not self.engine.is_ready:

@@ -109,7 +109,9 @@ def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
         if not (engine.is_ready or engine.is_draining):
             # Loading: nothing to drain, and the thread that compiles cannot be interrupted.
             os._exit(128 + number)
-        if stop.is_set():  # a second Ctrl-C: the user does not want to wait for the drain
+        # A second Ctrl-C: the user does not want to wait for the drain. SIGTERM may come twice:
+        # from the orchestrator, and from another host of the mesh.
+        if stop.is_set() and number == signal.SIGINT:
             for task in asyncio.all_tasks(loop):
                 task.cancel()
         stop.set()

@@ -41,6 +41,7 @@ class AsyncLLMEngine:
     Attributes:
         created: Unix time at which it was made.
         is_draining: No new requests are taken.
+        failure: Why the engine cannot go on, or None.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class AsyncLLMEngine:
         self.model_name = model_name
         self.created = int(time.time())
         self.is_draining = False
+        self.failure: str | None = None
         self._load = load
         self._engine: LLMEngine | None = None
         self._thread: threading.Thread | None = None
@@ -63,7 +65,7 @@ class AsyncLLMEngine:
     def is_ready(self) -> bool:
         """Whether generate takes requests: loaded, compiled, not draining, and the thread runs."""
         alive = self._thread is not None and self._thread.is_alive()
-        return alive and not self.is_draining
+        return alive and not self.is_draining and self.failure is None
 
     @property
     def max_model_len(self) -> int:
@@ -89,6 +91,15 @@ class AsyncLLMEngine:
             self._wake.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+
+    def fail(self, reason: str) -> None:
+        """Ends all requests with an error and takes no new ones, though the thread may hang.
+
+        Thread-safe. For failures that only the outside can see: a host of the mesh is gone.
+        """
+        self.failure = reason
+        if self._thread is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end_all)
 
     async def drain(self, timeout_s: float) -> None:
         """Takes no new requests; waits until the running ones have ended, or the time is over."""
@@ -116,7 +127,8 @@ class AsyncLLMEngine:
         if self._engine is None or self._thread is None:
             raise DrainingError("The server is still loading the model.", code="not_ready")
         if not self.is_ready:
-            raise DrainingError("The engine has stopped; restart the server.", code="stopped")
+            reason = self.failure or "restart the server"
+            raise DrainingError(f"The engine has stopped: {reason}.", code="stopped")
         self._engine.check(request, num_arriving=len(self._inbox))
         return self._outputs(request)
 
@@ -198,7 +210,8 @@ class AsyncLLMEngine:
     def _end_all(self) -> None:
         """The thread has ended: so do all requests."""
         self._has_ended = True
-        error = str(EngineError("The engine stopped before the answer was complete."))
+        reason = f": {self.failure}" if self.failure else "."
+        error = str(EngineError(f"The engine stopped before the answer was complete{reason}"))
         self._deliver(
             [RequestOutput(i, "", (), finish_reason="error", error=error) for i in self._queues]
         )

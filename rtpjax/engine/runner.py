@@ -5,8 +5,8 @@ one for each number of rows that a bucket can have. Caches and per-request state
 programs update them in place. They are compiled ahead of the first request, and only called
 afterwards: a shape that is not among the buckets is an error, never a compilation.
 
-All that reaches the devices in a step: the packed vector and SlotFills (`start`), and the masks of
-rows by their places in the batch (`choose`). Processes that share a mesh make the same calls.
+All that reaches the devices goes through `execute`, in plain arrays: processes that share a mesh
+make the same calls.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from rtpjax.engine.batch import (
     RowInputs,
     uses_slot_state,
 )
+from rtpjax.engine.device_call import DeviceCall
 from rtpjax.engine.sampling import (
     ANY_TOKEN,
     EXCLUDED,
@@ -65,31 +66,15 @@ _SLOT_FIELD = RowInputs._fields.index("slots")
 _BAD_WORDS = MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS
 
 
-class SlotFill(NamedTuple):
-    """What a slot holds for the request that takes it.
-
-    Attributes:
-        at: Its place in SlotState: dp group * max_num_seqs + slot.
-        rows: The slot's row of each array of SlotState but the masks.
-    """
-
-    at: int
-    rows: tuple[np.ndarray, ...]
-
-
 @dataclass(frozen=True)
 class Forwarded:
-    """A step whose tokens are still to be chosen.
+    """A step whose tokens are still to be chosen, before the next one is started.
 
     Attributes:
         batch: What was asked.
-        logits: float32 `[dp * B, V]`, under way.
-        packed_rows: int32 `[dp * B, F]`.
     """
 
     batch: Batch
-    logits: jax.Array
-    packed_rows: jax.Array
 
 
 @dataclass(frozen=True)
@@ -124,6 +109,9 @@ def _powers(first: int, last: int) -> list[int]:
 class Runner:
     """The device's side of the engine.
 
+    Whatever changes what the devices hold goes through `execute`, so that the other processes of a
+    mesh over many hosts can do the same (rtpjax.distributed).
+
     Args:
         config: Resolved settings.
         model_config: The model's shape.
@@ -157,11 +145,28 @@ class Runner:
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._by_group = NamedSharding(mesh, PartitionSpec(DP))
         self._slot_owners: dict[int, tuple[Sequence, int]] = {}
+        self._forwarded: tuple[jax.Array, jax.Array] | None = None
+        self._device_calls: dict[str, Callable[..., Any]] = {
+            "reset": self._device_reset,
+            "fill_slot": self._device_fill_slot,
+            "fill_masks": self._device_fill_masks,
+            "forward": self._device_forward,
+            "choose": self._device_choose,
+        }
         self.reset()
+
+    def execute(self, call: DeviceCall) -> Any:
+        """Starts what a call says on the devices; returns what a `choose` makes, else None."""
+        return self._device_calls[call.name](call.number, *call.arrays)
 
     def reset(self) -> None:
         """Fresh caches and per-request state; whatever they held is lost."""
+        self.execute(DeviceCall("reset"))
+        self._slot_owners.clear()
+
+    def _device_reset(self, _: int) -> None:
         c = self.config
+        self._forwarded = None
         self._caches: Caches = ()  # memory may not hold the old ones beside the fresh ones
         num_pages = self._num_groups * c.num_pages
         self._caches = kv_cache.allocate(
@@ -180,7 +185,6 @@ class Runner:
             bad_words=slots(*_BAD_WORDS, value=NO_SLOT),
             masks=slots(self._mask_words),
         )
-        self._slot_owners.clear()
 
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
         """Compiles a program for every bucket, in parallel, and runs each once on padding."""
@@ -207,7 +211,7 @@ class Runner:
             self.collect(self.choose(self.forward(_padding(layout, self._num_groups))))
         filling = partial(jax.jit, donate_argnums=0, out_shardings=self._by_group)
         self._fill_slot, self._fill_masks = filling(_fill_slot), filling(_fill_masks)
-        self._state = self._fill_slot(self._state, np.int32(0), *self._slot_rows(None))
+        self.execute(DeviceCall("fill_slot", 0, self._slot_rows(None)))
         for size in self._mask_counts():
             self._upload_masks(size, {})
         self._num_expected_traces = self.num_traces
@@ -227,19 +231,19 @@ class Runner:
 
     def forward(self, batch: Batch) -> Forwarded:
         """Starts a step up to its logits; the device works on it when this returns."""
-        return self.start(batch, self.fills(row.sequence for row in batch.rows.values()))
+        for row in batch.rows.values():
+            self._claim_slot(row.sequence)
+        number = self.buckets.index(batch.layout.bucket)
+        self.execute(DeviceCall("forward", number, (batch.vector,)))
+        return Forwarded(batch)
 
-    def start(self, batch: Batch, fills: Iterable[SlotFill]) -> Forwarded:
-        """`forward` with what it fills slots with: plain arrays, the batch's rows are not read."""
-        for at, rows in fills:
-            self._state = self._fill_slot(self._state, np.int32(at), *rows)
-        vector = upload(batch.vector, self._by_group)
-        program = self._forward[batch.layout.bucket]
+    def _device_forward(self, number: int, vector: np.ndarray) -> None:
+        program = self._forward[self.buckets[number]]
         logits, packed_rows, self._caches, tokens = program(
-            self._params, vector, self._caches, self._state.tokens
+            self._params, upload(vector, self._by_group), self._caches, self._state.tokens
         )
         self._state = self._state._replace(tokens=tokens)
-        return Forwarded(batch, logits, packed_rows)
+        self._forwarded = logits, packed_rows
 
     def choose(
         self, forwarded: Forwarded, masks: Mapping[int, np.ndarray] | None = None
@@ -252,19 +256,27 @@ class Runner:
                 batch; rows that are not there may choose any.
         """
         num_rows = forwarded.batch.layout.bucket.num_rows
-        has_mask = self._no_masks[num_rows]
+        has_mask: tuple[np.ndarray, ...] = ()
         if masks:
             slots = self._slots_of(forwarded.batch)
             self._upload_masks(len(masks), {slots[b]: mask for b, mask in masks.items()})
             flags = np.zeros(self._num_groups * num_rows, np.bool_)
             flags[list(masks)] = True
-            has_mask = upload(flags, self._by_group)
-        sampled, tokens = self._choose[num_rows](
-            forwarded.logits, forwarded.packed_rows, has_mask, *self._tokens_and_rest()
-        )
-        self._state = self._state._replace(tokens=tokens)
+            has_mask = (flags,)
+        sampled = self.execute(DeviceCall("choose", num_rows, has_mask))
         sampled.copy_to_host_async()
         return StepHandle(forwarded.batch, sampled)
+
+    def _device_choose(self, num_rows: int, flags: np.ndarray | None = None) -> jax.Array:
+        assert self._forwarded is not None
+        (logits, packed_rows), self._forwarded = self._forwarded, None
+        none = self._no_masks[num_rows]
+        has_mask = none if flags is None else upload(flags, self._by_group)
+        sampled, tokens = self._choose[num_rows](
+            logits, packed_rows, has_mask, *self._tokens_and_rest()
+        )
+        self._state = self._state._replace(tokens=tokens)
+        return sampled
 
     def collect(self, handle: StepHandle) -> Sampled:
         """Waits for a step's result; numpy arrays, by row of its batch."""
@@ -313,18 +325,18 @@ class Runner:
 
         return step
 
-    def fills(self, sequences: Iterable[Sequence]) -> list[SlotFill]:
-        """What fills the slots of sequences that are new there and whose sampling reads it."""
-        fills = []
-        for sequence in sequences:
-            owner = (sequence, sequence.epoch)
-            at = sequence.group * self.config.max_num_seqs + sequence.slot
-            if self._slot_owners.get(at) == owner:
-                continue
-            self._slot_owners[at] = owner
-            if uses_slot_state(sequence.request.sampling):
-                fills.append(SlotFill(at, self._slot_rows(sequence)))
-        return fills
+    def _claim_slot(self, sequence: Sequence) -> None:
+        """Fills the sequence's slot if it is new there and its sampling reads the slot."""
+        owner = (sequence, sequence.epoch)
+        at = sequence.group * self.config.max_num_seqs + sequence.slot
+        if self._slot_owners.get(at) == owner:
+            return
+        self._slot_owners[at] = owner
+        if uses_slot_state(sequence.request.sampling):
+            self.execute(DeviceCall("fill_slot", at, self._slot_rows(sequence)))
+
+    def _device_fill_slot(self, at: int, *rows: np.ndarray) -> None:
+        self._state = self._fill_slot(self._state, np.int32(at), *rows)
 
     def _slots_of(self, batch: Batch) -> list[int]:
         """Place in SlotState of each of the `[dp * B]` rows."""
@@ -341,6 +353,9 @@ class Runner:
         for i, (slot, mask) in enumerate(masks.items()):
             num_words = min(len(mask), self._mask_words)
             slots[i], rows[i, :num_words] = slot, mask[:num_words]
+        self.execute(DeviceCall("fill_masks", 0, (slots, rows)))
+
+    def _device_fill_masks(self, _: int, slots: np.ndarray, rows: np.ndarray) -> None:
         self._state = self._fill_masks(self._state, slots, rows)
 
     def _mask_counts(self) -> list[int]:

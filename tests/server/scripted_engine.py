@@ -54,6 +54,7 @@ class ScriptedEngine:
         self.tokenizer = make_tokenizer(template)
         self.is_ready = is_ready
         self.is_draining = False
+        self.failure = None
         self.delay_s = 0.0
         self.error_at: int | None = None
         self.stop_with: str | int | None = None

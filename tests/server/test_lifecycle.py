@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -114,6 +115,8 @@ def test_sigterm_drains_the_process() -> None:
         body = {"prompt": "a", "max_tokens": 30, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as response:
             process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)  # of an orchestrator that repeats it
             text = response.read().decode()
         assert text.endswith("data: [DONE]\n\n")
         assert text.count("data: ") == 31

@@ -162,6 +162,26 @@ def test_drain_lets_running_requests_end_and_refuses_new_ones(engine, monkeypatc
     within_time(main())
 
 
+def test_a_failure_outside_ends_all_requests_though_the_thread_hangs(engine, monkeypatch):
+    gate = Gate(engine, monkeypatch)
+
+    async def main():
+        async with running(engine, gate) as served:
+            tasks = [asyncio.create_task(collect(served.generate(request(f"{i}")))) for i in (0, 1)]
+            await asyncio.to_thread(gate.is_waiting.wait)
+            await asyncio.to_thread(served.fail, "process 1 has been silent")
+            for task in tasks:
+                (output,) = await task
+                assert output.finish_reason == "error"
+                assert output.error is not None
+                assert "process 1 has been silent" in output.error
+            assert not served.is_ready
+            with pytest.raises(DrainingError, match="process 1 has been silent"):
+                served.generate(request("late"))
+
+    within_time(main())
+
+
 def test_drain_ends_with_its_time_and_stop_ends_what_is_left(engine, monkeypatch, caplog):
     gate = Gate(engine, monkeypatch)
 

@@ -25,6 +25,9 @@ def test_health_follows_the_engine(engine: ScriptedEngine) -> None:
         engine.is_draining = True
         assert server.client.get("/health").json()["reason"] == "the server is shutting down"
         assert server.chat().status_code == 503
+        engine.failure = "process 1 has been silent for 6 s"
+        failed = server.client.get("/health")
+        assert (failed.status_code, failed.json()["reason"]) == (503, engine.failure)
 
 
 def test_models(server: LiveServer) -> None:

@@ -1,0 +1,22 @@
+"""A change of what the devices hold, in plain values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DeviceCall(NamedTuple):
+    """What a runner is to do with its devices: all that another process needs to do the same.
+
+    Attributes:
+        name: Of one of Runner's device calls.
+        number: A bucket's index, a number of rows or a place in SlotState (dp group *
+            max_num_seqs + slot); by name.
+        arrays: Inputs, numpy.
+    """
+
+    name: str
+    number: int = 0
+    arrays: tuple[np.ndarray, ...] = ()
