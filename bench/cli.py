@@ -1,16 +1,17 @@
-"""`bench serve|offline|prefix`, also reached as `rtpjax bench ...`."""
+"""`bench serve|offline|prefix|fleet`, also reached as `rtpjax bench ...`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from bench import offline, prefix, serve
+from bench import fleet, offline, prefix, serve
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
     "offline": (offline, "the engine without HTTP, beside transformers"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
+    "fleet": (fleet, "many replicas and their router, simulated"),
 }
 
 

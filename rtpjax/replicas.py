@@ -71,7 +71,7 @@ def deployments(settings: Mapping[str, Any]) -> Application:
         request_router_config=RequestRouterConfig.model_validate(
             {
                 "request_router_class": "server.replicas.router.PrefixRouter",
-                "request_router_kwargs": {"slack": max(4, concurrency // 2)},
+                "request_router_kwargs": {"slack": max(4, concurrency // 16)},
             }
         ),
         ray_actor_options={"num_gpus": num_gpus, "num_cpus": 1},
