@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import cache_quality, host_work, offline, prefix, quality, serve, step
+from bench import cache_quality, fleet, host_work, offline, prefix, quality, serve, step
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
@@ -15,6 +15,7 @@ COMMANDS = {
     "host": (host_work, "what a step costs the host on one and on many devices"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
     "cache-quality": (cache_quality, "what int8 and fp8 caches cost in quality"),
+    "fleet": (fleet, "many replicas and their router, simulated"),
 }
 
 

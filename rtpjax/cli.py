@@ -1,4 +1,4 @@
-"""The command `rtpjax`: serve, convert, plan, check, bench, chat."""
+"""The command `rtpjax`: serve, replicas, convert, plan, check, bench, chat."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 USAGE = """usage: rtpjax COMMAND ...
 
   serve     serve a model over the OpenAI API
+  replicas  serve it with several replicas, on Ray Serve
   convert   convert a checkpoint (Hugging Face folder or .gguf) to safetensors or orbax
   plan      what a model needs and can reach on a GPU; needs no GPU
   check     compare kernels and a model on this machine's GPU with what they should compute
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
     return {
         "serve": _serve,
+        "replicas": _replicas,
         "convert": _convert,
         "plan": _plan,
         "check": _check,
@@ -45,6 +47,12 @@ def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
 # Imported when called: each brings libraries that the others do not need.
 def _serve(argv: Sequence[str]) -> int:
     from rtpjax.start_server import main
+
+    return main(argv)
+
+
+def _replicas(argv: Sequence[str]) -> int:
+    from rtpjax.replicas import main
 
     return main(argv)
 

@@ -220,6 +220,25 @@ SETTINGS = (
     ),
 )
 
+# What `rtpjax replicas` takes beside them.
+REPLICA_SETTINGS = (
+    Setting("NUM_REPLICAS", _positive, 1, "replicas that run always"),
+    Setting(
+        "MAX_REPLICAS",
+        _positive,
+        None,
+        "replicas that may run when many requests wait (default: NUM_REPLICAS)",
+    ),
+    Setting("NUM_FRONTS", _positive, 1, "processes that take requests and pick replicas"),
+    Setting(
+        "TARGET_REQUESTS",
+        _positive,
+        None,
+        "requests of a replica, waiting ones too, past which more replicas are started "
+        "(default: CONCURRENCY_LIMIT)",
+    ),
+)
+
 # RTP-LLM's settings that are not built yet, with the values that ask for what happens anyway.
 # Others are named at start-up, so that nobody believes they work.
 _OFF = ("", "0", "false", "none")

@@ -7,7 +7,6 @@ case; a flag wins. This is the only place that reads the environment for the ser
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtpjax.distributed.hosts import Hosts, check_mesh_size, resolve
 from rtpjax.errors import CheckpointError, ConfigError
-from rtpjax.settings import NOT_YET, SETTINGS
+from rtpjax.settings import NOT_YET, SETTINGS, Setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,31 +27,43 @@ if TYPE_CHECKING:
     from rtpjax.distributed.leader import Leader
     from rtpjax.engine.async_engine import AsyncLLMEngine
     from rtpjax.engine.engine import LLMEngine
+    from server.config import ServerConfig
 
 logger = logging.getLogger("rtpjax")
 
 MIB = 1 << 20
 
 
-def read_settings(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+def read_settings(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    settings: Sequence[Setting] = SETTINGS,
+    prog: str = "rtpjax serve",
+) -> dict[str, Any]:
     """All settings by name: from a flag, else the environment, else the default.
+
+    Args:
+        argv: The flags.
+        environment: Where the others are looked for.
+        settings: Which there are.
+        prog: The command, for --help.
 
     Raises:
         ConfigError: A value cannot be used.
         SystemExit: A flag is unknown, or --help.
     """
     parser = argparse.ArgumentParser(
-        prog="rtpjax serve",
+        prog=prog,
         description="Serves a model over the OpenAI API. Each flag is also an environment variable "
         "(--start_port and START_PORT); a flag wins.",
     )
-    for setting in SETTINGS:
+    for setting in settings:
         flag = f"--{setting.name.lower()}"
         names = dict.fromkeys((flag, flag.replace("_", "-")))
         parser.add_argument(*names, dest=setting.name, metavar="X", help=setting.help)
     flags = vars(parser.parse_args(list(argv)))
     values = {}
-    for setting in SETTINGS:
+    for setting in settings:
         text = flags[setting.name]
         text = environment.get(setting.name) if text is None else text
         try:
@@ -121,7 +132,7 @@ def with_model_type(config: dict[str, Any], model_type: str | None) -> dict[str,
     raise ConfigError(f"MODEL_TYPE is {model_type!r}; known are {known}.")
 
 
-def _configure_logging(settings: Mapping[str, Any]) -> None:
+def configure_logging(settings: Mapping[str, Any]) -> None:
     handlers: list[logging.Handler] = []
     if settings["LOG_FILE"]:
         handlers.append(logging.FileHandler(settings["LOG_FILE"]))
@@ -214,9 +225,39 @@ def serve(settings: Mapping[str, Any], hosts: Hosts | None = None) -> None:
         CheckpointError: The checkpoint cannot be had, or does not fit its model.
     """
     started = time.perf_counter()
-    from server.config import ServerConfig
     from server.lifecycle import bind, run
 
+    # Before anything that takes long: a port in use is said at once.
+    with bind(settings["START_HOST"], settings["START_PORT"]) as sock:
+        engine, server_config, leader = _prepare(settings, hosts)
+        run(
+            engine,
+            server_config,
+            sock=sock,
+            on_ready=lambda url: _announce(url, engine.model_name, started),
+        )
+        if leader is not None:
+            leader.stop()
+
+
+def prepare(settings: Mapping[str, Any]) -> tuple[AsyncLLMEngine, ServerConfig]:
+    """The engine, its weights still to be loaded, and the settings of the HTTP side.
+
+    Raises:
+        ConfigError: A setting cannot be met.
+        CheckpointError: The checkpoint cannot be had.
+    """
+    engine, server_config, _ = _prepare(settings, None)
+    return engine, server_config
+
+
+def _prepare(
+    settings: Mapping[str, Any], hosts: Hosts | None
+) -> tuple[AsyncLLMEngine, ServerConfig, Leader | None]:
+    """What `prepare` makes, and who leads the other hosts."""
+    from server.config import ServerConfig
+
+    engine, model_type, leader = _make_engine(settings, hosts)
     server_config = ServerConfig(
         host=settings["START_HOST"],
         port=settings["START_PORT"],
@@ -226,18 +267,9 @@ def serve(settings: Mapping[str, Any], hosts: Hosts | None = None) -> None:
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
+        model_type=model_type,
     )
-    # Before anything that takes long: a port in use is said at once.
-    with bind(server_config.host, server_config.port) as sock:
-        engine, model_type, leader = _make_engine(settings, hosts)
-        run(
-            engine,
-            dataclasses.replace(server_config, model_type=model_type),
-            sock=sock,
-            on_ready=lambda url: _announce(url, engine.model_name, started),
-        )
-        if leader is not None:
-            leader.stop()
+    return engine, server_config, leader
 
 
 def _open_model(settings: Mapping[str, Any]) -> tuple[Path, Checkpoint, PreTrainedTokenizerFast]:
@@ -300,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Reads the settings and serves; returns the exit status."""
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
-        _configure_logging(settings)
+        configure_logging(settings)
         warn_not_yet(os.environ)
         hosts = resolve(settings, os.environ)
         if hosts is not None:

@@ -14,6 +14,7 @@ PACKAGES = ("rtpjax", "pallas_kernels", "server", "checkpoints_conv", "bench")
 # First matching prefix decides which of our own modules a module may import.
 ALLOWED = {
     "rtpjax.start_server": ("rtpjax", "server", "checkpoints_conv"),
+    "rtpjax.replicas": ("rtpjax", "server"),
     "rtpjax.cli": ("rtpjax", "server", "checkpoints_conv", "bench"),
     "rtpjax.errors": (),
     "rtpjax.models": ("rtpjax.models", "rtpjax.errors", "pallas_kernels"),
@@ -22,11 +23,17 @@ ALLOWED = {
     "pallas_kernels": ("pallas_kernels",),
     "server": ("server", "rtpjax.engine", "rtpjax.errors"),
     "checkpoints_conv": ("checkpoints_conv", "rtpjax"),
+    "bench.fleet": ("bench", "server.replicas.prefix"),
     "bench": ("bench", "rtpjax", "checkpoints_conv"),
 }
 NOT_BY = {
-    "rtpjax": ("rtpjax.start_server", "rtpjax.cli"),
-    "checkpoints_conv": ("rtpjax.engine", "rtpjax.start_server", "rtpjax.cli"),
+    "rtpjax": ("rtpjax.start_server", "rtpjax.replicas", "rtpjax.cli"),
+    "checkpoints_conv": (
+        "rtpjax.engine",
+        "rtpjax.start_server",
+        "rtpjax.replicas",
+        "rtpjax.cli",
+    ),
     "rtpjax.sharding": ("rtpjax.engine",),
     "rtpjax.checkpoint": ("rtpjax.engine",),
 }
@@ -84,7 +91,7 @@ def rule(table: dict[str, tuple[str, ...]], module: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_imports_point_down(module):
     own = {n for n in imports(modules()[module]) if under(n, PACKAGES)}
-    entry_point = module in ("rtpjax.start_server", "rtpjax.cli")
+    entry_point = module in ("rtpjax.start_server", "rtpjax.replicas", "rtpjax.cli")
     wrong = {
         n
         for n in own
