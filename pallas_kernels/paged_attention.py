@@ -70,7 +70,7 @@ def _check(
             f"{OP.name}: {q.shape[1]} query heads are no multiple of {K} kv heads; each kv head "
             "serves the same number of query heads."
         )
-    is_quantized = k_pages.dtype in QUANTIZED_CACHES
+    is_quantized = k_pages.dtype in (*QUANTIZED_CACHES, jnp.uint8)  # bits of float8_e4m3fn
     if (k_scales is None, v_scales is None) != (not is_quantized, not is_quantized):
         raise ValueError(
             f"{OP.name}: a cache of {k_pages.dtype} {'needs' if is_quantized else 'has no'} "

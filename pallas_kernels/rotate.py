@@ -11,7 +11,6 @@ XLA makes two to four kernels of it, which each read what the one before wrote. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -143,7 +142,7 @@ def _kernel(operands: Operands, q_out: Ref, k_out: Ref, *, eps: float) -> None:
 
 
 def _turn_tile(
-    refs: Sequence[Ref | None], out: Ref, where: tuple[jax.Array, jax.Array], eps: float
+    refs: tuple[Ref, Ref | None, Ref, Ref], out: Ref, where: tuple[jax.Array, jax.Array], eps: float
 ) -> None:
     source, norm, cos_ref, sin_ref = refs
     token, tile = where

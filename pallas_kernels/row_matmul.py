@@ -286,7 +286,7 @@ def _sums(
     def add_inputs(i: jax.Array, state: tuple) -> tuple:
         sums, squares = state
         inputs = i * tiling.block_k + columns
-        is_input = True if are_even else inputs < num_inputs
+        is_input: Any = True if are_even else inputs < num_inputs
 
         def read(ref: Ref, places: _Places) -> jax.Array:
             mask = places.are_there[:, None] & is_input

@@ -73,6 +73,8 @@ class Matrix(nnx.Module):
         rngs: For the initial values.
     """
 
+    weight: nnx.Param[jax.Array]  # every format has it
+
     def __init__(
         self,
         shape: tuple[int, int],

@@ -255,7 +255,9 @@ def test_hard_schemas_are_kept_to(name: str, i: int, has_marks: bool) -> None:
     calls = CallOptions(FUNCTIONS[1:2])
     if not re.fullmatch(style.written.names, "look.up"):
         pytest.skip("the format has no such names")
-    for seed in range(6):
+    for seed in range(30):  # some formats' walks seldom end
+        if seed >= 6 and ended >= 2:
+            break
         rng = random.Random(seed)
         text = walk(
             style.forced(calls),
