@@ -12,6 +12,7 @@ from flax import nnx
 
 from rtpjax import sharding
 from rtpjax.models import ModelConfig
+from rtpjax.models.layers import RMSNorm
 from rtpjax.models.moe import MoE
 from tests.golden import cases
 
@@ -19,16 +20,17 @@ CONFIG = ModelConfig.from_hf(cases.CASES["qwen3_moe"].config)
 T, D = 13, CONFIG.hidden_size
 
 
-def by_hand(moe: MoE, x: np.ndarray) -> np.ndarray:
-    """Token by token, expert by expert."""
+def by_hand(moe: MoE, norm: RMSNorm, x: np.ndarray) -> np.ndarray:
+    """Token by token, expert by expert, added to x."""
     assert CONFIG.moe is not None
     experts = moe.experts
     gate, up, down = (
         np.asarray(projection.weight.get_value(), np.float64)
         for projection in (experts.gate_proj, experts.up_proj, experts.down_proj)
     )
-    out = np.zeros(x.shape)
-    for t, token in enumerate(x.astype(np.float64)):
+    out = x.astype(np.float64)
+    for t, row in enumerate(x.astype(np.float64)):
+        token = row / np.sqrt(np.mean(row**2) + norm.eps) * norm.weight.get_value()
         scores = np.exp(np.asarray(moe.gate.weight.get_value(), np.float64) @ token)
         chosen = np.argsort(-scores)[: CONFIG.moe.num_experts_per_tok]
         for e in chosen:
@@ -48,11 +50,13 @@ def test_split_experts(tp_size: int, ep_size: int):
             shape = projection.weight.get_value().shape
             projection.weight.set_value(jnp.asarray(cases.weight(f"experts {i}", shape)))
         moe.gate.weight.set_value(jnp.asarray(cases.weight("gate", (8, D))))
+        norm = RMSNorm(D, "embed", jnp.float32, eps=1e-5, rngs=nnx.Rngs(0))
+        norm.weight.set_value(jnp.asarray(1 + cases.weight("norm", (D,))))
         mesh = sharding.make_mesh(tp_size, ep_size=ep_size, model=CONFIG)
         # Most tokens go to few experts: some have no row at all.
         x = cases.weight("x", (T, D)) + 2 * cases.weight("same for all", (1, D))
         graph, state = nnx.split(moe)
-        run = jax.jit(lambda s, x: nnx.merge(graph, s)(x, sharding.mesh_axes(mesh)))
+        run = jax.jit(lambda s, x: nnx.merge(graph, s)(x, norm, sharding.mesh_axes(mesh)))
         where = partial(sharding.named_sharding, mesh)
         placed = jax.tree.map(
             lambda leaf: jax.device_put(
@@ -62,4 +66,4 @@ def test_split_experts(tp_size: int, ep_size: int):
             is_leaf=lambda leaf: isinstance(leaf, nnx.Param),
         )
         got = run(jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(placed)), x)
-    np.testing.assert_allclose(got, by_hand(moe, x), atol=2e-5, rtol=0)
+    np.testing.assert_allclose(got, by_hand(moe, norm, x), atol=2e-5, rtol=0)
