@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.format == "safetensors":
             print("error: --tp lays out orbax checkpoints; leave --format out.", file=sys.stderr)
             return 2
-        if jax.config.jax_num_cpu_devices < args.tp:  # orbax stores what each device keeps
+        if (
+            jax.config.values["jax_num_cpu_devices"] < args.tp
+        ):  # orbax stores what each device keeps
             jax.config.update("jax_num_cpu_devices", args.tp)
     options = Conversion(
         format=args.format or ("orbax" if args.tp > 1 else "safetensors"),

@@ -62,31 +62,39 @@ def with_layers(model: ModelConfig, num_layers: int) -> ModelConfig:
 
 
 def forward(
-    model: ModelConfig, precision: Precision, layout: Layout, mesh: Mesh
+    model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """The jitted program, as the runner makes it.
 
     (params, vector, caches, tokens) -> (logits, rows, caches, tokens); caches and tokens are
     donated.
     """
-    step = partial(engine_step.forward, engine_step.Model.of(model, precision, mesh), layout)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = engine_step.Model.of(model, precision, mesh)
+    group = NamedSharding(mesh, PartitionSpec(sharding.DP))
+    caches = jax.tree.map(lambda pages: pages.sharding, _caches(model, precision, shape, mesh))
     return jax.jit(
-        step,
+        partial(engine_step.forward, step, shape.layout),
         donate_argnums=(2, 3),
         keep_unused=True,
-        out_shardings=(everywhere, everywhere, None, everywhere),
+        out_shardings=(group, group, caches, group),
     )
+
+
+def _caches(
+    model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
+) -> tuple[LayerCache, ...]:
+    specs = build(model, precision, abstract=True).cache_specs()
+    return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
 
 
 def abstract_arguments(
     model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
 ) -> tuple[Any, ...]:
     """The arguments of `forward` as shapes with shardings."""
-    replicated = NamedSharding(mesh, PartitionSpec())
+    group = NamedSharding(mesh, PartitionSpec(sharding.DP))
 
     def whole(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(size, jnp.int32, sharding=replicated)
+        return jax.ShapeDtypeStruct(size, jnp.int32, sharding=group)
 
     params = tuple(
         jax.ShapeDtypeStruct(
@@ -94,8 +102,7 @@ def abstract_arguments(
         )
         for spec in abstract_state(model, precision).values()
     )
-    specs = build(model, precision, abstract=True).cache_specs()
-    caches = declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
+    caches = _caches(model, precision, shape, mesh)
     tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
     return params, whole((shape.layout.size,)), caches, tokens
 
@@ -117,7 +124,7 @@ def compile_step(
     options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
     """The step, compiled for the mesh; options go to XLA."""
-    function = forward(model, precision, shape.layout, mesh)
+    function = forward(model, precision, shape, mesh)
     arguments = abstract_arguments(model, precision, shape, mesh)
     with tracing_for(gpu.target):
         return function.lower(*arguments).compile(options or {})
@@ -127,14 +134,14 @@ def compile_choose(
     model: ModelConfig, num_rows: int, shape: StepShape, mesh: Mesh, gpu: Gpu
 ) -> jax.stages.Compiled:
     """The program that chooses a token for each row, as the runner makes it."""
-    replicated = NamedSharding(mesh, PartitionSpec())
+    group = NamedSharding(mesh, PartitionSpec(sharding.DP))
     slots, vocab = shape.max_num_seqs, model.vocab_size
 
     def array(dtype: DTypeLike, *size: int) -> Any:  # stands in for an array
-        return jax.ShapeDtypeStruct(size, dtype, sharding=replicated)
+        return jax.ShapeDtypeStruct(size, dtype, sharding=group)
 
     state = SlotState(
-        tokens=array(jnp.int32, slots, shape.max_model_len + 1),
+        tokens=None,  # type: ignore[arg-type]  # apart, as they are written
         bias_ids=array(jnp.int32, slots, MAX_BIASES),
         bias_values=array(jnp.float32, slots, MAX_BIASES),
         bias_until=array(jnp.int32, slots, MAX_BIASES),
@@ -145,10 +152,13 @@ def compile_choose(
         array(jnp.float32, num_rows, vocab),
         array(jnp.int32, num_rows, NUM_ROW_FIELDS),
         array(jnp.bool_, num_rows),
+        array(jnp.int32, slots, shape.max_model_len + 1),
         state,
     )
     function = jax.jit(
-        partial(engine_step.choose, vocab), donate_argnums=3, out_shardings=replicated
+        partial(engine_step.choose, mesh, vocab),
+        donate_argnums=3,
+        out_shardings=(NamedSharding(mesh, PartitionSpec()), group),
     )
     with tracing_for(gpu.target):
         return function.lower(*arguments).compile()
