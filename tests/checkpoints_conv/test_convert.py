@@ -128,6 +128,21 @@ def test_a_quantized_conversion_loads_as_quantizing_while_loading_does(
         convert(tmp_path / "out", tmp_path / "twice", Conversion(quantize="int8"))
 
 
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_quantized_matrices_lie_in_the_shards_of_devices(
+    source: Path, tmp_path: Path, method: str
+) -> None:
+    assert main([str(source), str(tmp_path / "out"), "--quantize", method, "--tp", "4"]) == 0
+    assert main([str(source), str(tmp_path / "one"), "--quantize", method]) == 0
+    after, one = open_checkpoint(tmp_path / "out"), open_checkpoint(tmp_path / "one")
+    assert after.format == "orbax" and after.tensors.keys() == one.tensors.keys()
+    for name in one.tensors:
+        np.testing.assert_array_equal(after.read(name), one.read(name), name)
+    name = next(n for n in one.tensors if n.endswith(("up_proj.weight", "up_proj.weight_packed")))
+    num_outputs = one.tensors[name].shape[0]
+    assert num_outputs // 4 % _chunk_shape(tmp_path / "out", name)[0] == 0
+
+
 def test_a_quantized_source_becomes_a_plain_folder(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "int8", Conversion(quantize="int8", has_progress=False))
     convert(tmp_path / "int8", tmp_path / "plain", QUIET)

@@ -20,6 +20,7 @@ from rtpjax.models.quantization import PLAIN, UNQUANTIZED, Int4, Int8, on_mesh
 from rtpjax.quantized_checkpoint import in_formats, wanted_quantization
 from rtpjax.sharding import make_mesh
 from tests.checkpoints_conv import tiny
+from tests.golden import cases
 from tests.rtpjax.models.encodings import packers
 
 FP32 = Precision.of("FP32", "cpu")
@@ -256,6 +257,14 @@ def test_a_quantized_checkpoint_is_not_quantized_again():
         ConfigError, match=r"QUANTIZATION is int8, but .* quantized already, as Int4"
     ):
         wanted_quantization(config, "int8")
+
+
+def test_experts_are_not_quantized():
+    config = cases.CASES["qwen3_moe"].config
+    with pytest.raises(ConfigError, match="int8 is for models without experts"):
+        wanted_quantization(ModelConfig.from_hf(config), "int8")
+    with pytest.raises(CheckpointError, match="experts are computed from plain weights only"):
+        ModelConfig.from_hf({**config, "quantization_config": CASES["awq"][0]})
 
 
 def test_kernels_that_xla_cannot_split_are_not_used_on_a_mesh():
