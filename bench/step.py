@@ -78,7 +78,7 @@ class _Step:
         precision, mesh = Precision.of("BF16", jax.default_backend()), make_mesh(1)
         shape = StepShape(Bucket("decode", rows, rows), 512, 32, 257, 32)
         arguments = abstract_arguments(config, precision, shape, mesh)
-        self._program = forward(config, precision, shape.layout, mesh).lower(*arguments).compile()
+        self._program = forward(config, precision, shape, mesh).lower(*arguments).compile()
         rng = np.random.default_rng(0)
         specs = abstract_state(config, precision).items()
         self._params = tuple(_values(rng, name, spec.shape, spec.dtype) for name, spec in specs)

@@ -48,6 +48,8 @@ def test_what_auto_is_on_the_cpu():
         "max_num_waiting": 4096,
         "use_prefix_cache": True,
         "tp_size": 1,
+        "dp_size": 1,
+        "ep_size": 1,
         "attention_implementation": None,
     }
     assert config.table_width == 64
