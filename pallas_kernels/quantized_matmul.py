@@ -48,20 +48,17 @@ def _check(
     check("x", x, ("T", "in"))
     check("weight", weight, ("out", "in"))
     out, num_inputs = weight.shape[0], x.shape[1]
-    if weight.dtype != jnp.uint8:
-        check("weight", weight, (out, num_inputs))
-        check("scales", scales, (out,))
-        return
-    check("weight", weight, (out, num_inputs // 2))
+    is_int4 = weight.dtype == jnp.uint8
+    check("weight", weight, (out, num_inputs // 2 if is_int4 else num_inputs))
     check("scales", scales, (out, "in / group"))
     groups = scales.shape[1]
-    if groups == 0 or num_inputs % (2 * groups):
+    if groups == 0 or num_inputs % (2 * groups if is_int4 else groups):
         raise ValueError(
-            f"{OP.name}: {groups} groups do not divide {num_inputs} inputs into groups of an even "
-            "number of inputs."
+            f"{OP.name}: {groups} groups do not divide {num_inputs} inputs into groups of "
+            f"{'an even' if is_int4 else 'a whole'} number of inputs."
         )
     if zeros is not None:
-        check("zeros", zeros, scales.shape, jnp.uint8)
+        check("zeros", zeros, scales.shape, jnp.uint8 if is_int4 else None)
 
 
 OP = Op("quantized_matmul", _check)
@@ -323,6 +320,11 @@ def dynamic(
     x: jax.Array, weight: jax.Array, scales: jax.Array, zeros: jax.Array | None = None
 ) -> jax.Array:
     """int8 by int8 products: each row of x is rounded to 255 levels of its largest number.
+
+    A number far larger than the rest of its row costs the rest most of these levels, so weights are
+    to be kept rotated and x given so (rtpjax.models.quantization): docs/benchmarks.md has what
+    that is worth. A second int8 for what the first leaves is as exact, but at 16 rows the products
+    then take as long as those of bf16.
 
     The CPU has such products and none of bf16 by int8; converting the weights takes longer than a
     product of bf16. What has no such products (int4, fp8, groups) is converted as in `xla`.

@@ -154,7 +154,7 @@ def weights(*, x="bfloat16", weight="int8", rows=3, inputs=256, group=64):
     if weight == "uint8":
         arrays = array(40, inputs // 2, dtype=weight), array(40, inputs // group, dtype="float32")
     else:
-        arrays = array(40, inputs, dtype=weight), array(40, dtype="float32")
+        arrays = array(40, inputs, dtype=weight), array(40, 1, dtype="float32")
     return {"x": array(rows, inputs, dtype=x), "weight": arrays[0], "scales": arrays[1]}
 
 
@@ -163,7 +163,11 @@ def weights(*, x="bfloat16", weight="int8", rows=3, inputs=256, group=64):
     [
         (TURING, {}, "compute capability 75 .* 80 and later"),
         (H100, {"x": "float32"}, "x of float32 .* bfloat16 and float16"),
-        (H100, {"weight": "int16"}, "a weight of int16 .* int8, and int4 packed in uint8"),
+        (
+            H100,
+            {"weight": "int16"},
+            "a weight of int16 .* int8, float8_e4m3fn, and int4 packed in uint8",
+        ),
         (H100, {"weight": "uint8", "group": 16}, "group 16 .* 32, 64 and 128"),
         (H100, {"inputs": 250}, "250 inputs .* multiples of 16"),
     ],
@@ -180,8 +184,15 @@ def test_quantized_products_that_xla_does_instead(target, shape, message):
     ("changed", "message"),
     [
         ({"weight": array(40, 250, dtype="int8")}, r"weight is int8\[40, 250\]; expected"),
-        ({"scales": array(41, dtype="float32")}, r"scales is float32\[41\]; expected \[40\]"),
-        ({"scales": array(40, 4, dtype="float32")}, r"scales is float32\[40, 4\]; expected \[40\]"),
+        (
+            {"scales": array(41, dtype="float32")},
+            r"scales is float32\[41\]; expected \[40, in / gr",
+        ),
+        (
+            {"scales": array(40, 3, dtype="float32")},
+            "3 groups do not divide 256 inputs .* a whole n",
+        ),
+        ({"zeros": array(40, 4, dtype="int16")}, r"zeros is int16\[40, 4\]; expected \[40, 1\]"),
     ],
     ids=str,
 )
