@@ -16,8 +16,10 @@ ROTATED = Int8(is_rotated=True)
 @pytest.mark.parametrize(("num_inputs", "block"), [(576, 64), (1024, 64), (96, 32), (9, 1)])
 def test_blocks_of_inputs_are_rotated(num_inputs: int, block: int):
     values = np.random.default_rng(0).standard_normal((3, num_inputs)).astype(np.float32)
-    matrix = scipy.linalg.block_diag(
-        *[scipy.linalg.hadamard(block) / np.sqrt(block)] * (num_inputs // block)
+    matrix = np.asarray(
+        scipy.linalg.block_diag(
+            *[scipy.linalg.hadamard(block) / np.sqrt(block)] * (num_inputs // block)
+        )
     )
     np.testing.assert_allclose(rotated(values), values @ matrix, atol=1e-5)
     np.testing.assert_allclose(rotated(jnp.asarray(values)), values @ matrix, atol=1e-5)
