@@ -321,6 +321,11 @@ def dynamic(
 ) -> jax.Array:
     """int8 by int8 products: each row of x is rounded to 255 levels of its largest number.
 
+    A number far larger than the rest of its row costs the rest most of these levels, so weights are
+    to be kept rotated and x given so (rtpjax.models.quantization): docs/benchmarks.md has what
+    that is worth. A second int8 for what the first leaves is as exact, but at 16 rows the products
+    then take as long as those of bf16.
+
     The CPU has such products and none of bf16 by int8; converting the weights takes longer than a
     product of bf16. What has no such products (int4, fp8, groups) is converted as in `xla`.
     One row misses the fast path, so there are at least two.

@@ -3,7 +3,8 @@
     stored in the file                   wanted                       kept on the device
     plain, or as an encoding       ──►   plain or quantized     ──►   as wanted, or plain where the
     (rtpjax.models.encodings)            (QUANTIZATION, or what       platform has no products
-                                         the checkpoint is)           (quantization.kept_on)
+                                         the checkpoint is)           (quantization.kept_on);
+                                                                      the CPU rotates int8
 
 Every slice is made of the slices of the file that it needs, widened to whole groups of inputs, so
 that a process reads and converts only what its devices keep.
@@ -227,14 +228,16 @@ class QuantizedCheckpoint:
     def _converted(self, matrix: _Matrix, outputs: slice, inputs: slice) -> dict[str, np.ndarray]:
         if matrix.stored == PLAIN:
             weight = self._checkpoint.read(f"{matrix.name}.{WEIGHT}", (outputs, inputs))
-            arrays = matrix.wanted.encode(np.asarray(weight, np.float32))
+            # Rounded once: to what is kept, unless that is plain.
+            rounded = matrix.wanted if matrix.kept == PLAIN else matrix.kept
+            arrays = rounded.encode(np.asarray(weight, np.float32))
         else:
             assert self._encoding is not None
+            rounded = matrix.wanted
             arrays = self._encoding.read(matrix.stored, self._stored(matrix), outputs, inputs)
-        if matrix.kept == matrix.wanted:
+        if matrix.kept == rounded:
             return arrays
-        assert matrix.kept == PLAIN
-        return {WEIGHT: matrix.wanted.decode(arrays)}
+        return matrix.kept.encode(rounded.decode(arrays))
 
     def _stored(self, matrix: _Matrix) -> StoredMatrix:
         prefix = f"{matrix.name}."

@@ -168,7 +168,7 @@ def _quantized_matmul(small: bool) -> Iterator[Case]:
     for rows in (3,) if small else (1, 8, 64):
         x = jnp.asarray(rng.standard_normal((rows, size)), jnp.bfloat16)
         weight = jnp.asarray(rng.integers(-127, 128, (out, size)), jnp.int8)
-        scales = jnp.asarray(rng.uniform(0.001, 0.01, out), jnp.float32)
+        scales = jnp.asarray(rng.uniform(0.001, 0.01, (out, 1)), jnp.float32)
         yield Case(f"int8 [{rows}] {out} x {size}", (x, weight, scales), tolerance=1e-3)
         for group in (32, 128):
             packed = pack_int4(jnp.asarray(rng.integers(0, 16, (out, size))), group)

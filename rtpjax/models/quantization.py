@@ -7,18 +7,23 @@ check of a checkpoint, sharding, conversion and memory plans all derive from `de
                 weight                  weight_scale, float32     further
     Plain       [out, in]
     Int8        int8 [out, in]          [out, in / group]         weight_zero_point, input_order
+      rotated   int8 [out, in]          [out, 1]
     Int4        uint8 [out, in / 2]     [out, in / group]         weight_zero_point, input_order
     Fp8         float8_e4m3fn [out, in] [out, in / group]
 
-A group of all inputs is a scale per output. Every array's axes are those of the matrix, so scales
-lie with the outputs and inputs that they belong to.
+A group of all inputs is a scale per output. The CPU keeps int8 rotated: its products round rows of
+x to int8 too, and a number far larger than the rest of its row leaves these few levels. So weights
+and x are both multiplied with an orthogonal matrix (Hadamard's, in blocks of inputs), which spreads
+it over a block and cancels out in the product, x R (w R)^T = x w^T. (QuaRot, arXiv 2404.00456,
+rotates activations in this way.) Every array's axes are those of the matrix, so scales lie with the
+outputs and inputs that they belong to.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +42,10 @@ INPUT_ORDER = "input_order"
 # Modules that are not within layers.
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
 _MATRIX_INIT = nnx.initializers.normal(0.02)
+_MOST_ROTATED = 64
 _SCALE_INIT = nnx.initializers.constant(3e-4)
 
 
@@ -163,6 +171,10 @@ class Plain(WeightFormat):
     def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
         """See WeightFormat."""
         return jnp.take(arrays[WEIGHT], indices, axis=0, mode="clip")
+
+    def encode(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """See WeightFormat."""
+        return {WEIGHT: values}
 
     def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """See WeightFormat."""
@@ -299,7 +311,13 @@ class _Scaled(WeightFormat):
 
 @dataclasses.dataclass(frozen=True)
 class Int8(_Scaled):
-    """Whole numbers from -128 to 127."""
+    """Whole numbers from -128 to 127.
+
+    Attributes:
+        is_rotated: Whether they are of the rotated matrix; for a scale per output only.
+    """
+
+    is_rotated: bool = False
 
     bits: ClassVar[int] = 8
     dtype: ClassVar[DTypeLike] = jnp.int8
@@ -310,6 +328,42 @@ class Int8(_Scaled):
     def rounded(self, quotients: np.ndarray) -> np.ndarray:
         """See _Scaled."""
         return np.rint(quotients).astype(np.int8)
+
+    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """See WeightFormat."""
+        return super().product(rotated(x) if self.is_rotated else x, arrays)
+
+    def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """See _Scaled."""
+        rows = super().rows(indices, arrays)
+        return rotated(rows) if self.is_rotated else rows
+
+    def encode(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """See _Scaled."""
+        return super().encode(np.asarray(rotated(values)) if self.is_rotated else values)
+
+    def decode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See WeightFormat."""
+        values = super().decode(arrays)
+        return np.asarray(rotated(values)) if self.is_rotated else values
+
+
+def rotated(values: Array) -> Array:
+    """Rows times Hadamard's matrix in blocks; it is its own inverse.
+
+    Args:
+        values: `[rows, in]`.
+
+    Returns:
+        float32 `[rows, in]`. A block is as many inputs as the largest power of two that divides
+        them, at most 64: more costs more and gained nothing.
+    """
+    block = min(values.shape[1] & -values.shape[1], _MOST_ROTATED)
+    blocks = values.astype(np.float32).reshape(values.shape[0], -1, block)
+    at = np.arange(block)
+    is_negative = np.bitwise_count(at[:, None] & at) % 2
+    hadamard = np.float32(block**-0.5) * (1 - 2 * is_negative.astype(np.float32))
+    return (blocks @ hadamard).reshape(values.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,13 +466,14 @@ def quantization_of(method: str, *, is_tied: bool, group: int | None = None) -> 
 def kept_on(platform: str, quantization: Quantization) -> Quantization:
     """The formats that a platform keeps: what it has no products for is kept plain.
 
-    The CPU multiplies int8 by int8 with a scale per output. It has no product of the others, and
-    converting them in every step takes several times as long as reading plain weights.
+    The CPU multiplies int8 by int8 with a scale per output, and keeps these rotated. It has no
+    product of the others, and converting them in every step takes several times as long as reading
+    plain weights.
     """
     if platform != "cpu":
         return quantization
     kept = {
-        field.name: value if value in (PLAIN, Int8()) else PLAIN
+        field.name: Int8(is_rotated=True) if value == Int8() else PLAIN
         for field in dataclasses.fields(quantization)
         for value in [getattr(quantization, field.name)]
     }
