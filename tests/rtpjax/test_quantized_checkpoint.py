@@ -26,7 +26,12 @@ from tests.rtpjax.models.encodings import packers
 FP32 = Precision.of("FP32", "cpu")
 FP8 = ml_dtypes.float8_e4m3fn
 # Blocks of 128 need matrices of more than one.
-SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 1, "head_dim": 32}
+SIZES: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 1,
+    "head_dim": 32,
+}
 CONFIG = tiny.config(tie_word_embeddings=False, **SIZES)
 Stored = tuple[dict[str, np.ndarray], np.ndarray]
 
