@@ -5,6 +5,7 @@ Each group compiles its programs: these tests take minutes.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import signal
@@ -120,6 +121,21 @@ def test_two_processes_of_four_devices_choose_the_tokens_of_one(
         assert codes == [0, 0], group.logs()
         assert running.text.rstrip().endswith("data: [DONE]")
         assert '"error"' not in running.text
+
+
+def test_two_groups_over_two_processes_choose_the_tokens_of_one(
+    model: Path, tmp_path: Path
+) -> None:
+    alone = Group(tmp_path / "one", 1, 1, CHECKPOINT_PATH=str(model), COORDINATOR_ADDRESS="")
+    with alone:
+        expected = [complete(alone.leader, p)["text"] for p in PROMPTS]
+    split = {"TP_SIZE": "2", "DP_SIZE": "2"}
+    with Group(tmp_path / "four", 2, 2, CHECKPOINT_PATH=str(model), **split) as group:
+        with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:  # so that both have rows
+            found = list(pool.map(lambda p: complete(group.leader, p)["text"], PROMPTS))
+        assert found == expected
+        allowed = complete(group.leader, PROMPTS[2], allowed_token_ids=[70, 71])
+        assert set(allowed["text"].split()) <= {"70", "71"}
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda s: s.name)
