@@ -1,5 +1,5 @@
 # make serve    serve a model on START_PORT (8088); the embedded SmolLM2-135M unless CHECKPOINT_PATH is set
-# make test     run the tests (about 5 minutes; needs no GPU)
+# make test     run the tests (minutes; needs no GPU)
 # make test-all also the long tests, those against transformers on torch, and other clients
 # make check    format, lint, types, import directions
 # make gpu-check  compile kernels and whole steps for GPUs and hold them to a budget; needs no GPU
@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda12)
 CLIENTS := $(basename $(notdir $(wildcard tests/e2e/clients/*.txt)))
 GPU_CHECK := $(VENV)/gpu-check
+# Two workers, each with whole files: what a file compiles is compiled once.
+PARALLEL ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: serve test test-all check gpu-check clean
@@ -19,10 +21,10 @@ serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/reference $(CLIENTS:%=$(VENV)/clients/%/installed)
-	RTPJAX_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest $(PYTEST_ARGS)
+	RTPJAX_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 check: $(VENV)/test
 	$(BIN)/ruff format --check .
