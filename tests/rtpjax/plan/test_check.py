@@ -108,7 +108,7 @@ def test_exceptions_say_why_and_name_a_limit():
 
 
 def test_every_op_has_shapes_and_every_implementation_a_job():
-    """The Hopper kernel is for one GPU; what may be chosen without a name takes all shapes."""
+    """The Hopper kernel is for one GPU, fp8 for all but the A100; the rest takes all shapes."""
     jobs = check.all_jobs()
     for op in kernel_cases.ops().values():
         served = {n for n, i in op.implementations.items() if "gpu" in i.platforms} - {"reference"}
@@ -122,6 +122,8 @@ def test_every_op_has_shapes_and_every_implementation_a_job():
                 ]
                 is_taken = name != "mosaic" or gpu == "h100"
                 every = [case.name for case in kernel_cases.cases(op.name)]
+                if op.name == "quantized_matmul" and gpu == "a100":  # has no float8
+                    every = [name for name in every if "fp8" not in name]
                 wanted = every[: 1 if name == "xla" else None]
                 assert cases == (wanted if is_taken else [])
     assert sum(isinstance(j, StepJob) for j in jobs) == 5 * 4 * 4 + 2 * 4

@@ -18,6 +18,8 @@ PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
     "qwen3-8b": 8_190_735_360,
     "qwen3-32b": 32_762_123_264,
+    "llama-3.1-70b": 70_553_706_496,
+    "qwen2.5-72b": 72_706_203_648,
 }
 
 
@@ -84,5 +86,5 @@ def test_limits_are_of_the_scarcer_resource():
 
 
 def test_a_split_through_a_head_names_the_choices():
-    with pytest.raises(ConfigError, match=r"one of \[1, 2, 4, 8\]"):
+    with pytest.raises(ConfigError, match=r"one of \[1, 2, 4, 8, 16, 32, 64, 128\]"):
         limits.needs(config("qwen3-32b"), BF16, 3)
