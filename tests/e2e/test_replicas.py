@@ -70,7 +70,7 @@ def replica_pids() -> list[int]:
 
 def ask(url: str, text: str, **fields: object) -> dict:
     body = {"messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
-    response = requests.post(f"{url}/v1/chat/completions", json=body, timeout=300)
+    response = requests.post(f"{url}/v1/chat/completions", json=body, timeout=900)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -81,7 +81,7 @@ def ask_streamed(url: str, text: str, num_tokens: int) -> tuple[int, str]:
             "max_tokens": num_tokens, "ignore_eos": True}  # fmt: skip
     count, end = 0, "cut"
     with requests.post(
-        f"{url}/v1/chat/completions", json=body, stream=True, timeout=300
+        f"{url}/v1/chat/completions", json=body, stream=True, timeout=900
     ) as response:
         assert response.status_code == 200, response.text
         for line in response.iter_lines():
