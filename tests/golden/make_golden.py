@@ -6,6 +6,7 @@ python -m tests.golden.make_golden [CASE ...]
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 
 import numpy as np
@@ -51,18 +52,18 @@ def named_tensors(model) -> dict:
 def reference_logits(case_name: str) -> np.ndarray:
     """float32 `[PROMPT_LEN, V]`."""
     import torch
+    from transformers import DynamicCache
 
     model = reference_model(case_name)
     ids = torch.from_numpy(cases.prompt(case_name).astype(np.int64))[None]
     with torch.no_grad():
         if not cases.CASES[case_name].by_token:
             return model(ids, use_cache=False).logits[0].numpy()
-        rows, cache = [], None
-        for at in range(ids.shape[1]):
-            out = model(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
-            rows.append(out.logits[0, 0].numpy())
-            cache = out.past_key_values
-        return np.stack(rows)
+        # transformers 5.24 calls it cache; it is filled in place.
+        takes = inspect.signature(model.forward).parameters
+        cache = {"cache" if "cache" in takes else "past_key_values": DynamicCache()}
+        steps = (model(ids[:, at : at + 1], **cache) for at in range(ids.shape[1]))
+        return np.stack([step.logits[0, 0].numpy() for step in steps])
 
 
 def main() -> None:
