@@ -65,6 +65,7 @@ $(VENV)/clients/%/installed: tests/e2e/clients/%.txt $(VENV)/python
 	@echo "Installing the client $* ..."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
 
 # The GPU compiler lives in an environment of its own, which sees the packages of the other one: where
 # JAX finds the plugin, it looks for a GPU.
