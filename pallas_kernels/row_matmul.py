@@ -18,15 +18,21 @@ outputs and loops over all inputs, so nothing but the result is written:
 
 A gated program keeps two sums, of the same outputs of gate and up. 1 / rms(x) is a number per row:
 the squares are added up beside the product, and their mean divides the sums at the end, so the norm
-takes no pass of its own. For more rows than MAX_ROWS arithmetic counts as well, and XLA's own
-products are used.
+takes no pass of its own.
+
+Quantized weights (pallas_kernels.quantized) are read as they are and converted to x's format, tile
+by tile. A scale per output multiplies the sum at the end; one per group of inputs multiplies the
+product of a tile, which is then one group; the two nibbles of an int4 tile are two products, with
+two tiles of x. For more rows than MAX_ROWS arithmetic counts as well, and XLA's own products are
+used of plain weights; of quantized ones it would write a converted copy of each in every step.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +42,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 
+from pallas_kernels import quantized
 from pallas_kernels.paged_tiles import Ref, power_of_two
-from pallas_kernels.registry import Op, Target, refuse
+from pallas_kernels.quantized import CONTRACT_LAST, Quantized
+from pallas_kernels.registry import Check, Op, Target, refuse
 
 OP = Op("row_matmul")
 
@@ -48,11 +56,12 @@ ACTIVATIONS = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
-_CONTRACT_LAST = (((1,), (1,)), ((), ()))
 _TILES_BYTES = 96 << 10
 _FORMATS = (jnp.bfloat16, jnp.float16)
+_GROUPS = (32, 64, 128)
 
-Weights = Sequence[jax.Array]
+Weight = jax.Array | Quantized
+Weights = Sequence[Weight]
 Biases = Sequence[jax.Array | None]
 
 
@@ -76,7 +85,7 @@ class Operands(NamedTuple):
     """Arrays of a call, or refs to them in the kernel; row_matmul documents them."""
 
     x: Ref
-    weights: Sequence[Ref]
+    weights: Sequence[Ref | Quantized]
     biases: Sequence[Ref | None]
     norm: Ref | None
     residual: Ref | None
@@ -98,7 +107,7 @@ def row_matmul(
 
     Args:
         x: `[T, in]`.
-        weights: Each `[out_j, in]`, in one format, which x is taken in.
+        weights: Each `[out_j, in]`, in one format, which x is taken in; or all quantized alike.
         biases: For each weight `[out_j]` or None; None for none at all.
         norm: `[in]`, weight of an RMS norm of x (https://arxiv.org/abs/1910.07467).
         eps: Of the norm.
@@ -118,37 +127,82 @@ def row_matmul(
 
 def _supports(target: Target, operands: Operands, around: Around) -> None:
     x, weights = operands.x, operands.weights
-    dtypes = {w.dtype.name for w in weights}
-    most = max(w.size for w in weights)
-    has_norm = operands.norm is not None
+    formats = {_format(w) for w in weights}
+    # x * norm is rounded before it is divided by its size, which float16 may not hold.
+    has_norm, computed_in = operands.norm is not None, _computed_in(operands)
     refuse(
         "xla",
+        (len(formats) == 1, f"weights of {', '.join(sorted(formats))}", "one format for all"),
+        *_weight_checks(target, x, weights[0]),
         (
-            target.compute_capability >= 80,
-            f"compute capability {target.compute_capability}",
-            "80 and later",
-        ),
-        (
-            len(dtypes) == 1 and weights[0].dtype in _FORMATS,
-            f"weights of {', '.join(sorted(dtypes))}",
-            "bfloat16 and float16, one for all weights",
-        ),
-        (
-            # x * norm is rounded before it is divided by its size, which float16 may not hold.
-            not has_norm or weights[0].dtype == jnp.bfloat16,
-            f"a norm with weights of {weights[0].dtype}",
+            not has_norm or computed_in == jnp.bfloat16,
+            f"a norm with weights of {computed_in}",
             "bfloat16",
         ),
-        (x.shape[0] <= MAX_ROWS, f"{x.shape[0]} rows", f"up to {MAX_ROWS} rows"),
         (x.shape[1] % 16 == 0, f"{x.shape[1]} inputs", "multiples of 16"),
         (
             around.gated is None or around.gated in ACTIVATIONS,
             f"activation {around.gated}",
             ", ".join(ACTIVATIONS),
         ),
-        # Pallas indexes arrays of up to 4 GiB with signed 32-bit numbers of elements.
-        (most <= 2**31, f"a weight of {most} elements", f"up to {2**31} elements"),
+        *[
+            # Pallas indexes arrays of up to 4 GiB with signed 32-bit numbers of elements.
+            (size <= 2**31, f"a weight of {size} elements", f"up to {2**31} elements")
+            for size in [max(_stored(w).size for w in weights)]
+        ],
     )
+
+
+def _weight_checks(target: Target, x: jax.Array, weight: Weight) -> list[Check]:
+    """What the format of a weight asks for."""
+    capability = target.compute_capability
+    if not isinstance(weight, Quantized):
+        few = f"{x.shape[0]} rows"
+        return [
+            (capability >= 80, f"compute capability {capability}", "80 and later"),
+            (weight.dtype in _FORMATS, f"weights of {weight.dtype}", "bfloat16 and float16"),
+            (x.shape[0] <= MAX_ROWS, few, f"up to {MAX_ROWS} rows of plain weights"),
+        ]
+    is_fp8 = weight.dtype == jnp.float8_e4m3fn
+    # Compiled for 8.0, Triton's conversion of fp8 ends the process.
+    least = 89 if is_fp8 else 80
+    is_known = is_fp8 or weight.dtype in (jnp.int8, jnp.uint8)
+    return [
+        (
+            capability >= least,
+            f"{weight.dtype} at compute capability {capability}",
+            f"{least} and later",
+        ),
+        (x.dtype in _FORMATS, f"x of {x.dtype}", "bfloat16 and float16"),
+        (
+            is_known,
+            f"a weight of {weight.dtype}",
+            "int8, float8_e4m3fn, and int4 packed in uint8",
+        ),
+        (
+            weight.is_per_output or weight.group in _GROUPS,
+            f"group {weight.group}",
+            "groups of 32, 64 and 128, and a scale per output without zeros",
+        ),
+    ]
+
+
+def _format(weight: Weight) -> str:
+    """Names what has to be the same for all weights of a call."""
+    if not isinstance(weight, Quantized):
+        return weight.dtype.name
+    zeros = "" if weight.zeros is None else " with zeros"
+    return f"{weight.dtype.name} in groups of {weight.group}{zeros}"
+
+
+def _stored(weight: Weight) -> jax.Array:
+    return weight.numbers if isinstance(weight, Quantized) else weight
+
+
+def _computed_in(operands: Operands) -> Any:
+    """The format of both sides of the product."""
+    weight = operands.weights[0]
+    return operands.x.dtype if isinstance(weight, Quantized) else weight.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,16 +230,34 @@ class Tiling:
         32 outputs a program give 4,096 outputs 128 programs, as many as a GPU has multiprocessors;
         weights with fewer outputs get 16. Tiles in flight fit the least shared memory, sm89's.
         """
-        num_rows, num_inputs = operands.x.shape
         results = operands.weights[:1] if around.gated else operands.weights
-        block_t = max(16, power_of_two(num_rows))
+        block_t = min(64, max(16, power_of_two(operands.x.shape[0])))
         block_n = 32 if sum(w.shape[0] for w in results) >= 2048 else 16
-        block_k = 128 if around.gated or block_t > 32 else 256
-        fitting = [n for n in (256, 128, 64) if n <= block_k and num_inputs % n == 0]
-        block_k = fitting[0] if fitting else 64
+        if operands.x.shape[0] > MAX_ROWS:
+            block_n = 64
         num_weights = len(operands.weights) if around.gated else 1
-        tile_bytes = 2 * block_k * (block_t + num_weights * block_n)
-        return Tiling(block_t, block_n, block_k, num_stages=min(4, _TILES_BYTES // tile_bytes))
+        block_k, num_stages = _inputs_at_once(operands, block_t, block_n, num_weights)
+        x_bytes = block_t * operands.x.dtype.itemsize
+        stored = _stored(operands.weights[0])
+        w_bytes = num_weights * block_n * stored.dtype.itemsize
+        w_bytes = w_bytes * stored.shape[1] // operands.x.shape[1]
+        tile_bytes = block_k * (x_bytes + w_bytes)
+        most = max(1, _TILES_BYTES // tile_bytes)
+        return Tiling(block_t, block_n, block_k, num_stages=min(num_stages, most))
+
+
+def _inputs_at_once(
+    operands: Operands, block_t: int, block_n: int, num_weights: int
+) -> tuple[int, int]:
+    """Inputs of a tile, and how many tiles are wanted in flight."""
+    weight, num_inputs = operands.weights[0], operands.x.shape[1]
+    is_few = block_t <= 32
+    if isinstance(weight, Quantized):
+        if not weight.is_per_output:
+            return weight.group, (8 if weight.is_int4 else 4) if is_few else 3
+        return 256 if is_few and num_weights == 1 else 128 if block_n <= 32 else 64, 3
+    block_k = 256 if is_few and num_weights == 1 else 128
+    return next((n for n in (256, 128, 64) if n <= block_k and num_inputs % n == 0), 64), 4
 
 
 @OP.register("pallas", "gpu", supports=_supports)
@@ -249,6 +321,9 @@ def _tile(
     if operands.norm is not None:
         rms = lax.rsqrt(squares / operands.x.shape[1] + around.eps)
         sums = [total * rms[:, None] for total in sums]
+    for j, weight in enumerate(operands.weights):
+        if isinstance(weight, Quantized) and weight.is_per_output:
+            sums[j] *= _scales(weight, outputs, 0)
     for j, bias in enumerate(operands.biases):
         if bias is not None:
             added = plgpu.load(bias.at[outputs.at], mask=outputs.are_there, other=0.0)
@@ -279,34 +354,91 @@ def _sums(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Of x (times the norm's weight) and each weight, `[T, N]`; and of the squares of x, `[T]`."""
     num_inputs = operands.x.shape[1]
-    columns = lax.broadcasted_iota(jnp.int32, (1, tiling.block_k), 1)
-    are_even = num_inputs % tiling.block_k == 0
-    dtype = operands.weights[0].dtype
+    # Both nibbles of a tile of int4 are inputs, half a tile apart.
+    num_parts = 2 if _is_int4(operands.weights[0]) else 1
+    width = tiling.block_k // num_parts
+    dtype = _computed_in(operands)
 
     def add_inputs(i: jax.Array, state: tuple) -> tuple:
         sums, squares = state
-        inputs = i * tiling.block_k + columns
-        is_input: Any = True if are_even else inputs < num_inputs
-
-        def read(ref: Ref, places: _Places) -> jax.Array:
-            mask = places.are_there[:, None] & is_input
-            return plgpu.load(ref.at[places.at[:, None], inputs], mask=mask, other=0.0)
-
-        x = read(operands.x, rows)
+        tiles = [
+            _Inputs.of(i * tiling.block_k + part * width, width, num_inputs)
+            for part in range(num_parts)
+        ]
+        xs = [tile.read(operands.x, rows) for tile in tiles]
         if operands.norm is not None:
-            x = x.astype(jnp.float32)
-            squares += (x * x).sum(axis=1)
-            mask = None if are_even else is_input
-            norm = plgpu.load(operands.norm.at[inputs], mask=mask, other=None if are_even else 0.0)
-            x = x * norm.astype(jnp.float32)
-        x = x.astype(dtype)
-        products = [plgpu.dot(x, read(w, outputs), trans_b=True) for w in operands.weights]
+            xs = [x.astype(jnp.float32) for x in xs]
+            squares = reduce(add, ((x * x).sum(axis=1) for x in xs), squares)
+            xs = [x * t.read_vector(operands.norm) for x, t in zip(xs, tiles, strict=True)]
+        xs = [x.astype(dtype) for x in xs]
+        products = []
+        for weight in operands.weights:
+            numbers = _numbers(weight, outputs, i, tiles, dtype)
+            dots = [plgpu.dot(x, n, trans_b=True) for x, n in zip(xs, numbers, strict=True)]
+            product = reduce(add, dots)
+            if isinstance(weight, Quantized) and not weight.is_per_output:
+                product *= _scales(weight, outputs, i)
+            products.append(product)
         return tuple(s + p for s, p in zip(sums, products, strict=True)), squares
 
     zeros = jnp.zeros((tiling.block_t, tiling.block_n), jnp.float32)
     start = (zeros,) * len(operands.weights), jnp.zeros((tiling.block_t,), jnp.float32)
     sums, squares = lax.fori_loop(0, pl.cdiv(num_inputs, tiling.block_k), add_inputs, start)
     return list(sums), squares
+
+
+class _Inputs(NamedTuple):
+    """A tile of inputs; `are_there` is True where all tiles are whole."""
+
+    at: jax.Array
+    are_there: Any
+
+    @staticmethod
+    def of(first: jax.Array, width: int, num_inputs: int) -> _Inputs:
+        at = first + lax.broadcasted_iota(jnp.int32, (1, width), 1)
+        return _Inputs(at, True if num_inputs % width == 0 else at < num_inputs)
+
+    def read(self, ref: Ref, places: _Places) -> jax.Array:
+        """Some rows of a matrix."""
+        mask = places.are_there[:, None] & self.are_there
+        return plgpu.load(ref.at[places.at[:, None], self.at], mask=mask, other=0)
+
+    def read_vector(self, ref: Ref) -> jax.Array:
+        """float32 `[1, width]`."""
+        is_whole = self.are_there is True
+        mask, other = (None, None) if is_whole else (self.are_there, 0)
+        return plgpu.load(ref.at[self.at], mask=mask, other=other).astype(jnp.float32)
+
+
+def _numbers(
+    weight: Ref | Quantized, outputs: _Places, i: jax.Array, tiles: list[_Inputs], dtype: Any
+) -> list[jax.Array]:
+    """A weight's numbers for the tiles of step i, less what means 0, each `[N, width]`."""
+    if not isinstance(weight, Quantized):
+        return [tile.read(weight, outputs) for tile in tiles]
+    if weight.is_int4:
+        width = tiles[0].at.shape[1]
+        packed = _Inputs.of(i * width, width, weight.numbers.shape[1]).read(weight.numbers, outputs)
+        packed = packed.astype(jnp.int32)
+        numbers = [packed & 15, packed >> 4]
+    else:
+        numbers = [tile.read(weight.numbers, outputs) for tile in tiles]
+    if weight.zeros is not None:
+        zeros = plgpu.load(weight.zeros.at[outputs.at, i], mask=outputs.are_there, other=0)
+        # Whole numbers up to 256 in size: exact in bfloat16.
+        numbers = [n.astype(jnp.int32) - zeros.astype(jnp.int32)[:, None] for n in numbers]
+    elif weight.is_int4:
+        numbers = [n - 8 for n in numbers]
+    return [n.astype(dtype) for n in numbers]
+
+
+def _scales(weight: Quantized, outputs: _Places, i: jax.Array | int) -> jax.Array:
+    """float32 `[1, N]`, of group i."""
+    return plgpu.load(weight.scales.at[outputs.at, i], mask=outputs.are_there, other=0.0)[None, :]
+
+
+def _is_int4(weight: Ref | Quantized) -> bool:
+    return isinstance(weight, Quantized) and weight.is_int4
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -331,9 +463,7 @@ def xla(operands: Operands, around: Around) -> list[jax.Array]:
         x = rms_norm(x, operands.norm, around.eps)
     results = []
     for weight, bias in zip(operands.weights, operands.biases, strict=True):
-        y = lax.dot_general(
-            x.astype(weight.dtype), weight, _CONTRACT_LAST, preferred_element_type=jnp.float32
-        )
+        y = _product(x, weight)
         y = y if bias is None else y + bias.astype(jnp.float32)[None, :]
         results.append(y.astype(around.out_dtype))
     if around.gated is not None:
@@ -341,6 +471,13 @@ def xla(operands: Operands, around: Around) -> list[jax.Array]:
     if operands.residual is not None:
         results = [operands.residual + results[0]]
     return results
+
+
+def _product(x: jax.Array, weight: Weight) -> jax.Array:
+    if isinstance(weight, Quantized):
+        return quantized.product(x, weight)
+    x = x.astype(weight.dtype)
+    return lax.dot_general(x, weight, CONTRACT_LAST, preferred_element_type=jnp.float32)
 
 
 @OP.register("reference", "cpu", "gpu")
@@ -351,7 +488,7 @@ def reference(operands: Operands, around: Around) -> list[jax.Array]:
         x = rms_norm(x, operands.norm, around.eps)
     biases = [0.0 if b is None else b.astype(jnp.float32)[None, :] for b in operands.biases]
     ys = [
-        jnp.einsum("ti,oi->to", x, w.astype(jnp.float32)) + b
+        jnp.einsum("ti,oi->to", x, _in_float32(w)) + b
         for w, b in zip(operands.weights, biases, strict=True)
     ]
     if around.gated is not None:
@@ -359,3 +496,8 @@ def reference(operands: Operands, around: Around) -> list[jax.Array]:
     if operands.residual is not None:
         ys = [operands.residual.astype(jnp.float32) + ys[0]]
     return [y.astype(around.out_dtype) for y in ys]
+
+
+def _in_float32(weight: Weight) -> jax.Array:
+    is_quantized = isinstance(weight, Quantized)
+    return quantized.dequantized(weight) if is_quantized else weight.astype(jnp.float32)

@@ -26,9 +26,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.quantized import Quantized
+from pallas_kernels.quantized_matmul import quantized_matmul
 from pallas_kernels.registry import current_target
 from pallas_kernels.rotate import normed_rotate
-from pallas_kernels.row_matmul import MAX_ROWS, Biases, Weights, row_matmul
+from pallas_kernels.row_matmul import MAX_ROWS, Biases, Weight, Weights, row_matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class MeshAxes:
         heads: For query heads; begins with kv_heads.
         kv_heads: For key/value heads.
         mlp: For the features inside an MLP.
+        vocab: For the rows of an output matrix.
         experts: For experts.
         expert_mlp: For the features inside an expert.
     """
@@ -48,6 +51,7 @@ class MeshAxes:
     heads: tuple[str, ...]
     kv_heads: tuple[str, ...]
     mlp: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     expert_mlp: tuple[str, ...] = ()
 
@@ -57,7 +61,9 @@ class MeshAxes:
 
     def split(self, *names: str) -> P:
         """How an array is split whose dimensions have these names, as attributes here have."""
-        over = {"heads": self.heads, "kv_heads": self.kv_heads, "mlp": self.mlp}
+        over = {
+            "heads": self.heads, "kv_heads": self.kv_heads, "mlp": self.mlp, "vocab": self.vocab,
+        }  # fmt: skip
         return P(*(over.get(name) or None for name in names))
 
     def map(
@@ -152,8 +158,8 @@ def sharded_row_matmul(
 ) -> list[jax.Array]:
     """`row_matmul` with weights split over a mesh; any number of rows.
 
-    XLA splits and computes the products where rows are many, the mesh does not divide the weights,
-    or there is no GPU.
+    XLA splits and computes the products where rows of plain weights are many, the mesh does not
+    divide the weights, or there is no GPU.
 
     Args:
         axes: The mesh; None for one device.
@@ -170,33 +176,83 @@ def sharded_row_matmul(
         `[T, out_j]` for each weight in x's format; split like the weights' outputs.
     """
     whole = partial(row_matmul if matmul is None else matmul, **options)
-    is_few = x.shape[0] <= MAX_ROWS and (matmul is not None or current_target().platform == "gpu")
-    if not is_few or not all(_divides(axes, s, w) for s, w in zip(specs, weights, strict=True)):
+    is_gpu = matmul is not None or current_target().platform == "gpu"
+    is_few = x.shape[0] <= MAX_ROWS or isinstance(weights[0], Quantized)
+    parts = [_parts_of(weight, spec) for weight, spec in zip(weights, specs, strict=True)]
+    if not (is_gpu and is_few and all(map(partial(_divides, axes), parts, weights))):
         plain = partial(row_matmul, implementation="xla", **options)
         ys = plain(x, weights, biases, norm=norm, residual=residual)
         return ys if residual is None else [summed_once(ys[0])]
     if axes is None or axes.mesh.size == 1:
         return whole(x, weights, biases, norm=norm, residual=residual)
-    over_inputs = specs[0][1]
-    if over_inputs is None:
+    if specs[0][1] is None:
         assert residual is None
         return axes.map(
             lambda x, weights, biases, norm: list(whole(x, weights, biases, norm=norm)),
-            (P(), tuple(specs), tuple(P(s[0]) for s in specs), P()),
+            (P(), tuple(parts), tuple(P(s[0]) for s in specs), P()),
             [P(None, s[0]) for s in specs[: 1 if options.get("gated") else None]],
         )(x, tuple(weights), tuple(biases), norm)
     assert norm is None and len(weights) == 1
 
-    def add_up(x: jax.Array, weight: jax.Array) -> jax.Array:
-        (part,) = whole(x, (weight,), (None,), out_dtype=jnp.float32)
-        return lax.psum(part, over_inputs)
+    def one(x: jax.Array, weight: Weight) -> jax.Array:
+        return whole(x, (weight,), (None,), out_dtype=jnp.float32)[0]
 
-    both = P(None, over_inputs)
-    y = axes.map(add_up, (both, both), P())(x, weights[0])
+    y = _over_devices(axes, one, specs[0], x, weights[0])
     if biases[0] is not None:
         y = y + biases[0].astype(jnp.float32)[None, :]
     y = y if residual is None else y + residual.astype(jnp.float32)
     return [summed_once(y.astype(x.dtype))]
+
+
+def sharded_quantized_matmul(
+    placement: tuple[MeshAxes, P] | None,
+    x: jax.Array,
+    weight: Quantized,
+    *,
+    matmul: Callable[..., jax.Array] | None = None,
+) -> jax.Array:
+    """`quantized_matmul` with a weight that is split over a mesh.
+
+    Args:
+        placement: The mesh, and how the weight is split: over its outputs or its inputs, or not.
+            None for one device.
+        x: `[T, in]`, whole.
+        weight: `[out, in]`, whole.
+        matmul: What computes a device's part, for tests.
+
+    Returns:
+        float32 `[T, out]`, split like the weight's outputs.
+    """
+    op = quantized_matmul if matmul is None else matmul
+    is_gpu = matmul is not None or current_target().platform == "gpu"
+    if placement is None or placement[0].mesh.size == 1 or not is_gpu:
+        return op(x, *weight)
+    axes, spec = placement
+    if not _divides(axes, _parts_of(weight, spec), weight):
+        return quantized_matmul(x, *weight, implementation="xla")
+    return _over_devices(axes, lambda x, w: op(x, *w), spec, x, weight)
+
+
+def _over_devices(
+    axes: MeshAxes, product: Callable[..., jax.Array], spec: P, x: jax.Array, weight: Weight
+) -> jax.Array:
+    """A product whose weight is split over its outputs, or over its inputs and added up."""
+    outputs, inputs = spec
+
+    def local(x: jax.Array, weight: Weight) -> jax.Array:
+        part = product(x, weight)
+        return part if inputs is None else lax.psum(part, inputs)
+
+    in_specs = P(None, inputs), _parts_of(weight, spec)
+    return axes.map(local, in_specs, P(None, outputs))(x, weight)
+
+
+def _parts_of(weight: Weight, spec: P) -> Any:
+    """How each array of a weight is split: scales like what they are of; one group is for all."""
+    if not isinstance(weight, Quantized):
+        return spec
+    scales = spec if weight.scales.shape[1] > 1 else P(spec[0], None)
+    return Quantized(spec, scales, None if weight.zeros is None else scales)  # type: ignore[arg-type]
 
 
 def summed_once(residual: jax.Array) -> jax.Array:
@@ -242,11 +298,16 @@ def sharded_rotate(
     )(q, k, *cos_sin, options)
 
 
-def _divides(axes: MeshAxes | None, spec: P, weight: jax.Array) -> bool:
-    """Whether a weight can be split so."""
+def _divides(axes: MeshAxes | None, parts: Any, weight: Weight) -> bool:
+    """Whether the arrays of a weight can be split so."""
 
     def ways(entry: Any) -> int:
         names = entry if isinstance(entry, tuple) else (entry,)
         return 1 if axes is None else axes.ways(tuple(n for n in names if n is not None))
 
-    return all(size % ways(entry) == 0 for size, entry in zip(weight.shape, spec, strict=True))
+    specs = jax.tree.leaves(parts, is_leaf=lambda part: isinstance(part, P))
+    return all(
+        size % ways(entry) == 0
+        for array, spec in zip(jax.tree.leaves(weight), specs, strict=True)
+        for size, entry in zip(array.shape, spec, strict=True)
+    )

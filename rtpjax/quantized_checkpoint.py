@@ -32,7 +32,6 @@ from rtpjax.models.quantization import (
     Quantization,
     WeightFormat,
     kept_on,
-    on_mesh,
     quantization_of,
 )
 
@@ -44,8 +43,6 @@ def in_formats(
     method: str | None,
     precision: Precision,
     platform: str,
-    *,
-    num_devices: int = 1,
 ) -> tuple[ModelConfig, Mapping[str, ParamSpec], Checkpoint]:
     """A model in the formats that a platform keeps, what it declares, and where that is read.
 
@@ -54,7 +51,6 @@ def in_formats(
         method: A key of quantization.METHODS to quantize plain matrices to, or None.
         precision: Formats of what is not quantized.
         platform: `cpu` or `gpu`.
-        num_devices: Of the mesh.
 
     Raises:
         CheckpointError: The checkpoint does not fit its model.
@@ -63,7 +59,7 @@ def in_formats(
     stored = ModelConfig.from_hf(checkpoint.config)
     wanted = wanted_quantization(stored, method)
     kept = kept_on(platform, wanted)
-    model = dataclasses.replace(stored, quantization=on_mesh(kept, platform, num_devices))
+    model = dataclasses.replace(stored, quantization=kept)
     specs = abstract_state(model, precision)
     if wanted.is_plain:
         return model, specs, checkpoint

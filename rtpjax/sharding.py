@@ -39,6 +39,7 @@ AXES = (DP, *TP)
 
 AXIS_RULES: dict[str, tuple[str, ...]] = {
     "vocab": TP,
+    "lookup": (),  # rows of a table that is only looked up: split, it would cost a sum in each step
     "heads": _ATTENTION,
     "kv_heads": ("kv_ep", "kv"),
     "mlp": TP,
@@ -238,7 +239,8 @@ def mesh_axes(mesh: Mesh) -> MeshAxes:
     return MeshAxes(
         mesh,
         **{
-            name: AXIS_RULES[name] for name in ("heads", "kv_heads", "mlp", "experts", "expert_mlp")
+            name: AXIS_RULES[name]
+            for name in ("heads", "kv_heads", "mlp", "vocab", "experts", "expert_mlp")
         },
     )
 

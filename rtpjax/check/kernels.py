@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import cases as attention
-from pallas_kernels.quantized_matmul import pack_int4
+from pallas_kernels.quantized import pack_int4
 from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError, tracing_for
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
 from rtpjax.check.results import Result, judged

@@ -66,10 +66,8 @@ def load_runner(
     if jax.process_count() > 1:
         runtime.check_mesh(settings.tp_size * settings.dp_size)
     precision = config.precision_of(settings, platform)
-    # XLA's own products of quantized weights work on any mesh.
-    num_devices = settings.tp_size * settings.dp_size
     model_config, specs, checkpoint = in_formats(
-        checkpoint, settings.quantization, precision, platform, num_devices=num_devices
+        checkpoint, settings.quantization, precision, platform
     )
     sharding.check_model_fits(model_config, settings.tp_size, settings.ep_size)
     mesh = sharding.make_mesh(

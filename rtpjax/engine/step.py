@@ -120,7 +120,7 @@ def _forward(
     tokens = tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
     inputs = dataclasses.replace(inputs, mesh=mesh_axes(model.mesh))
     hidden, caches = module(token_ids, inputs, caches)
-    logits = module.logits(hidden[row_inputs(packed_rows).sample_at])
+    logits = module.logits(hidden[row_inputs(packed_rows).sample_at], inputs.mesh)
     return logits, packed_rows, caches, tokens
 
 

@@ -57,13 +57,12 @@ class Linear(Matrix):
         rngs: nnx.Rngs,
     ):
         super().__init__(shape, axes, dtype, format=format, rngs=rngs)
-        self.axes = axes
         zeros = nnx.initializers.zeros
         self.bias = param(shape[:1], axes[:1], dtype, rngs=rngs, init=zeros) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mesh: MeshAxes | None = None) -> jax.Array:
         """x `[T, in]` -> `[T, out]` in x's dtype."""
-        y = self.product(x)
+        y = self.product(x, mesh)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(jnp.float32)[None, :]
         return y.astype(x.dtype)
@@ -80,7 +79,7 @@ def linears(
 ) -> list[jax.Array]:
     """Affine maps of the same x, in one kernel where there is one for so few rows.
 
-    Quantized ones are multiplied one by one, each as its format does.
+    Formats that do something to x first (a rotation, an order of inputs) are multiplied one by one.
 
     Args:
         x: `[T, in]`.
@@ -93,9 +92,9 @@ def linears(
     Returns:
         `[T, out]` of each, in x's dtype.
     """
-    if any(layer.format != PLAIN for layer in layers):
+    if not all(layer.format.is_product for layer in layers):
         x = x if norm is None else norm(x)
-        ys = [layer(x) for layer in layers]
+        ys = [layer(x, mesh) for layer in layers]
         if gated is not None:
             ys = [ACTIVATIONS[gated](ys[0]) * ys[1]]
         return ys if residual is None else [summed_once(residual + ys[0])]
@@ -106,7 +105,7 @@ def linears(
             for layer in layers
         ],
         x,
-        [layer.weight.get_value() for layer in layers],
+        [layer.operand for layer in layers],
         [None if layer.bias is None else layer.bias.get_value() for layer in layers],
         norm=None if norm is None else norm.weight.get_value(),
         eps=0.0 if norm is None else norm.eps,
@@ -118,17 +117,11 @@ def linears(
 class Embedding(Matrix):
     """A vector for each token id; tied models score with it too."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        hidden_size: int,
-        precision: Precision,
-        *,
-        format: WeightFormat = PLAIN,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
         self.precision = precision
-        shape, axes = (vocab_size, hidden_size), ("vocab", "embed")
+        shape = config.vocab_size, config.hidden_size
+        axes = ("vocab" if config.tie_word_embeddings else "lookup", "embed")
+        format = config.quantization.embedding
         super().__init__(shape, axes, precision.weights, format=format, rngs=rngs)
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:

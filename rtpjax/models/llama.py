@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels.registry import current_choice
+from pallas_kernels.sharded import MeshAxes
 from rtpjax.models import rope
 from rtpjax.models.config import ModelConfig
 from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm
@@ -76,8 +77,7 @@ class LlamaModel(nnx.Module):
     def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
         D = config.hidden_size
         self.rope = config.rope
-        format = config.quantization.embedding
-        self.embed_tokens = Embedding(config.vocab_size, D, precision, format=format, rngs=rngs)
+        self.embed_tokens = Embedding(config, precision, rngs=rngs)
         self.layers = nnx.List(
             [
                 LlamaDecoderLayer(config, layer, precision, rngs=rngs)
@@ -137,10 +137,10 @@ class LlamaForCausalLM(CausalLM):
         """See CausalLM."""
         return self.model(token_ids, step, caches)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, mesh: MeshAxes | None = None) -> jax.Array:
         """See CausalLM."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return head.product(hidden)
+        return head.product(hidden, mesh)
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """See CausalLM."""

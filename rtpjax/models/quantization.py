@@ -31,9 +31,11 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized import CONTRACT_LAST, Quantized
+from pallas_kernels.sharded import MeshAxes, sharded_quantized_matmul
 from rtpjax.errors import CheckpointError
 
 WEIGHT, SCALE, ZERO_POINT = "weight", "weight_scale", "weight_zero_point"
@@ -43,6 +45,7 @@ INPUT_ORDER = "input_order"
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
+Placement = tuple[MeshAxes, PartitionSpec] | None
 
 _MATRIX_INIT = nnx.initializers.normal(0.02)
 _MOST_ROTATED = 64
@@ -93,12 +96,22 @@ class Matrix(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.format = format
+        self.axes = axes
         for name, value in format.declare(shape, axes, dtype, rngs=rngs).items():
             setattr(self, name, value)
 
-    def product(self, x: jax.Array) -> jax.Array:
-        """x `[T, in]` -> float32 `[T, out]`."""
-        return self.format.product(x, self._arrays())
+    @property
+    def operand(self) -> jax.Array | Quantized:
+        """What kernels take for the matrix."""
+        return self.format.operand(self._arrays())
+
+    def product(self, x: jax.Array, mesh: MeshAxes | None = None) -> jax.Array:
+        """x `[T, in]` -> float32 `[T, out]`.
+
+        mesh: Devices that the matrix is split over; None for one device.
+        """
+        placement = None if mesh is None else (mesh, mesh.split(*self.axes))
+        return self.format.product(x, self._arrays(), placement)
 
     def rows(self, indices: jax.Array) -> jax.Array:
         """Some rows of the matrix, `[T]` -> `[T, in]`."""
@@ -125,8 +138,22 @@ class WeightFormat:
         """The parameters by name; dtype is what the matrix has where it is not quantized."""
         raise NotImplementedError
 
-    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        """x `[T, in]` times the transposed matrix: float32 `[T, out]`."""
+    @property
+    def is_product(self) -> bool:
+        """Whether x is multiplied with the operand, and nothing else is done."""
+        return True
+
+    def operand(self, arrays: Mapping[str, jax.Array]) -> jax.Array | Quantized:
+        """The parameters as kernels take them."""
+        raise NotImplementedError
+
+    def product(
+        self, x: jax.Array, arrays: Mapping[str, jax.Array], placement: Placement = None
+    ) -> jax.Array:
+        """x `[T, in]` times the transposed matrix: float32 `[T, out]`.
+
+        placement: How the matrix is split over which devices; None for one device.
+        """
         raise NotImplementedError
 
     def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
@@ -157,15 +184,21 @@ class Plain(WeightFormat):
         """See WeightFormat."""
         return {WEIGHT: param(shape, axes, dtype, rngs=rngs)}
 
-    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        """Both are taken in the weight's format.
+    def operand(self, arrays: Mapping[str, jax.Array]) -> jax.Array | Quantized:
+        """See WeightFormat."""
+        return arrays[WEIGHT]
+
+    def product(
+        self, x: jax.Array, arrays: Mapping[str, jax.Array], placement: Placement = None
+    ) -> jax.Array:
+        """Both are taken in the weight's format; XLA splits it wherever the matrix lies.
 
         The float32 result is not only for accuracy: on the CPU a bf16 one is about 10 times slower.
         """
+        del placement
         weight = arrays[WEIGHT]
-        contract_last = (((1,), (1,)), ((), ()))
         return lax.dot_general(
-            x.astype(weight.dtype), weight, contract_last, preferred_element_type=jnp.float32
+            x.astype(weight.dtype), weight, CONTRACT_LAST, preferred_element_type=jnp.float32
         )
 
     def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
@@ -193,13 +226,11 @@ class _Scaled(WeightFormat):
         has_zeros: Whether a group has a number of its own that means 0.
         has_order: Whether inputs are reordered, so that those of a group are neighbours (GPTQ's
             desc_act): column i of the stored matrix is of input input_order[i].
-        implementation: Of the product; None for the platform's default.
     """
 
     group: int | None = None
     has_zeros: bool = False
     has_order: bool = False
-    implementation: str | None = None
 
     dtype: ClassVar[DTypeLike]
     zeros_dtype: ClassVar[DTypeLike] = jnp.uint8
@@ -250,14 +281,23 @@ class _Scaled(WeightFormat):
             )
         return num_inputs // (self.group or num_inputs)
 
-    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+    @property
+    def is_product(self) -> bool:
+        """See WeightFormat."""
+        return not self.has_order
+
+    def operand(self, arrays: Mapping[str, jax.Array]) -> jax.Array | Quantized:
+        """See WeightFormat."""
+        return Quantized(arrays[WEIGHT], arrays[SCALE], arrays.get(ZERO_POINT))
+
+    def product(
+        self, x: jax.Array, arrays: Mapping[str, jax.Array], placement: Placement = None
+    ) -> jax.Array:
         """See WeightFormat."""
         if self.has_order:
             x = jnp.take(x, arrays[INPUT_ORDER], axis=1)
-        zeros = arrays.get(ZERO_POINT)
-        return quantized_matmul(
-            x, arrays[WEIGHT], arrays[SCALE], zeros, implementation=self.implementation
-        )
+        weight = Quantized(arrays[WEIGHT], arrays[SCALE], arrays.get(ZERO_POINT))
+        return sharded_quantized_matmul(placement, x, weight)
 
     def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
         """See WeightFormat; only for a scale per output, as embeddings have it."""
@@ -329,9 +369,16 @@ class Int8(_Scaled):
         """See _Scaled."""
         return np.rint(quotients).astype(np.int8)
 
-    def product(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+    @property
+    def is_product(self) -> bool:
         """See WeightFormat."""
-        return super().product(rotated(x) if self.is_rotated else x, arrays)
+        return super().is_product and not self.is_rotated
+
+    def product(
+        self, x: jax.Array, arrays: Mapping[str, jax.Array], placement: Placement = None
+    ) -> jax.Array:
+        """See WeightFormat."""
+        return super().product(rotated(x) if self.is_rotated else x, arrays, placement)
 
     def rows(self, indices: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
         """See _Scaled."""
@@ -478,21 +525,3 @@ def kept_on(platform: str, quantization: Quantization) -> Quantization:
         for value in [getattr(quantization, field.name)]
     }
     return Quantization(**kept)
-
-
-def on_mesh(quantization: Quantization, platform: str, num_devices: int) -> Quantization:
-    """The formats with products that work on a mesh of so many devices.
-
-    XLA cannot split a Pallas kernel, and would gather whole weights for it in every step; its own
-    product it splits like any other.
-    """
-    if platform == "cpu" or num_devices == 1:
-        return quantization
-    split = {
-        field.name: dataclasses.replace(value, implementation="xla")
-        if isinstance(value, _Scaled)
-        else value
-        for field in dataclasses.fields(quantization)
-        for value in [getattr(quantization, field.name)]
-    }
-    return Quantization(**split)

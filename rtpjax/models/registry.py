@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 from flax import nnx
 
+from pallas_kernels.sharded import MeshAxes
 from rtpjax.errors import CheckpointError
 from rtpjax.models.precision import Precision
 from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
@@ -51,8 +52,11 @@ class CausalLM(nnx.Module):
         """
         raise NotImplementedError
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores of the next token: hidden `[S, D]` -> float32 `[S, V]`."""
+    def logits(self, hidden: jax.Array, mesh: MeshAxes | None = None) -> jax.Array:
+        """Scores of the next token: hidden `[S, D]` -> float32 `[S, V]`.
+
+        mesh: Devices that the model is split over; None for one device.
+        """
         raise NotImplementedError
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:

@@ -18,6 +18,7 @@ from flax import nnx
 
 import pallas_kernels
 from pallas_kernels import rotate
+from pallas_kernels.quantized import Quantized
 from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError
 from pallas_kernels.row_matmul import MAX_ROWS, Around, Operands
 from rtpjax.gpus import Gpu
@@ -121,19 +122,28 @@ def _quantized_matmul() -> list[Case]:
 
 
 def _product_case(name: str, format: Int8 | Int4 | Fp8, out: int, size: int) -> Case:
+    x = jax.ShapeDtypeStruct((8, size), jnp.bfloat16)
+    return Case(f"{name} {_name_of(format)}[8]", (x, *_stored(format, out, size)), {})
+
+
+def _name_of(format: Int8 | Int4 | Fp8) -> str:
+    zeros = " zeros" if format.has_zeros else ""
+    group = "" if format.group is None else f"/{format.group}"
+    return f"{type(format).__name__.lower()}{group}{zeros}"
+
+
+def _stored(format: Int8 | Int4 | Fp8, out: int, size: int) -> Quantized:
+    """A weight of a format as shapes."""
     axes = ("embed", "embed")
     params = nnx.eval_shape(
         lambda: format.declare((out, size), axes, jnp.bfloat16, rngs=nnx.Rngs(0))
     )
-    weights = [
-        jax.ShapeDtypeStruct(param.get_value().shape, param.get_value().dtype)
-        for param in params.values()
-    ]
-    zeros = " zeros" if format.has_zeros else ""
-    group = "" if format.group is None else f"/{format.group}"
-    kind = f"{type(format).__name__.lower()}{group}{zeros}"
-    x = jax.ShapeDtypeStruct((8, size), jnp.bfloat16)
-    return Case(f"{name} {kind}[8]", (x, *weights), {})
+    return format.operand(
+        {
+            name: jax.ShapeDtypeStruct(param.get_value().shape, param.get_value().dtype)  # type: ignore[misc]
+            for name, param in params.items()
+        }
+    )
 
 
 def _grouped_matmul() -> list[Case]:
@@ -147,11 +157,21 @@ def _grouped_matmul() -> list[Case]:
 def _row_matmul() -> list[Case]:
     """The four kernels of a layer without attention, with few and with the most rows."""
     configs = {name: ModelConfig.from_hf(presets.load(name)) for name in _ROW_MATMUL_MODELS}
-    return [
+    plain = [
         Case(f"{name} {what}[{rows}]", (operands,), {"around": around})
         for name, config in configs.items()
         for rows in (1, MAX_ROWS)
         for what, operands, around in _products(config, rows)
+    ]
+    # The kernels with the most of them: two weights, and a norm.
+    _, gate_up, around = _products(configs["llama-3.1-8b"], MAX_ROWS)[2]
+    return plain + [
+        Case(
+            f"llama-3.1-8b {_name_of(format)} gate_up[{MAX_ROWS}]",
+            (gate_up._replace(weights=tuple(_stored(format, *w.shape) for w in gate_up.weights)),),
+            {"around": around},
+        )
+        for format in (Int8(), Int4(128), Int4(128, has_zeros=True), Fp8(), Fp8(128))
     ]
 
 

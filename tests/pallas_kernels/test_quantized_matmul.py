@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import quantized_matmul as op
+from pallas_kernels.quantized import pack_int4
 from pallas_kernels.registry import Target, UnsupportedError, tracing_for
 
 SHAPES = [(1, 96, 64), (3, 40, 256), (16, 33, 128), (70, 70, 384)]  # rows, outputs, inputs
@@ -30,7 +31,7 @@ def int4_case(T, out, num_inputs, group, *, has_zeros, dtype="float32", seed=0):
     zeros = rng.integers(0, 17, scales.shape) if has_zeros else np.full(scales.shape, 8)
     at = np.arange(num_inputs) // group
     exact = np.asarray(x, np.float64) @ ((nibbles - zeros[:, at]) * scales[:, at]).T
-    packed = op.pack_int4(jnp.asarray(nibbles), group)
+    packed = pack_int4(jnp.asarray(nibbles), group)
     assert packed.shape == (out, num_inputs // 2)
     given_zeros = jnp.asarray(zeros, jnp.uint8) if has_zeros else None
     return (x, packed, jnp.asarray(scales), given_zeros), exact
@@ -48,7 +49,7 @@ def test_the_layouts_mean_what_they_say(name, has_zeros):
 
 
 def test_a_packed_group_has_its_first_half_in_the_low_nibbles():
-    packed = op.pack_int4(jnp.arange(16)[None, :], 8)
+    packed = pack_int4(jnp.arange(16)[None, :], 8)
     assert packed[0].tolist() == [0x40, 0x51, 0x62, 0x73, 0xC8, 0xD9, 0xEA, 0xFB]
 
 

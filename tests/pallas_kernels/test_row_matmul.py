@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import row_matmul as op
+from pallas_kernels.quantized import Quantized, pack_int4
 from pallas_kernels.registry import Target, UnsupportedError, tracing_for
-from pallas_kernels.sharded import MeshAxes, sharded_row_matmul
+from pallas_kernels.sharded import MeshAxes, sharded_quantized_matmul, sharded_row_matmul
 
 BF16 = jnp.dtype(jnp.bfloat16)
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -46,13 +47,106 @@ def exact(operands, around):
     if norm is not None:
         x = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + around.eps) * norm
     ys = [
-        x @ np.asarray(w, np.float64).T + (0 if b is None else np.asarray(b, np.float64))
+        x @ meant_by(w).T + (0 if b is None else np.asarray(b, np.float64))
         for w, b in zip(operands.weights, operands.biases, strict=True)
     ]
     if around.gated:
         assert around.gated == "silu"
         ys = [ys[0] / (1 + np.exp(-ys[0])) * ys[1]]
     return [y if residual is None else y + residual for y in ys]
+
+
+def meant_by(weight):
+    """A weight in float64, number by number as pallas_kernels.quantized draws it."""
+    if not isinstance(weight, Quantized):
+        return np.asarray(weight, np.float64)
+    numbers, scales = np.asarray(weight.numbers), np.asarray(weight.scales, np.float64)
+    is_int4 = numbers.dtype == np.uint8
+    size = numbers.shape[1] * (2 if is_int4 else 1)
+    group = size // scales.shape[1]
+    values = np.empty((numbers.shape[0], size))
+    for i in range(size):
+        g, place = divmod(i, group)
+        if is_int4:
+            byte = numbers[:, g * group // 2 + place % (group // 2)]
+            number = (byte >> 4 if place >= group // 2 else byte & 15).astype(np.float64)
+        else:
+            number = numbers[:, i].astype(np.float64)
+        zero = 8 if is_int4 else 0
+        if weight.zeros is not None:
+            zero = np.asarray(weight.zeros)[:, g].astype(np.float64)
+        values[:, i] = (number - zero) * scales[:, g]
+    return values
+
+
+QUANTIZED = [
+    ("int8", None, False),
+    ("int8", 32, True),
+    ("float8_e4m3fn", None, False),
+    ("float8_e4m3fn", 128, False),
+    ("int4", 64, False),
+    ("int4", 32, True),
+]  # format, group, zero points
+
+
+def quantized(out, num_inputs, form, group, has_zeros, seed=0):
+    rng = np.random.default_rng(seed + out)
+    scales = rng.uniform(0.5, 1.5, (out, num_inputs // (group or num_inputs)))
+    zeros = None
+    if form == "int4":
+        numbers = pack_int4(jnp.asarray(rng.integers(0, 16, (out, num_inputs))), group)
+        scales, zero_dtype, zero_range = scales * num_inputs**-0.5 / 5, jnp.uint8, (0, 16)
+    elif form == "int8":
+        numbers = jnp.asarray(rng.integers(-127, 128, (out, num_inputs)), jnp.int8)
+        scales, zero_dtype, zero_range = scales * num_inputs**-0.5 / 70, jnp.int16, (-128, 129)
+    else:
+        numbers = jnp.asarray(rng.standard_normal((out, num_inputs)), form)
+        scales, zero_dtype, zero_range = scales * num_inputs**-0.5, jnp.uint8, (0, 1)
+    if has_zeros:
+        zeros = jnp.asarray(rng.integers(*zero_range, scales.shape), zero_dtype)
+    return Quantized(numbers, jnp.asarray(scales, jnp.float32), zeros)
+
+
+def quantized_case(T, num_inputs, outputs, kind, **options):
+    plain = case(T, num_inputs, outputs, **options)
+    return plain._replace(weights=tuple(quantized(n, num_inputs, *kind) for n in outputs))
+
+
+@pytest.mark.parametrize("kind", QUANTIZED, ids=str)
+def test_quantized_weights_beside_a_norm_and_biases(kind):
+    """q, k and v in one launch; parts of tiles."""
+    operands = quantized_case(5, 256, (96, 33, 33), kind, normed=True, has_bias=True)
+    around = op.Around(None, 1e-5, BF16)
+    for implementation in (partial(op.pallas, interpret=True), op.reference, op.xla):
+        assert_close(implementation(operands, around), exact(operands, around), BF16)
+
+
+@pytest.mark.parametrize("T", [1, 64, 70])
+@pytest.mark.parametrize("kind", QUANTIZED[::2], ids=str)
+def test_quantized_gate_and_up_in_one_kernel(T, kind):
+    around = op.Around("silu", 1e-6, BF16)
+    operands = quantized_case(T, 384, (72, 72), kind, normed=True)
+    assert_close(op.pallas(operands, around, interpret=True), exact(operands, around), BF16)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED, ids=str)
+@pytest.mark.parametrize("split", ["out", "in"])
+def test_four_devices_multiply_their_parts_of_quantized_weights(split, kind):
+    mesh = MeshAxes(Mesh(np.asarray(jax.devices()[:4]), ("tp",)), ("tp",), ("tp",))
+    form, group, has_zeros = kind
+    sizes = {"out": (96, 256), "in": (40, 1024)}[split]
+    weight = quantized(*sizes, form, group and min(group, 128), has_zeros)
+    x = case(3, sizes[1], (8,)).x.astype(BF16)
+    spec = P("tp", None) if split == "out" else P(None, "tp")
+
+    def local(x, numbers, scales, zeros):
+        assert numbers.shape[0] == (24 if split == "out" else 40)
+        operands = op.Operands(x, (Quantized(numbers, scales, zeros),), (None,), None, None)
+        return op.pallas(operands, op.Around(None, 0.0, FLOAT32), interpret=True)[0]
+
+    got = jax.jit(partial(sharded_quantized_matmul, (mesh, spec), matmul=local))(x, weight)
+    want = np.asarray(x, np.float64) @ meant_by(weight).T
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=2e-2, rtol=2e-2)
 
 
 def assert_close(got, want, dtype):

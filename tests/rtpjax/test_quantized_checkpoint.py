@@ -16,7 +16,7 @@ from rtpjax.checkpoint import load_params
 from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.models import ModelConfig, Precision
 from rtpjax.models.encodings import encodings
-from rtpjax.models.quantization import PLAIN, UNQUANTIZED, Int4, Int8, on_mesh
+from rtpjax.models.quantization import PLAIN, UNQUANTIZED, Int4, Int8
 from rtpjax.quantized_checkpoint import in_formats, wanted_quantization
 from rtpjax.sharding import make_mesh
 from tests.checkpoints_conv import tiny
@@ -277,14 +277,6 @@ def test_experts_are_not_quantized():
         wanted_quantization(ModelConfig.from_hf(config), "int8")
     with pytest.raises(CheckpointError, match="experts are computed from plain weights only"):
         ModelConfig.from_hf({**config, "quantization_config": CASES["awq"][0]})
-
-
-def test_kernels_that_xla_cannot_split_are_not_used_on_a_mesh():
-    quantization = wanted_quantization(ModelConfig.from_hf(CONFIG), "int4")
-    assert on_mesh(quantization, "gpu", 1) == quantization
-    split = on_mesh(quantization, "gpu", 2)
-    assert split.layers == Int4(128, implementation="xla")
-    assert split.head == Int8(implementation="xla") and split.embedding == PLAIN
 
 
 def test_int4_takes_the_largest_group_that_divides_every_matrix():
