@@ -158,6 +158,9 @@ def sharded_row_matmul(
 ) -> list[jax.Array]:
     """`row_matmul` with weights split over a mesh; any number of rows.
 
+    Parts of a sum go to the other devices in x's format: float32 would be twice the bytes, and XLA's
+    kernels that add up so many spill registers.
+
     XLA splits and computes the products where rows of plain weights are many, the mesh does not
     divide the weights, or there is no GPU.
 
@@ -195,7 +198,7 @@ def sharded_row_matmul(
     assert norm is None and len(weights) == 1
 
     def one(x: jax.Array, weight: Weight) -> jax.Array:
-        return whole(x, (weight,), (None,), out_dtype=jnp.float32)[0]
+        return whole(x, (weight,), (None,))[0]
 
     y = _over_devices(axes, one, specs[0], x, weights[0])
     if biases[0] is not None:
