@@ -283,9 +283,7 @@ class _Head(NamedTuple):
         if not is_interpreted:  # where it does not exist
             plgpu.debug_barrier()  # all threads have read the scale that one of them replaces
         self.scales[self.page, self.head] = scale
-        pl.when((before > 0) & (scale > before))(
-            lambda: self._rescale(before / scale, num_held)
-        )
+        pl.when((before > 0) & (scale > before))(lambda: self._rescale(before / scale, num_held))
         unit = jnp.where(scale > 0, scale, 1.0)
 
         def put(token: jax.Array, count: jax.Array) -> jax.Array:
