@@ -167,6 +167,23 @@ def without_what_follows(step: Step, written: op.Written) -> op.Written:
     return (*pages, *written[2:])
 
 
+def test_one_program_writes_a_page_and_none_writes_that_of_padding(monkeypatch):
+    """Programs run one after another here, where two of one page would do no harm."""
+
+    def count(self, tokens, is_interpreted):
+        self.scales[self.page, self.head] = self.scales[self.page, self.head] + 1
+
+    monkeypatch.setattr(op._Head, "write", count)
+    step = Step(Case([[4, 5, 6], None, 2, [0, 1], None], [1.0] * 5))
+    step.scales = [np.zeros_like(x) for x in step.scales]
+    _, _, *counts = op.pallas(step.operands, interpret=True)
+    pages = set(step.slots // step.case.page_size) - {0}
+    assert len(pages) == 3
+    for got in counts:
+        is_written = np.isin(np.arange(len(got)), list(pages))
+        np.testing.assert_array_equal(got, np.repeat(is_written[:, None], 2, axis=1))
+
+
 @pytest.mark.parametrize("twin", [op.xla, op.reference], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", LARGEST)
 @pytest.mark.parametrize("name", ["pages begin, stay, and grow", "rows of one sequence", "float32"])
