@@ -223,12 +223,12 @@ def _write_operands(K: int, H: int, rows: int, dtype: str) -> quantized_write.Op
         elif row % 4 == 2:
             slots[row] = slots[row - 1] + 1
     new = 100 * rng.standard_normal((2, rows, K, H)) * (slots > 0)[:, None, None]
+    k_pages, v_pages = (jnp.asarray(x, jnp.float32).astype(dtype) for x in held)
+    k_scales, v_scales = (jnp.asarray(x, jnp.float32) for x in scales)
+    k, v = (jnp.asarray(x, jnp.bfloat16) for x in new)
+    starts = jnp.arange(rows + 1, dtype=jnp.int32)
     return quantized_write.Operands(
-        *(jnp.asarray(x, jnp.float32).astype(dtype) for x in held),
-        *(jnp.asarray(x, jnp.float32) for x in scales),
-        *(jnp.asarray(x, jnp.bfloat16) for x in new),
-        jnp.asarray(slots),
-        jnp.arange(rows + 1, dtype=jnp.int32),
+        k_pages, v_pages, k_scales, v_scales, k, v, jnp.asarray(slots), starts
     )
 
 
