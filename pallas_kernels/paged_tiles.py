@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.registry import Target, refuse
+from pallas_kernels.registry import Check, Target, refuse
 
 MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
 LOG2_E = math.log2(math.e)
@@ -205,7 +205,6 @@ def check_supported(target: Target, q: jax.Array, k_pages: jax.Array, v_pages: j
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = k_pages.shape[2]
     formats = [jnp.dtype(d).name for d in (*FLOAT_CACHES, *QUANTIZED_CACHES)]
-    elements, size = k_pages.size, k_pages.size * k_pages.dtype.itemsize
     refuse(
         "xla",
         (
@@ -233,15 +232,25 @@ def check_supported(target: Target, q: jax.Array, k_pages: jax.Array, v_pages: j
             f"a cache of {k_pages.dtype} keys and {v_pages.dtype} values",
             f"keys and values of one of {', '.join(formats)}",
         ),
-        (
-            k_pages.dtype != jnp.float8_e4m3fn or target.compute_capability >= 89,
-            f"a float8_e4m3fn cache on compute capability {target.compute_capability}",
-            "float8_e4m3fn from 89 on; use an int8 cache",
-        ),
-        (
-            # Pallas indexes arrays of up to 4 GiB with signed 32-bit numbers of elements.
-            elements <= 2**31 or size > 2**32,
-            f"a {k_pages.dtype} cache of {elements} elements",
-            f"up to {2**31} elements, or more than {2**32}; change the number of pages",
-        ),
+        float8_check(target, k_pages),
+        size_check(k_pages),
+    )
+
+
+def float8_check(target: Target, pages: jax.Array) -> Check:
+    """Compiled for less, conversions of float8_e4m3fn end the process."""
+    return (
+        pages.dtype != jnp.float8_e4m3fn or target.compute_capability >= 89,
+        f"a float8_e4m3fn cache on compute capability {target.compute_capability}",
+        "float8_e4m3fn from 89 on; use an int8 cache",
+    )
+
+
+def size_check(pages: jax.Array) -> Check:
+    """Pallas indexes arrays of up to 4 GiB with signed 32-bit numbers of elements."""
+    elements, size = pages.size, pages.size * pages.dtype.itemsize
+    return (
+        elements <= 2**31 or size > 2**32,
+        f"a {pages.dtype} cache of {elements} elements",
+        f"up to {2**31} elements, or more than {2**32}; change the number of pages",
     )

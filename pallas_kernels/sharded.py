@@ -28,6 +28,8 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.quantized import Quantized
 from pallas_kernels.quantized_matmul import quantized_matmul
+from pallas_kernels.quantized_write import Operands as WriteOperands
+from pallas_kernels.quantized_write import Written, quantized_write
 from pallas_kernels.registry import current_target
 from pallas_kernels.rotate import normed_rotate
 from pallas_kernels.row_matmul import MAX_ROWS, Biases, Weight, Weights, row_matmul
@@ -299,6 +301,31 @@ def sharded_rotate(
         (heads, kv_heads, P(), P(), P()),
         [heads, kv_heads],
     )(q, k, *cos_sin, options)
+
+
+def sharded_quantized_write(
+    axes: MeshAxes | None,
+    operands: WriteOperands,
+    *,
+    write: Callable[[WriteOperands], Written] = quantized_write,
+) -> Written:
+    """`quantized_write` with kv heads split over a mesh.
+
+    Args:
+        axes: The mesh; None for one device.
+        operands: See quantized_write, whole.
+        write: What writes a device's part.
+
+    Returns:
+        See there; kv heads split.
+    """
+    if axes is None or axes.mesh.size == 1:
+        return write(operands)
+    pages, heads = P(None, None, axes.kv_heads, None), P(None, axes.kv_heads, None)
+    scales = P(None, axes.kv_heads)
+    cache = pages, pages, scales, scales
+    specs = WriteOperands(*cache, heads, heads, P(), P())
+    return axes.map(write, (specs,), cache)(operands)
 
 
 def _divides(axes: MeshAxes | None, parts: Any, weight: Weight) -> bool:

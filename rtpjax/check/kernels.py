@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import cases as attention
+from pallas_kernels import quantized_write
 from pallas_kernels.quantized import pack_int4
 from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError, tracing_for
 from pallas_kernels.shapes import ATTENTION_SHAPES, AttentionShape
@@ -192,8 +193,48 @@ def _grouped_matmul(small: bool) -> Iterator[Case]:
         yield Case(name, (x, weight, starts), num_rows=rows - 3, tolerance=1e-3)
 
 
+def _quantized_write(small: bool) -> Iterator[Case]:
+    """Pages that begin, stay as they are or are scaled anew, some with two tokens; padding."""
+    shapes = [(2, 64, 6)] if small else [(8, 128, 1), (8, 128, 64), (3, 64, 8), (4, 256, 8)]
+    for K, H, rows in shapes:
+        for dtype, tolerance in (("int8", 0.03), ("float8_e4m3fn", 0.15)):  # a step of rounding
+            operands = _write_operands(K, H, rows, dtype)
+            yield Case(f"{dtype} [{rows}] {K} x {H}", (operands,), tolerance=tolerance)
+
+
+def _write_operands(K: int, H: int, rows: int, dtype: str) -> quantized_write.Operands:
+    """Of four rows the third is of the second one's sequence, and the fourth padding.
+
+    Pages of no row have the largest numbers. New ones are about 100, so that scales are about 1 and
+    their errors count; twins scale what stands behind a page's tokens too, which is 0 here.
+    """
+    rng, page_size = np.random.default_rng(0), 16
+    held = np.full((2, rows + 1, page_size, K, H), quantized_write.LARGEST[dtype])
+    scales = np.full((2, rows + 1, K), 9.0)
+    held[:, 0], scales[:, 0] = 0, 0  # padding's page
+    slots = np.zeros(rows, np.int32)
+    for row in range(rows):
+        page, offset = row + 1, (7, 14, 0)[row % 3]
+        if row % 4 < 2:
+            held[:, page, :offset] = rng.integers(-100, 101, (2, offset, K, H))
+            held[:, page, offset:] = 0
+            scales[:, page] = 2.0 ** rng.integers(-2, 2, (2, K))
+            slots[row] = page * page_size + offset
+        elif row % 4 == 2:
+            slots[row] = slots[row - 1] + 1
+    new = 100 * rng.standard_normal((2, rows, K, H)) * (slots > 0)[:, None, None]
+    k_pages, v_pages = (jnp.asarray(x, jnp.float32).astype(dtype) for x in held)
+    k_scales, v_scales = (jnp.asarray(x, jnp.float32) for x in scales)
+    k, v = (jnp.asarray(x, jnp.bfloat16) for x in new)
+    starts = jnp.arange(rows + 1, dtype=jnp.int32)
+    return quantized_write.Operands(
+        k_pages, v_pages, k_scales, v_scales, k, v, jnp.asarray(slots), starts
+    )
+
+
 _MAKERS: dict[str, Callable[[bool], Iterator[Case]]] = {
     "paged_attention": _attention,
     "quantized_matmul": _quantized_matmul,
     "grouped_matmul": _grouped_matmul,
+    "quantized_write": _quantized_write,
 }

@@ -153,7 +153,7 @@ def _count(
     context_len: int,
 ) -> Counts:
     memory: Any = compiled.memory_analysis()
-    found = hlo.kernels(module, loop_trips(shape, context_len), pool_of(whole, shape, context_len))
+    found = hlo.kernels(module, loop_trips(shape, context_len), pools_of(whole, shape, context_len))
     return Counts(
         num_layers,
         memory.temp_size_in_bytes,
@@ -171,13 +171,18 @@ def loop_trips(shape: StepShape, context_len: int) -> tuple[int, ...]:
     return math.ceil(shape.bucket.num_rows / _LOOP_ROWS), math.ceil(context_len / _LOOP_TOKENS)
 
 
-def pool_of(whole: Needs, shape: StepShape, context_len: int) -> hlo.Pool:
-    """A layer's keys (or values) on one device, and what a step reads and adds."""
-    one = 2 * len(whole.cache_specs)
+def pools_of(whole: Needs, shape: StepShape, context_len: int) -> tuple[hlo.Pool, ...]:
+    """A layer's keys (or values) on one device, and their scales if they have such."""
+    one, page_size = 2 * len(whole.cache_specs), shape.page_size
     token, rows = whole.token_bytes // one, shape.bucket.num_rows
-    size = shape.num_pages * shape.page_size * token
-    live = rows * whole.live_bytes(context_len) // one
-    return hlo.Pool(size, live, shape.bucket.num_tokens * token)
+    live = whole.live_bytes(context_len) // one
+    num_open = min(rows, shape.bucket.num_tokens)  # of several pages a row fills all but one anew
+    pages = hlo.Pool(shape.num_pages * page_size * token, rows * live, num_open * page_size * token)
+    scale = whole.page_bytes(page_size) // one - page_size * token
+    if not scale:
+        return (pages,)
+    num_live = rows * math.ceil(live / (page_size * token))
+    return pages, hlo.Pool(shape.num_pages * scale, num_live * scale, num_open * scale)
 
 
 def _report(

@@ -8,6 +8,7 @@ Loops count their bodies as often as they run; what the compiler does not know, 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter
@@ -99,17 +100,18 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The cache arrays of a program: a kernel reads the live part and writes the new entries.
+    """Cache arrays of one size, of which kernels of our own touch a part.
 
     Attributes:
         size: Bytes of one array on one device, which nothing else may have.
-        live: Bytes of it that a step has to read.
-        new: Bytes that a step adds.
+        live: Bytes that a kernel reads which gets the array: those of the rows' contexts.
+        open: Bytes that a kernel which updates the array in place reads, and writes, at most: the
+            pages that new tokens go into.
     """
 
     size: int
     live: int
-    new: int
+    open: int
 
 
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -180,7 +182,7 @@ def _aliased(header: str) -> Iterator[int]:
 def kernels(
     module: Module,
     trips: Sequence[int] = (),
-    pool: Pool | None = None,
+    pools: Sequence[Pool] = (),
     *,
     shortest: bool = False,
 ) -> list[Kernel]:
@@ -190,18 +192,19 @@ def kernels(
         module: The program.
         trips: How often loops run whose count the compiler does not know: the outer ones, those
             inside of them, ...
-        pool: The cache, if there is one.
+        pools: The cache's arrays, one entry for each size.
         shortest: Whether of the branches of a conditional the one runs that moves least; the one
             that moves most if not.
     """
-    return list(_Counter(module, tuple(trips), pool, shortest).run(module.entry, 1, 0))
+    sizes = {pool.size: pool for pool in pools}
+    return list(_Counter(module, tuple(trips), sizes, shortest).run(module.entry, 1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Counter:
     module: Module
     trips: tuple[int, ...]
-    pool: Pool | None
+    pools: dict[int, Pool]
     shortest: bool
 
     def run(self, computation: Computation, runs: int, depth: int) -> Iterator[Kernel]:
@@ -243,13 +246,36 @@ class _Counter:
         operands = [computation[name].size for name in i.operands]
         if i.opcode == "fusion":
             return _fusion_bytes(self._body(i, "calls"), operands)
-        if i.opcode == "custom-call" and self.pool is not None:
-            return (
-                sum(self.pool.live if size == self.pool.size else size for size in operands),
-                sum(self.pool.new if size == self.pool.size else size for size in i.sizes),
-            )
+        if i.opcode == "custom-call":
+            return self._moved_by_ours(i, operands)
         # A single instruction is like a fusion of nothing else.
         return _read_by(i, operands), _written_by(i, computation)
+
+    def _moved_by_ours(self, i: Instruction, operands: list[int]) -> tuple[int, int]:
+        """All of what it is given and makes, but for what the pools say of their arrays."""
+        updated = _updated_in_place(i)
+
+        def read(number: int, size: int) -> int:
+            if size not in self.pools:
+                return size
+            pool = self.pools[size]
+            return pool.open if number in updated.values() else pool.live
+
+        def written(number: int, size: int) -> int:
+            is_update = number in updated and size in self.pools
+            return self.pools[size].open if is_update else size
+
+        return (
+            sum(itertools.starmap(read, enumerate(operands))),
+            sum(itertools.starmap(written, enumerate(i.sizes))),
+        )
+
+
+def _updated_in_place(i: Instruction) -> dict[int, int]:
+    """Parts of a custom call's result that take an operand's memory, both by number."""
+    match = re.search(r"output_to_operand_aliasing=\{(.*?)\}, [a-z_]+=", i.attributes)
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", match.group(1) if match else "")
+    return {int(part or 0): int(operand) for part, operand in pairs}
 
 
 def _fusion_bytes(body: Computation, operands: list[int]) -> tuple[int, int]:
@@ -359,8 +385,8 @@ def library_calls(module: Module) -> list[str]:
 def products(module: Module) -> list[str]:
     """Names of the kernels that multiply matrices: fusions of a dot, and kernels of our own.
 
-    A kernel of ours that ends in `_merge` adds up partial results, and `rotate` turns vectors: they
-    multiply no matrices.
+    A kernel of ours that ends in `_merge` adds up partial results, `rotate` turns vectors, and
+    `quantized_write` rounds them: they multiply no matrices.
     """
     found = []
     for body in module.computations.values():
@@ -370,7 +396,7 @@ def products(module: Module) -> list[str]:
                 found.append(i.name)
             elif "triton" in _target(i) or "mosaic_gpu" in _target(i):
                 name = _kernel_name(i)
-                if not name.endswith(("_merge", "rotate")):
+                if not name.endswith(("_merge", "rotate", "quantized_write")):
                     found.append(name)
     return found
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import pallas_kernels
-from pallas_kernels import rotate
+from pallas_kernels import quantized_write, rotate
 from pallas_kernels.quantized import Quantized
 from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError
 from pallas_kernels.row_matmul import MAX_ROWS, Around, Operands
@@ -31,6 +31,7 @@ _ATTENTION_MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.1-8b", "qwen3-32b"
 # The smallest widths, biases, and the widest.
 _ROW_MATMUL_MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.1-8b")
 _ROTATE_MODELS = ("smollm2-135m", "qwen3-8b")
+_CACHE_MODELS = ("smollm2-135m", "llama-3.1-8b")
 PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 64, 4096, 1031
 
 
@@ -224,10 +225,34 @@ def _rotate_case(name: str, config: ModelConfig, rows: int) -> Case:
     return Case(f"{name} q,k[{rows}]", (operands,), {"eps": config.rms_norm_eps})
 
 
+def _quantized_write() -> list[Case]:
+    """Decode steps with caches of each format: one and many rows, heads of each size."""
+    configs = {name: ModelConfig.from_hf(presets.load(name)) for name in _CACHE_MODELS}
+    shapes = {name: (c.num_key_value_heads, c.head_dim) for name, c in configs.items()}
+    shapes |= {"phi-2": (32, 80), "phi-3-mini": (32, 96), "gemma-2-2b": (4, 256)}
+    return [
+        _write_case(f"{name} {dtype}[{rows}]", heads, dtype, rows)
+        for name, heads in shapes.items()
+        for dtype in ("int8", "float8_e4m3fn")
+        for rows in ((1, 64) if name == "llama-3.1-8b" else (8,))
+    ]
+
+
+def _write_case(name: str, heads: tuple[int, int], dtype: str, rows: int) -> Case:
+    pages = jax.ShapeDtypeStruct((NUM_PAGES, PAGE_SIZE, *heads), jnp.dtype(dtype))
+    scales = jax.ShapeDtypeStruct((NUM_PAGES, heads[0]), jnp.float32)
+    new = jax.ShapeDtypeStruct((rows, *heads), jnp.bfloat16)
+    slots, query_start = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (rows, rows + 1))
+    cache = pages, pages, scales, scales
+    operands = quantized_write.Operands(*cache, new, new, slots, query_start)
+    return Case(name, (operands,), {})
+
+
 _MAKERS: dict[str, Callable[[], list[Case]]] = {
     "paged_attention": _paged_attention,
     "quantized_matmul": _quantized_matmul,
     "grouped_matmul": _grouped_matmul,
     "row_matmul": _row_matmul,
     "rotate": _rotate,
+    "quantized_write": _quantized_write,
 }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.paged_attention import as_float32
+from pallas_kernels.registry import Target, tracing_for
 from rtpjax.models import LayerCache, StepInputs, cache_write
 
 PAGE, K, H, PAGES = 8, 2, 16, 14
@@ -80,6 +81,10 @@ class Sequence:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def written(cache, k, v, slots, query_start):
+    return write(cache, k, v, slots, query_start, "extend")
+
+
+def write(cache, k, v, slots, query_start, kind):
     T, B = slots.size, query_start.size - 1
     step = StepInputs(
         positions=jnp.zeros(T, jnp.int32),
@@ -87,7 +92,7 @@ def written(cache, k, v, slots, query_start):
         page_table=jnp.zeros((B, 1), jnp.int32),
         query_start=query_start,
         context_lens=jnp.zeros(B, jnp.int32),
-        kind="extend",
+        kind=kind,
     )
     return cache_write.write(cache, k, v, step)
 
@@ -243,3 +248,23 @@ def test_the_write_is_in_place_and_needs_no_memory_of_the_caches_size(dtype):
     assert memory.alias_size_in_bytes == size
     # The pages of 16 rows in float32, a few times over.
     assert memory.temp_size_in_bytes < 4 * tokens * 32 * 4 * 64 * 4 < size / 10
+
+
+def kernels(dtype, kind, target) -> int:
+    """How many kernels of our own a write is."""
+    cache = cache_of(dtype) if cache_write.has_scales(dtype) else cache_of(dtype)[:2]
+    new, slots, starts = jnp.ones((3, K, H)), jnp.zeros(3, jnp.int32), jnp.arange(4)
+    with tracing_for(target):
+        call = functools.partial(write, kind=kind)
+        return str(jax.make_jaxpr(call)(LayerCache(*cache), new, new, slots, starts)).count(
+            "pallas_call["
+        )
+
+
+def test_where_a_kernel_writes_it():
+    h100, a100 = Target("gpu", 90), Target("gpu", 80)
+    assert kernels(jnp.int8, "decode", h100) == kernels(jnp.float8_e4m3fn, "decode", h100) == 1
+    assert kernels(jnp.int8, "decode", a100) == 1
+    assert kernels(jnp.float8_e4m3fn, "decode", a100) == 0
+    assert kernels(jnp.int8, "extend", h100) == kernels(jnp.bfloat16, "decode", h100) == 0
+    assert kernels(jnp.int8, "decode", Target("cpu")) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax.numpy as jnp
 import pytest
 
 from rtpjax import gpus
@@ -33,11 +36,30 @@ def test_extrapolation_is_linear_in_layers():
     assert analyze._beside(few[1], layer) == {"all-reduce": 1}
 
 
-def test_pool_is_one_array_of_one_device():
-    whole = limits.needs(ModelConfig.from_hf(presets.load("qwen3-32b")), BF16, 4)
-    pool = analyze.pool_of(whole, SHAPE, CONTEXT)
-    token = 2 * 128 * 2  # kv heads on a device, head_dim, bytes
-    assert pool == hlo.Pool(1031 * 64 * token, 8 * CONTEXT * token, 8 * token)
+def test_pools_are_one_layers_array_on_one_device():
+    model = ModelConfig.from_hf(presets.load("qwen3-32b"))
+    token = 2 * 128  # kv heads on a device, head_dim
+    [pages] = analyze.pools_of(limits.needs(model, BF16, 4), SHAPE, CONTEXT)
+    assert pages == hlo.Pool(1031 * 64 * token * 2, 8 * CONTEXT * token * 2, 8 * 64 * token * 2)
+    int8 = dataclasses.replace(BF16, cache=jnp.int8)
+    pages, scales = analyze.pools_of(limits.needs(model, int8, 4), SHAPE, 250)
+    assert pages == hlo.Pool(1031 * 64 * token, 8 * 250 * token, 8 * 64 * token)
+    assert scales == hlo.Pool(1031 * 8, 8 * 4 * 8, 8 * 8)  # two heads' scales, four pages a row
+
+
+@needs_compiler
+@pytest.mark.parametrize("cache", ["int8", "float8_e4m3fn"])
+def test_a_quantized_cache_is_written_by_one_kernel_a_layer_in_place(cache):
+    """On two devices: XLA would gather the cache where the kernel does not stand in shard_map."""
+    two = with_layers(ModelConfig.from_hf(presets.load("qwen2.5-0.5b")), 2)
+    precision, h100 = dataclasses.replace(BF16, cache=jnp.dtype(cache)), gpus.load("h100")
+    compiled = compile_step(two, precision, SHAPE, topology.make_mesh(h100, 2, two), h100)
+    module = hlo.parse(compiled.as_text())
+    names = argument_names(two, precision)
+    assert len({names[i] for i in module.aliased}) == 2 * 4 + 1
+    assert not hlo.copied_parameters(module) and not hlo.gathered_parameters(module)
+    found = [hlo._kernel_name(i) for i in module.entry.values() if hlo._target(i)]
+    assert found.count("quantized_write") == 2
 
 
 @needs_compiler
@@ -51,7 +73,7 @@ def test_a_step_of_all_layers_is_what_was_extrapolated():
     found = hlo.kernels(
         hlo.parse(compiled.as_text()),
         analyze.loop_trips(SHAPE, CONTEXT),
-        analyze.pool_of(whole, SHAPE, CONTEXT),
+        analyze.pools_of(whole, SHAPE, CONTEXT),
     )
     assert report.moved_bytes == pytest.approx(hlo.total_bytes(found), rel=0.02)
     memory = compiled.memory_analysis()

@@ -179,9 +179,36 @@ ENTRY %main.5 (q: bf16[8,128], k: bf16[900,128]) -> bf16[8,128] {
 
 
 def test_our_kernels_read_the_live_part_of_the_cache():
-    pool = hlo.Pool(size=900 * 128 * 2, live=5000, new=2048)
-    assert moved(hlo.kernels(module(KERNEL), pool=pool)) == {"attend": (1, 2048 + 5000, 2048)}
+    pool = hlo.Pool(size=900 * 128 * 2, live=5000, open=300)
+    assert moved(hlo.kernels(module(KERNEL), pools=[pool])) == {"attend": (1, 2048 + 5000, 2048)}
     assert moved(hlo.kernels(module(KERNEL)))["attend"] == (1, 2048 + 230400, 2048)
+
+
+# 1031 pages of 64 tokens, 8 heads of 128; 64 new tokens. The text in `ir` is not an alias.
+WRITE = """
+ENTRY %main.7 (k: s8[1031,64,8,128], s: f32[1031,8], x: bf16[64,8,128], at: s32[64]) -> (s8[1031,64,8,128], f32[1031,8]) {
+  %k = s8[1031,64,8,128]{3,2,1,0} parameter(0)
+  %s = f32[1031,8]{1,0} parameter(1)
+  %x = bf16[64,8,128]{2,1,0} parameter(2)
+  %at = s32[64]{0} parameter(3)
+  ROOT %write = (s8[1031,64,8,128]{3,2,1,0}, f32[1031,8]{1,0}) custom-call(%x, %k, %s, %at), custom_call_target="__gpu$xla.gpu.triton", output_to_operand_aliasing={{0}: (1, {}), {1}: (2, {})}, api_version=API_VERSION_TYPED_FFI, backend_config={ir = "{0}: (0, {}), x=", name = "quantized_write"}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_that_updates_the_cache_in_place_rewrites_the_pages_of_new_tokens():
+    pages = hlo.Pool(size=1031 * 64 * 8 * 128, live=10**7, open=64 * 64 * 8 * 128)
+    scales = hlo.Pool(size=1031 * 8 * 4, live=10**4, open=64 * 8 * 4)
+    new = 64 * 8 * 128 * 2 + 64 * 4
+    assert moved(hlo.kernels(module(WRITE), pools=[pages, scales])) == {
+        "write": (1, new + 64 * 64 * 8 * 128 + 64 * 8 * 4, 64 * 64 * 8 * 128 + 64 * 8 * 4)
+    }
+    # One that makes a new array of that size writes all of it, and reads what is live.
+    copied = WRITE.replace("output_to_operand_aliasing", "something_else")
+    assert moved(hlo.kernels(module(copied), pools=[pages, scales])) == {
+        "write": (1, new + 10**7 + 10**4, pages.size + scales.size)
+    }
+    assert hlo.products(module(WRITE)) == []
 
 
 def test_library_calls_are_named():
