@@ -13,6 +13,7 @@ dp groups there is such a vector for each, all of one layout, one after another.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence as Many
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -139,13 +140,13 @@ class Layout:
     @property
     def size(self) -> int:
         """int32 entries of the vector."""
-        return sum(int(np.prod(shape)) for shape in self._shapes)
+        return sum(math.prod(shape) for shape in self._shapes)
 
     def split(self, vector: ArrayT) -> Parts[ArrayT]:
         """The parts of a vector `[size]`: views of a numpy array, slices of a jax one."""
         parts, at = [], 0
         for shape in self._shapes:
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             parts.append(vector[at : at + size].reshape(shape))
             at += size
         return Parts(*parts)
