@@ -182,7 +182,6 @@ def _pack_sampled(sampled: Sampled) -> jax.Array:
 
 def unpack_sampled(packed: np.ndarray) -> Sampled:
     """What choose returned, as views of the array on the host."""
-    ends = 1, 2, 2 + MAX_LOGPROBS
-    token_ids, scores, top_ids, top_scores = np.split(packed, ends, axis=1)
-    columns = token_ids[:, 0], scores[:, 0].view(np.float32), top_ids, top_scores.view(np.float32)
+    floats, end = packed.view(np.float32), 2 + MAX_LOGPROBS
+    columns = packed[:, 0], floats[:, 1], packed[:, 2:end], floats[:, end:]
     return Sampled(*columns)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig, abstract_state, init_random
@@ -19,6 +19,7 @@ from rtpjax.sharding import (
     make_mesh,
     mesh_shape,
     named_sharding,
+    upload,
     ways,
 )
 from tests.golden import cases
@@ -29,6 +30,19 @@ def test_mesh_takes_the_first_devices():
     mesh = make_mesh(2)
     assert mesh.shape == {"dp": 1, "kv_ep": 1, "kv": 2, "ep": 1, "q": 1, "mlp": 1}
     assert list(mesh.devices.flat) == jax.devices()[:2]
+
+
+@pytest.mark.parametrize("value", [np.arange(12, dtype=np.int32), np.arange(4) > 1])
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("dp")])
+def test_an_upload_lies_where_it_should(value: np.ndarray, spec: PartitionSpec):
+    mesh = make_mesh(2, dp_size=2)
+    where = NamedSharding(mesh, spec)
+    array = upload(value, where)
+    assert (array.sharding, array.dtype, array.committed) == (where, value.dtype, True)
+    halves = [value, value] if spec == PartitionSpec() else np.split(value, 2)
+    for shard in array.addressable_shards:
+        half = halves[list(mesh.devices.flat).index(shard.device) // 2]
+        np.testing.assert_array_equal(np.asarray(shard.data), half)
 
 
 @pytest.mark.parametrize("tp_size", [0, 9])
