@@ -63,12 +63,20 @@ def in_formats(
     stored = ModelConfig.from_hf(checkpoint.config)
     wanted = wanted_quantization(stored, method)
     kept = kept_on(platform, wanted)
-    model = dataclasses.replace(stored, quantization=on_mesh(kept, platform, num_devices))
+    model = on_devices(stored, wanted, platform, num_devices)
     specs = abstract_state(model, precision)
     if wanted.is_plain:
         return model, specs, checkpoint
     logger.info("Weights: %s, kept as %s", wanted, kept)
     return model, specs, QuantizedCheckpoint(checkpoint, stored, wanted, kept, specs)
+
+
+def on_devices(
+    config: ModelConfig, wanted: Quantization, platform: str, num_devices: int
+) -> ModelConfig:
+    """A model with the formats that a mesh of a platform's devices keeps for those wanted."""
+    kept = kept_on(platform, wanted)
+    return dataclasses.replace(config, quantization=on_mesh(kept, platform, num_devices))
 
 
 def wanted_quantization(
