@@ -65,7 +65,8 @@ _SOURCES = (
     *("rtpjax/config.py", "rtpjax/quantized_checkpoint.py"),
     *(f"rtpjax/engine/{name}.py" for name in ("batch", "kv_cache", "sampling", "step")),
 )
-_NOT_SOURCES = ("budget", "check", "jobs")  # they say what is compiled, and judge it
+# They say what is compiled, judge it, or plan.
+_NOT_SOURCES = ("budget", "check", "jobs", "plan", "report", "__main__")
 
 
 def sources_digest() -> str:

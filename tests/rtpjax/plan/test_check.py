@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pallas_kernels.registry import Op
-from rtpjax.plan import check, kernel_cases
+from rtpjax.plan import check, jobs, kernel_cases
 from rtpjax.plan.job import ChooseJob, KernelJob, StepJob, from_json
 from rtpjax.plan.workers import Worker
 
@@ -100,7 +100,7 @@ def test_exceptions_say_why_and_name_a_limit():
     for exception in BUDGET.get("exception", []):
         assert exception["why"] and exception["for"]
         job = next(
-            j for j in check.all_jobs() if exception["for"].items() <= dataclasses.asdict(j).items()
+            j for j in jobs.all_jobs() if exception["for"].items() <= dataclasses.asdict(j).items()
         )
         assert (
             exception["limits"].keys() <= check.limits_of(job, BUDGET, with_exceptions=False).keys()
@@ -109,14 +109,14 @@ def test_exceptions_say_why_and_name_a_limit():
 
 def test_every_op_has_shapes_and_every_implementation_a_job():
     """The Hopper kernel is for one GPU, fp8 for all but the A100; the rest takes all shapes."""
-    jobs = check.all_jobs()
+    all_jobs = jobs.all_jobs()
     for op in kernel_cases.ops().values():
         served = {n for n, i in op.implementations.items() if "gpu" in i.platforms} - {"reference"}
         for name in served:
-            for gpu in check.GPUS:
+            for gpu in jobs.GPUS:
                 cases = [
                     j.case
-                    for j in jobs
+                    for j in all_jobs
                     if isinstance(j, KernelJob)
                     and (j.op, j.implementation, j.gpu) == (op.name, name, gpu)
                 ]
@@ -126,8 +126,8 @@ def test_every_op_has_shapes_and_every_implementation_a_job():
                     every = [name for name in every if "fp8" not in name]
                 wanted = every[: 1 if name == "xla" else None]
                 assert cases == (wanted if is_taken else [])
-    assert sum(isinstance(j, StepJob) for j in jobs) == 5 * 4 * 4 + 2 * 4
-    assert sum(isinstance(j, ChooseJob) for j in jobs) == 4
+    assert sum(isinstance(j, StepJob) for j in all_jobs) == 5 * 4 * 4 + 2 * 4 + 3 * (4 + 2 + 2 + 1)
+    assert sum(isinstance(j, ChooseJob) for j in all_jobs) == 4
 
 
 def test_an_op_without_shapes_fails():
