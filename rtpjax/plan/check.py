@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = [dataclasses.asdict(j) | {"result": r} for j, r in zip(jobs, results, strict=True)]
         args.json.write_text(json.dumps(listed, indent=1))
     num_failed = _summarize(jobs, results)
-    _print_slowest(jobs, results)
+    print_slowest(jobs, results)
     used = os.times()
     print(
         f"{len(jobs)} programs in {time.perf_counter() - started:.0f} s "
@@ -225,8 +225,7 @@ def _run_all(
     results = []
     compilers = Workers(workers)
     with ThreadPoolExecutor(workers) as pool, contextlib.closing(compilers):
-        # A worker that has traced for a GPU need not do so again for the next job.
-        groups = [list(group) for _, group in itertools.groupby(jobs, lambda j: (str(j), j.gpu))]
+        groups = [list(group) for _, group in itertools.groupby(jobs, group_of)]
         found = pool.map(
             lambda group: [run(j, ptxas, cache, sources, compilers.run) for j in group], groups
         )
@@ -262,10 +261,16 @@ def _summarize(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> int:
     return failed
 
 
-def _print_slowest(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> None:
+def group_of(job: Job) -> tuple[str, str, str]:
+    """Jobs of one group share most of what they trace: a model, or an implementation, on a GPU."""
+    return job.kind, str(job), job.gpu
+
+
+def print_slowest(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> None:
+    """Says which programs took most of the processors' time, when they were compiled."""
     timed = [(r["seconds"], j) for j, r in zip(jobs, results, strict=True) if "seconds" in r]
     slowest = sorted(timed, key=lambda pair: pair[0], reverse=True)[:_NUM_SLOWEST]
-    shown = [f"{seconds:.0f} s {' '.join((*_names(j), j.gpu))}" for seconds, j in slowest]
+    shown = [f"{seconds:.0f} {' '.join((*_names(j), j.gpu))}" for seconds, j in slowest]
     print(f"Slowest, seconds of processors: {'; '.join(shown)}")
 
 

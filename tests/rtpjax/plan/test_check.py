@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 
@@ -139,6 +140,26 @@ def test_jobs_survive_json():
     kernel = KernelJob("paged_attention", "xla", "case", "l4")
     for job in (STEP, kernel, ChooseJob("llama-3.1-8b", "h100", 64)):
         assert from_json(json.dumps(dataclasses.asdict(job))) == job
+
+
+def test_names_of_steps_say_what_is_quantized():
+    names = {str(j) for j in jobs.all_jobs() if isinstance(j, StepJob)}
+    assert {"llama-3.1-8b int8", "llama-3.1-8b fp8 cache", "qwen2.5-72b int8 x4"} <= names
+
+
+def test_jobs_of_a_model_on_a_gpu_follow_each_other():
+    """A worker compiles them one after the other, and traces what they share once."""
+    groups = [key for key, _ in itertools.groupby(jobs.all_jobs(), check.group_of)]
+    assert len(groups) == len(set(groups))
+
+
+def test_the_slowest_are_told(capsys):
+    other = dataclasses.replace(STEP, quantization="int8", num_tokens=64)
+    check.print_slowest([STEP, other, STEP], [{"seconds": 3.2}, {"seconds": 9.9}, {"error": ""}])
+    assert capsys.readouterr().out == (
+        "Slowest, seconds of processors: 10 llama-3.1-8b int8 decode[64] h100; "
+        "3 llama-3.1-8b decode[8] h100\n"
+    )
 
 
 def test_results_are_kept_by_content(tmp_path):
