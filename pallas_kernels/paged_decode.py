@@ -39,7 +39,7 @@ from pallas_kernels.paged_tiles import (
 )
 
 MAX_SPLITS = 32
-FULL_GPU = 512  # programs; 2 to 4 for each multiprocessor of the GPUs we know
+FULL_GPU = 256  # programs: about two for each multiprocessor; more write and read more partials
 
 
 @dataclasses.dataclass(frozen=True)

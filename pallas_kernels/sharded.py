@@ -160,8 +160,8 @@ def sharded_row_matmul(
 ) -> list[jax.Array]:
     """`row_matmul` with weights split over a mesh; any number of rows.
 
-    Parts of a sum go to the other devices in x's format: float32 would be twice the bytes, and XLA's
-    kernels that add up so many spill registers.
+    Parts of a sum go to the other devices in x's format: float32 would be twice the bytes, and
+    XLA's kernels that add up so many spill registers.
 
     XLA splits and computes the products where rows of plain weights are many, the mesh does not
     divide the weights, or there is no GPU.

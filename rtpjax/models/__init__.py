@@ -7,8 +7,10 @@ abstract = build(config, precision, abstract=True)      # shapes, formats and ax
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -64,10 +66,15 @@ def build(config: ModelConfig, precision: Precision, *, abstract: bool, seed: in
         seed: For random weights.
     """
 
-    def construct() -> CausalLM:
-        return model_class(config)(config, precision, rngs=nnx.Rngs(params=seed))
+    def construct(rngs: nnx.Rngs) -> CausalLM:
+        return model_class(config)(config, precision, rngs=rngs)
 
-    return nnx.eval_shape(construct) if abstract else construct()
+    if not abstract:
+        return construct(nnx.Rngs(params=seed))
+    # Counting keys that make no numbers would be most of the time that a large model takes here.
+    key = jax.random.key(seed)
+    one_key: Any = SimpleNamespace(params=lambda: key)
+    return nnx.eval_shape(lambda: construct(one_key))
 
 
 def init_random(config: ModelConfig, precision: Precision, seed: int = 0) -> CausalLM:

@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="format of cached keys and values (the server's INT8_KV_CACHE and FP8_KV_CACHE)",
     )
+    parser.add_argument(
+        "--quantization",
+        choices=("int8", "int4", "fp8"),
+        help="what plain weights are quantized to (the server's QUANTIZATION)",
+    )
     parser.add_argument("--max-model-len", type=int, help="tokens of prompt and output together")
     parser.add_argument("--max-num-seqs", type=int, help="requests in a step")
     parser.add_argument("--max-num-batched-tokens", type=int, help="tokens in a step")
@@ -106,6 +111,7 @@ def _run(args: argparse.Namespace, read_config: ReadConfig) -> int:
         max_num_batched_tokens=args.max_num_batched_tokens,
         reserved_bytes=args.reserved_mib * MIB,
         tp_size=args.tp,
+        quantization=args.quantization,
     )
     try:
         if args.tp < 1 or not 0 < args.memory_fraction <= 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -129,25 +128,26 @@ def analyze(
     """
     mesh = topology.make_mesh(gpu, tp_size, model)
     whole = needs(model, precision, tp_size)
-    few = [min(n, model.num_hidden_layers) for n in FEW_LAYERS]
-    counts, last = [], None
+    fewer, more = (with_layers(model, min(n, model.num_hidden_layers)) for n in FEW_LAYERS)
     with tempfile.TemporaryDirectory() as folder:
-        for n in few:
-            shutil.rmtree(folder, ignore_errors=True)
-            compiled = compile_step(
-                with_layers(model, n), precision, shape, mesh, gpu, {"xla_dump_to": folder}
-            )
-            last = hlo.parse(compiled.as_text() or "")
-            counts.append(_count(compiled, last, n, whole, shape, context_len))
-        resources = ptx.read_dump(Path(folder), gpu.ptx_target, ptxas)
-    assert last is not None
-    return _report(model, whole, shape, context_len, counts, last, resources)
+        # The larger program comes first, and leaves its kernels to the smaller one.
+        options = {"xla_gpu_kernel_cache_file": f"{folder}/kernels"}
+        dump = {"xla_dump_to": f"{folder}/dump"}
+        compiled = compile_step(more, precision, shape, mesh, gpu, options | dump)
+        resources = ptx.read_dump(Path(folder, "dump"), gpu.ptx_target, ptxas)
+        smaller = compile_step(fewer, precision, shape, mesh, gpu, options)
+    module = hlo.parse(compiled.as_text() or "")
+    counts = (
+        _count(smaller, hlo.parse(smaller.as_text() or ""), fewer, whole, shape, context_len),
+        _count(compiled, module, more, whole, shape, context_len),
+    )
+    return _report(model, whole, shape, context_len, counts, module, resources)
 
 
 def _count(
     compiled: jax.stages.Compiled,
     module: hlo.Module,
-    num_layers: int,
+    model: ModelConfig,
     whole: Needs,
     shape: StepShape,
     context_len: int,
@@ -155,7 +155,7 @@ def _count(
     memory: Any = compiled.memory_analysis()
     found = hlo.kernels(module, loop_trips(shape, context_len), pools_of(whole, shape, context_len))
     return Counts(
-        num_layers,
+        model.num_hidden_layers,
         memory.temp_size_in_bytes,
         memory.argument_size_in_bytes,
         hlo.total_bytes(found),

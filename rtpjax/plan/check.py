@@ -10,66 +10,26 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rtpjax import gpus as gpu_data
-from rtpjax.plan import kernel_cases, topology
-from rtpjax.plan.job import ChooseJob, Job, KernelJob, StepJob
+from rtpjax.plan import topology
+from rtpjax.plan.job import ChooseJob, Job, StepJob
+from rtpjax.plan.jobs import GPUS, all_jobs
 from rtpjax.plan.workers import Workers
 
-GPUS = ("a100", "l4", "h100", "b200")
-MODELS = {
-    "smollm2-135m": 1,
-    "qwen2.5-0.5b": 1,
-    "llama-3.1-8b": 1,
-    "qwen3-8b": 1,
-    "qwen3-32b": 4,
-}
-LARGE_MODELS = (("llama-3.1-70b", "h100", 8), ("qwen2.5-72b", "a100", 8))
-STEPS = (("decode", 1), ("decode", 8), ("decode", 64), ("extend", 512))
 _ROOT = Path(__file__).parents[2]
+_NUM_SLOWEST = 5
 Compile = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def all_jobs(gpus: Iterable[str] = GPUS) -> list[Job]:
-    """Every model's steps, the choice of tokens, and every kernel, on every GPU.
-
-    Our own kernels are compiled with every shape that they take; what XLA makes of an op with the
-    first one.
-    """
-    gpus = list(gpus)
-    kernels = [
-        KernelJob(op.name, implementation.name, case.name, gpu)
-        for op in kernel_cases.ops().values()
-        for implementation in op.implementations.values()
-        if "gpu" in implementation.platforms and implementation.name != "reference"
-        for case in kernel_cases.cases(op.name)[: 1 if implementation.name == "xla" else None]
-        for gpu in gpus
-        if kernel_cases.is_supported(implementation, case, gpu_data.load(gpu))
-    ]
-    steps = [
-        StepJob(model, gpu, tp_size, step, n)  # type: ignore[arg-type]
-        for model, tp_size in MODELS.items()
-        for gpu in gpus
-        for step, n in STEPS
-    ]
-    large = [
-        StepJob(model, gpu, tp_size, step, n)  # type: ignore[arg-type]
-        for model, gpu, tp_size in LARGE_MODELS
-        if gpu in gpus
-        for step, n in STEPS
-    ]
-    choices = [ChooseJob("llama-3.1-8b", gpu, 64) for gpu in gpus]
-    return [*steps, *large, *choices, *kernels]
 
 
 def run(
@@ -102,8 +62,11 @@ def run(
 # What a step is made of, and what reads it.
 _SOURCES = (
     *("pallas_kernels", "rtpjax/models", "rtpjax/gpus", "rtpjax/plan", "rtpjax/sharding.py"),
+    *("rtpjax/config.py", "rtpjax/quantized_checkpoint.py"),
     *(f"rtpjax/engine/{name}.py" for name in ("batch", "kv_cache", "sampling", "step")),
 )
+# They say what is compiled, judge it, or plan.
+_NOT_SOURCES = ("budget", "check", "jobs", "plan", "report", "__main__")
 
 
 def sources_digest() -> str:
@@ -111,7 +74,7 @@ def sources_digest() -> str:
     digest = hashlib.sha256()
     paths = [path for name in _SOURCES for path in ((_ROOT / name), *(_ROOT / name).rglob("*"))]
     for path in sorted(paths):
-        if path.suffix in (".py", ".json", ".toml") and path.stem not in ("budget", "check"):
+        if path.suffix in (".py", ".json", ".toml") and path.stem not in _NOT_SOURCES:
             digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
     for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "flax"):
         digest.update(importlib.metadata.version(name).encode())
@@ -243,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = [dataclasses.asdict(j) | {"result": r} for j, r in zip(jobs, results, strict=True)]
         args.json.write_text(json.dumps(listed, indent=1))
     num_failed = _summarize(jobs, results)
+    print_slowest(jobs, results)
     used = os.times()
     print(
         f"{len(jobs)} programs in {time.perf_counter() - started:.0f} s "
@@ -261,8 +225,11 @@ def _run_all(
     results = []
     compilers = Workers(workers)
     with ThreadPoolExecutor(workers) as pool, contextlib.closing(compilers):
-        found = pool.map(lambda j: run(j, ptxas, cache, sources, compilers.run), jobs)
-        for job, result in zip(jobs, found, strict=True):
+        groups = [list(group) for _, group in itertools.groupby(jobs, group_of)]
+        found = pool.map(
+            lambda group: [run(j, ptxas, cache, sources, compilers.run) for j in group], groups
+        )
+        for job, result in zip(jobs, itertools.chain.from_iterable(found), strict=True):
             print(row(job, result, mark_of(job, result, budget)), flush=True)
             results.append(result)
     return results
@@ -292,6 +259,19 @@ def _summarize(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> int:
             print(f"FAIL {dataclasses.astuple(job)}: {'; '.join(found)}")
     print(f"* within the limits by an exception of rtpjax/plan/budget.toml: {num_exceptions}")
     return failed
+
+
+def group_of(job: Job) -> tuple[str, str, str]:
+    """Jobs of one group share most of what they trace: a model, or an implementation, on a GPU."""
+    return job.kind, str(job), job.gpu
+
+
+def print_slowest(jobs: Sequence[Job], results: Sequence[dict[str, Any]]) -> None:
+    """Says which programs took most of the processors' time, when they were compiled."""
+    timed = [(r["seconds"], j) for j, r in zip(jobs, results, strict=True) if "seconds" in r]
+    slowest = sorted(timed, key=lambda pair: pair[0], reverse=True)[:_NUM_SLOWEST]
+    shown = [f"{seconds:.0f} {' '.join((*_names(j), j.gpu))}" for seconds, j in slowest]
+    print(f"Slowest, seconds of processors: {'; '.join(shown)}")
 
 
 if __name__ == "__main__":

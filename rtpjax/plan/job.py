@@ -17,11 +17,13 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rtpjax import gpus
+from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
-from rtpjax.models import ModelConfig, Precision
+from rtpjax.models import ModelConfig
 from rtpjax.plan import hlo, kernel_cases, presets, ptx, topology
 from rtpjax.plan.analyze import analyze
 from rtpjax.plan.step import StepShape, compile_choose
+from rtpjax.quantized_checkpoint import wanted_quantization
 
 CONTEXT_LEN = 1024  # of each row of a decode step
 EXTEND_ROWS = 8
@@ -38,18 +40,29 @@ class StepJob:
     tp_size: int
     step: Literal["decode", "extend"]
     num_tokens: int
+    quantization: str | None = None  # of the weights
+    cache: KvCacheDtype | None = None
     kind: Literal["step"] = "step"
 
     def __str__(self) -> str:
-        return f"{self.model}{f' x{self.tp_size}' if self.tp_size > 1 else ''}"
+        parts = [
+            self.model,
+            self.quantization,
+            f"{self.cache} cache" if self.cache else None,
+            f"x{self.tp_size}" if self.tp_size > 1 else None,
+        ]
+        return " ".join(filter(None, parts))
 
     def run(self, ptxas: str | None) -> dict[str, Any]:
         """Compiles and reports: the fields of analyze.StepReport, and the ratio of bytes."""
         rows = self.num_tokens if self.step == "decode" else EXTEND_ROWS
         shape = _shape(Bucket(self.step, self.num_tokens, rows))
+        settings = EngineSettings(act_type="BF16", kv_cache_dtype=self.cache)
+        model = ModelConfig.from_hf(presets.load(self.model))
+        wanted = wanted_quantization(model, self.quantization)
         report = analyze(
-            ModelConfig.from_hf(presets.load(self.model)),
-            Precision.of("BF16", "gpu"),
+            dataclasses.replace(model, quantization=wanted),
+            precision_of(settings, "gpu"),
             gpus.load(self.gpu),
             self.tp_size,
             shape,
@@ -155,11 +168,21 @@ def from_json(text: str) -> Job:
 
 def main() -> None:
     """Runs each `{"job": ..., "ptxas": ...}` of stdin."""
+    gpu = None
     for line in sys.stdin:
         request = json.loads(line)
-        result = from_json(json.dumps(request["job"])).run(request["ptxas"])
+        job = from_json(json.dumps(request["job"]))
+        if job.gpu != gpu:
+            jax.clear_caches()  # what was traced for one GPU must not be found by the next
+        gpu, before = job.gpu, _processor_seconds()
+        result = job.run(request["ptxas"])
+        result["seconds"] = round(_processor_seconds() - before, 2)
         print(json.dumps(result), flush=True)
-        jax.clear_caches()  # what was traced for one GPU must not be found by the next
+
+
+def _processor_seconds() -> float:
+    """Of this process and those that it has started."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
         ConfigError: tp_size does not divide the model's heads.
     """
     sharding.check_model_fits(model, tp_size)
-    specs, cache_specs = _declared(model, precision)
+    specs, cache_specs = declared(model, precision)
     shape = sharding.mesh_shape(tp_size, model=model)
     mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
     sizes = {name: _shard_bytes(spec, mesh) for name, spec in specs.items()}
@@ -131,11 +131,11 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _declared(
+@functools.lru_cache(maxsize=16)
+def declared(
     model: ModelConfig, precision: Precision
 ) -> tuple[Mapping[str, ParamSpec], tuple[CacheSpec, ...]]:
-    """Parameters and caches; declaring the layers of a large model takes a second."""
+    """Parameters, and what the layers cache; declaring those of a large model takes a second."""
     return (
         abstract_state(model, precision),
         build(model, precision, abstract=True).cache_specs(),

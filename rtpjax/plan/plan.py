@@ -20,6 +20,7 @@ from rtpjax.plan import topology
 from rtpjax.plan.analyze import StepReport, analyze
 from rtpjax.plan.limits import Needs, least_tpot_s, least_ttft_s, needs
 from rtpjax.plan.step import StepShape
+from rtpjax.quantized_checkpoint import wanted_quantization
 
 # The part of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 MEMORY_FRACTION = 0.75
@@ -69,33 +70,40 @@ def make_plan(
         compile_steps: Whether to ask the GPU compiler, where it is installed.
 
     Raises:
-        ConfigError: tp_size does not divide the model's heads, or the GPU cannot compute with a
-            cache of that format.
+        ConfigError: tp_size does not divide the model's heads, the GPU cannot compute with a cache
+            of that format, or the model cannot be quantized so.
     """
     config.check_cache_dtype(settings, gpu.target)
-    whole = needs(model, config.precision_of(settings, "gpu"), settings.tp_size)
+    kept = _kept(model, settings)
+    whole = needs(kept, config.precision_of(settings, "gpu"), settings.tp_size)
     free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
     engine, problem, steps, instead = None, None, {}, []
     try:
-        engine = _resolve(model, whole, settings, free)
+        engine = _resolve(whole, settings, free)
     except ConfigError as error:
         problem = str(error)
         instead = list(what_fits(model, gpu, settings, memory_fraction))
     if engine is not None:
-        steps = _steps(model, gpu, engine, whole, compile_steps)
+        steps = _steps(gpu, engine, whole, compile_steps)
         problem = _past_reserve(steps, settings.reserved_bytes)
     return Plan(gpu, whole, free, settings.reserved_bytes, engine, problem, instead, steps)
 
 
-def _resolve(
-    model: ModelConfig, whole: Needs, settings: EngineSettings, free_bytes: int
-) -> EngineConfig:
+def _kept(model: ModelConfig, settings: EngineSettings) -> ModelConfig:
+    """The model in the formats that GPUs keep its matrices in: all that can be wanted."""
+    wanted = wanted_quantization(model, settings.quantization)
+    return dataclasses.replace(model, quantization=wanted)
+
+
+def _resolve(whole: Needs, settings: EngineSettings, free_bytes: int) -> EngineConfig:
     if free_bytes <= 0:
         raise ConfigError(
             f"The weights take {whole.weights_bytes / config.GIB:.1f} GiB on each GPU, "
             f"{-free_bytes / config.GIB:.1f} GiB more than there are."
         )
-    return config.resolve(settings, model, whole.cache_specs, platform="gpu", free_bytes=free_bytes)
+    return config.resolve(
+        settings, whole.model, whole.cache_specs, platform="gpu", free_bytes=free_bytes
+    )
 
 
 @contextlib.contextmanager
@@ -117,9 +125,10 @@ def what_fits(
     def fits(gpu: Gpu, changed: EngineSettings) -> EngineConfig | None:
         try:
             with quiet_config():
-                whole = needs(model, config.precision_of(changed, "gpu"), changed.tp_size)
+                precision = config.precision_of(changed, "gpu")
+                whole = needs(_kept(model, changed), precision, changed.tp_size)
                 free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
-                return _resolve(model, whole, changed, free)
+                return _resolve(whole, changed, free)
         except ConfigError:
             return None
 
@@ -137,7 +146,7 @@ def what_fits(
 
 
 def _steps(
-    model: ModelConfig, gpu: Gpu, engine: EngineConfig, whole: Needs, compile_steps: bool
+    gpu: Gpu, engine: EngineConfig, whole: Needs, compile_steps: bool
 ) -> dict[str, StepReport | str]:
     if not compile_steps:
         return dict.fromkeys(("decode", "extend"), "not asked for")
@@ -145,18 +154,18 @@ def _steps(
         text = f"the GPU compiler is not installed: {topology.how_to_install()}"
         return dict.fromkeys(("decode", "extend"), text)
     largest = {bucket.kind: bucket for bucket in buckets_of(engine, "gpu")}
-    return {kind: _step(model, gpu, engine, whole, b) for kind, b in largest.items()}
+    return {kind: _step(gpu, engine, whole, b) for kind, b in largest.items()}
 
 
-def _step(
-    model: ModelConfig, gpu: Gpu, engine: EngineConfig, whole: Needs, bucket: Bucket
-) -> StepReport | str:
+def _step(gpu: Gpu, engine: EngineConfig, whole: Needs, bucket: Bucket) -> StepReport | str:
     shape = StepShape(
         bucket, engine.max_model_len, engine.page_size, engine.num_pages, engine.max_num_seqs
     )
     context_len = min(engine.max_model_len, 1024)
     try:
-        return analyze(model, whole.precision, gpu, whole.tp_size, shape, context_len=context_len)
+        return analyze(
+            whole.model, whole.precision, gpu, whole.tp_size, shape, context_len=context_len
+        )
     except RuntimeError as error:  # what XLA raises: the program cannot be had on this GPU
         return f"does not compile: {str(error)[:500]}"
 

@@ -52,11 +52,24 @@ def _compiled(plan: dict[str, Any]) -> list[str]:
         if report["ratio"] is not None:
             parts.append(f"moves {report['ratio']:.2f} x the least bytes possible")
             parts.append(f"{report['kernels_per_layer']:.0f} kernels a layer")
+        if plan["tp_size"] > 1:
+            parts += _communication(report)
         for name in ("unaliased", "copied", "gathered"):
             if report[name]:
                 parts.append(f"{name}: {', '.join(report[name][:4])}")
         lines.append(f"{kind} step: compiles; {', '.join(parts)}")
     return lines
+
+
+def _communication(report: dict[str, Any]) -> list[str]:
+    """What the GPUs send each other."""
+
+    def counted(kinds: dict[str, float]) -> str:
+        return ", ".join(f"{n:g} {kind}" for kind, n in sorted(kinds.items())) or "nothing"
+
+    layer, beside = report["collectives_per_layer"], report["collectives_beside"]
+    parts = [f"{counted(layer)} a layer", f"{counted(beside)} beside the layers"]
+    return parts if report["gathered"] else [*parts, "no weight is sent"]
 
 
 def _fitting(plan: dict[str, Any]) -> list[str]:

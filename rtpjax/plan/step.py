@@ -26,8 +26,9 @@ from rtpjax.engine.sampling import (
     SlotState,
 )
 from rtpjax.gpus import Gpu
-from rtpjax.models import LayerCache, ModelConfig, Precision, abstract_state, build
+from rtpjax.models import LayerCache, ModelConfig, Precision
 from rtpjax.models.cache_write import has_scales
+from rtpjax.plan.limits import declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def forward(
 def _caches(
     model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
 ) -> tuple[LayerCache, ...]:
-    specs = build(model, precision, abstract=True).cache_specs()
+    _, specs = declared(model, precision)
     return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
 
 
@@ -100,7 +101,7 @@ def abstract_arguments(
         jax.ShapeDtypeStruct(
             spec.shape, spec.dtype, sharding=sharding.named_sharding(mesh, spec.axes, spec.shape)
         )
-        for spec in abstract_state(model, precision).values()
+        for spec in declared(model, precision)[0].values()
     )
     caches = _caches(model, precision, shape, mesh)
     tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
@@ -112,7 +113,7 @@ def argument_names(model: ModelConfig, precision: Precision) -> list[str]:
     layers = range(model.num_hidden_layers)
     parts = LayerCache._fields if has_scales(precision.cache) else LayerCache._fields[:2]
     caches = [f"caches[{i}].{part}" for i in layers for part in parts]
-    return [*abstract_state(model, precision), "vector", *caches, "tokens"]
+    return [*declared(model, precision)[0], "vector", *caches, "tokens"]
 
 
 def compile_step(

@@ -98,5 +98,5 @@ def test_few_rows_are_split_and_many_are_not():
 
     assert splits(1, 64) == 8  # two tiles of 64 tokens each for 1,024 tokens
     assert splits(1, 512) == MAX_SPLITS
-    assert splits(8, 64) == 8
+    assert splits(8, 64) == 4  # 256 programs: 8 rows and 8 kv heads
     assert splits(64, 8) == 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 
 import pytest
 
 from pallas_kernels.registry import Op
-from rtpjax.plan import check, kernel_cases
+from rtpjax.plan import check, jobs, kernel_cases
 from rtpjax.plan.job import ChooseJob, KernelJob, StepJob, from_json
 from rtpjax.plan.workers import Worker
 
@@ -100,7 +101,7 @@ def test_exceptions_say_why_and_name_a_limit():
     for exception in BUDGET.get("exception", []):
         assert exception["why"] and exception["for"]
         job = next(
-            j for j in check.all_jobs() if exception["for"].items() <= dataclasses.asdict(j).items()
+            j for j in jobs.all_jobs() if exception["for"].items() <= dataclasses.asdict(j).items()
         )
         assert (
             exception["limits"].keys() <= check.limits_of(job, BUDGET, with_exceptions=False).keys()
@@ -109,14 +110,14 @@ def test_exceptions_say_why_and_name_a_limit():
 
 def test_every_op_has_shapes_and_every_implementation_a_job():
     """The Hopper kernel is for one GPU, fp8 for all but the A100; the rest takes all shapes."""
-    jobs = check.all_jobs()
+    all_jobs = jobs.all_jobs()
     for op in kernel_cases.ops().values():
         served = {n for n, i in op.implementations.items() if "gpu" in i.platforms} - {"reference"}
         for name in served:
-            for gpu in check.GPUS:
+            for gpu in jobs.GPUS:
                 cases = [
                     j.case
-                    for j in jobs
+                    for j in all_jobs
                     if isinstance(j, KernelJob)
                     and (j.op, j.implementation, j.gpu) == (op.name, name, gpu)
                 ]
@@ -126,8 +127,8 @@ def test_every_op_has_shapes_and_every_implementation_a_job():
                     every = [name for name in every if "fp8" not in name]
                 wanted = every[: 1 if name == "xla" else None]
                 assert cases == (wanted if is_taken else [])
-    assert sum(isinstance(j, StepJob) for j in jobs) == 5 * 4 * 4 + 2 * 4
-    assert sum(isinstance(j, ChooseJob) for j in jobs) == 4
+    assert sum(isinstance(j, StepJob) for j in all_jobs) == 5 * 4 * 4 + 2 * 4 + 3 * (4 + 2 + 2 + 1)
+    assert sum(isinstance(j, ChooseJob) for j in all_jobs) == 4
 
 
 def test_an_op_without_shapes_fails():
@@ -139,6 +140,26 @@ def test_jobs_survive_json():
     kernel = KernelJob("paged_attention", "xla", "case", "l4")
     for job in (STEP, kernel, ChooseJob("llama-3.1-8b", "h100", 64)):
         assert from_json(json.dumps(dataclasses.asdict(job))) == job
+
+
+def test_names_of_steps_say_what_is_quantized():
+    names = {str(j) for j in jobs.all_jobs() if isinstance(j, StepJob)}
+    assert {"llama-3.1-8b int8", "llama-3.1-8b fp8 cache", "qwen2.5-72b int8 x4"} <= names
+
+
+def test_jobs_of_a_model_on_a_gpu_follow_each_other():
+    """A worker compiles them one after the other, and traces what they share once."""
+    groups = [key for key, _ in itertools.groupby(jobs.all_jobs(), check.group_of)]
+    assert len(groups) == len(set(groups))
+
+
+def test_the_slowest_are_told(capsys):
+    other = dataclasses.replace(STEP, quantization="int8", num_tokens=64)
+    check.print_slowest([STEP, other, STEP], [{"seconds": 3.2}, {"seconds": 9.9}, {"error": ""}])
+    assert capsys.readouterr().out == (
+        "Slowest, seconds of processors: 10 llama-3.1-8b int8 decode[64] h100; "
+        "3 llama-3.1-8b decode[8] h100\n"
+    )
 
 
 def test_results_are_kept_by_content(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from rtpjax import config, gpus
 from rtpjax.config import EngineSettings
 from rtpjax.models import ModelConfig
+from rtpjax.models.quantization import quantization_of
 from rtpjax.plan import presets
 from rtpjax.plan.__main__ import main
+from rtpjax.plan.analyze import StepReport
 from rtpjax.plan.plan import as_dict, make_plan
+from rtpjax.plan.report import table
 
 
 def plan(model: str, gpu: str, **settings):
@@ -66,6 +70,62 @@ def test_a_quantized_cache_holds_more_tokens():
     assert int8["cache_tokens"] == (free // page - 1) * 64
     assert int8["memory_per_gpu"]["cache_bytes"] == free // page * page
     assert int8["cache_tokens"] > 1.99 * plain["cache_tokens"]
+
+
+def test_int8_weights_of_one_of_four_gpus():
+    """Qwen2.5-72B, counted by hand."""
+    D, F, kv, V = 8192, 29568, 1024, 152064
+    layer = (
+        (2 * D * D + 2 * D * kv + 3 * D * F) // 4  # int8
+        + 4 * ((D + 2 * kv + 2 * F) // 4 + 2 * D)  # scales; those of o_proj and down_proj on all
+        + 2 * (D + 2 * kv) // 4  # biases
+        + 2 * 2 * D  # norms
+    )
+    beside = 2 * V * D + V * D // 4 + V + 2 * D  # the whole embedding in bf16; the head's scales
+    found = plan("qwen2.5-72b", "a100", tp_size=4, quantization="int8", max_model_len=32768)
+    assert found.problem is None
+    assert found.needs.weights_bytes == 80 * layer + beside
+
+
+def test_quantized_formats_are_those_of_the_server():
+    bits = {
+        method: plan("llama-3.1-8b", "h100", quantization=method).needs.model.quantization.layers
+        for method in ("int8", "int4", "fp8")
+    }
+    assert {method: kept.bits for method, kept in bits.items()} == {"int8": 8, "int4": 4, "fp8": 8}
+    split = plan("llama-3.1-8b", "h100", tp_size=2, quantization="int8").needs.model.quantization
+    assert split == quantization_of("int8", is_tied=False)
+
+
+def test_the_table_says_what_gpus_send_each_other():
+    report = StepReport(
+        temp_bytes=1 << 20,
+        argument_bytes=1,
+        moved_bytes=103,
+        least_bytes=100,
+        kernels_per_layer=13.0,
+        collectives_per_layer={"all-reduce": 2.0},
+        collectives_beside={"all-reduce": 1, "all-gather": 1},
+        unaliased=[],
+        copied=[],
+        gathered=[],
+        library_calls=[],
+        no_tensor_core=[],
+        max_registers=None,
+        spill_bytes=None,
+        spilling=[],
+        max_shared_bytes=0,
+    )
+    found = plan("qwen3-32b", "h100", tp_size=4, max_model_len=8192)
+
+    def text(report: StepReport) -> str:
+        return table(as_dict(dataclasses.replace(found, steps={"decode": report})))
+
+    said = "2 all-reduce a layer, 1 all-gather, 1 all-reduce beside the layers, no weight is sent"
+    assert said in text(report)
+    gathered = text(dataclasses.replace(report, gathered=["lm_head.weight"]))
+    assert "no weight is sent" not in gathered
+    assert "gathered: lm_head.weight" in gathered
 
 
 def run(*argv: str) -> int:
