@@ -3,6 +3,7 @@
 # make test-all also the long tests, those against transformers on torch, and other clients
 # make check    format, lint, types, import directions
 # make gpu-check  compile kernels and whole steps for GPUs and hold them to a budget; needs no GPU
+# make gpu-test   the tests of that check which need the GPU compiler
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ GPU_CHECK := $(VENV)/gpu-check
 PARALLEL ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test test-all check gpu-check clean
+.PHONY: serve test test-all check gpu-check gpu-test clean
 
 serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
@@ -36,6 +37,10 @@ check: $(VENV)/test
 gpu-check: $(GPU_CHECK)/ready
 	JAX_PLATFORMS=cpu $(GPU_CHECK)/bin/python -m rtpjax.plan.check \
 	  --cache "$${RTPJAX_CACHE:-$$HOME/.cache/rtpjax}/gpu-check" $(GPU_CHECK_ARGS)
+
+# What the tests of the check itself compile.
+gpu-test: $(VENV)/test $(GPU_CHECK)/ready
+	JAX_PLATFORMS=cpu $(GPU_CHECK)/bin/python -m pytest tests/rtpjax/plan/test_analyze.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info

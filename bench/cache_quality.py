@@ -21,6 +21,7 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from bench.quality import TEXT
 from bench.report import table, write_json
 from checkpoints_conv.readers import open_checkpoint
 from rtpjax.config import EngineSettings, KvCacheDtype
@@ -56,7 +57,7 @@ class Quality:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder in Hugging Face layout")
-    parser.add_argument("--text", type=Path, required=True, help="file with the text to score")
+    parser.add_argument("--text", type=Path, default=TEXT, help="file with the text to score")
     parser.add_argument("--num-tokens", type=int, default=1024, help="tokens of it, from its start")
     parser.add_argument("--num-prompts", type=int, default=16, help="pieces of it to go on from")
     parser.add_argument("--output-len", type=int, default=64, help="greedy tokens for each")

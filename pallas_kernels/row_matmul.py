@@ -401,12 +401,13 @@ class _Inputs(NamedTuple):
     def read(self, ref: Ref, places: _Places) -> jax.Array:
         """Some rows of a matrix."""
         mask = places.are_there[:, None] & self.are_there
-        return plgpu.load(ref.at[places.at[:, None], self.at], mask=mask, other=0)
+        other = 0.0 if jnp.issubdtype(ref.dtype, jnp.floating) else 0  # Triton casts no int to fp8
+        return plgpu.load(ref.at[places.at[:, None], self.at], mask=mask, other=other)
 
     def read_vector(self, ref: Ref) -> jax.Array:
         """float32 `[1, width]`."""
         is_whole = self.are_there is True
-        mask, other = (None, None) if is_whole else (self.are_there, 0)
+        mask, other = (None, None) if is_whole else (self.are_there, 0.0)
         return plgpu.load(ref.at[self.at], mask=mask, other=other).astype(jnp.float32)
 
 

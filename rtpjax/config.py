@@ -163,6 +163,34 @@ def resolve(
     if budget is None:
         split = Split.of(model, settings.tp_size)
         budget = _cache_budget(settings, split, is_cpu, free_bytes)
+    max_model_len = _max_model_len(settings, model, budget, page_size, bytes_per_page)
+    most = max_num_seqs * kv_cache.pages_for(max_model_len, page_size) + 1
+    config = EngineConfig(
+        precision=precision,
+        max_model_len=max_model_len,
+        page_size=page_size,
+        num_pages=min(kv_cache.num_pages(budget, bytes_per_page), max(most, 2)),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=tokens,
+        max_num_waiting=settings.max_num_waiting,
+        use_prefix_cache=settings.use_prefix_cache,
+        tp_size=settings.tp_size,
+        attention_implementation=settings.attention_implementation,
+        dp_size=settings.dp_size,
+        ep_size=settings.ep_size,
+    )
+    logger.info("Engine: %s", describe(config, bytes_per_page))
+    return config
+
+
+def _max_model_len(
+    settings: EngineSettings,
+    model: ModelConfig,
+    budget: int,
+    page_size: int,
+    bytes_per_page: int,
+) -> int:
+    """The longest context: what is asked for, or what the model and the cache allow."""
     longest = (kv_cache.num_pages(budget, bytes_per_page) - 1) * page_size
     if longest < 2:
         least = (1 + kv_cache.pages_for(2, page_size)) * bytes_per_page
@@ -190,23 +218,7 @@ def resolve(
             "MAX_SEQ_LEN %d is more than the %d tokens that the model was trained for.",
             max_model_len, trained,
         )  # fmt: skip
-    most = max_num_seqs * kv_cache.pages_for(max_model_len, page_size) + 1
-    config = EngineConfig(
-        precision=precision,
-        max_model_len=max_model_len,
-        page_size=page_size,
-        num_pages=min(kv_cache.num_pages(budget, bytes_per_page), max(most, 2)),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=tokens,
-        max_num_waiting=settings.max_num_waiting,
-        use_prefix_cache=settings.use_prefix_cache,
-        tp_size=settings.tp_size,
-        attention_implementation=settings.attention_implementation,
-        dp_size=settings.dp_size,
-        ep_size=settings.ep_size,
-    )
-    logger.info("Engine: %s", describe(config, bytes_per_page))
-    return config
+    return max_model_len
 
 
 def describe(config: EngineConfig, bytes_per_page: int) -> str:
