@@ -49,6 +49,8 @@ Placement = tuple[MeshAxes, PartitionSpec] | None
 
 _MATRIX_INIT = nnx.initializers.normal(0.02)
 _MOST_ROTATED = 64
+_LEVELS_OF_LARGEST = np.arange(-11.0, -6.5, 0.5)
+_TINY = np.finfo(np.float32).tiny
 _SCALE_INIT = nnx.initializers.constant(3e-4)
 
 
@@ -344,7 +346,7 @@ class _Scaled(WeightFormat):
 
     def _scales_of(self, grouped: np.ndarray) -> np.ndarray:
         largest = np.abs(grouped).max(axis=-1)
-        return np.maximum(largest / self.largest, np.finfo(np.float32).tiny).astype(np.float32)
+        return np.maximum(largest / self.largest, _TINY).astype(np.float32)
 
     @property
     def largest(self) -> float:
@@ -438,12 +440,29 @@ class Int4(_Scaled):
     bits: ClassVar[int] = 4
     dtype: ClassVar[DTypeLike] = jnp.uint8
     per_byte: ClassVar[int] = 2
-    largest: ClassVar[float] = 7.0  # type: ignore[misc]
     zero: ClassVar[int] = 8  # type: ignore[misc]
 
     def rounded(self, quotients: np.ndarray) -> np.ndarray:
         """See _Scaled."""
         return (np.clip(np.rint(quotients), -8, 7) + self.zero).astype(np.uint8)
+
+    def _scales_of(self, grouped: np.ndarray) -> np.ndarray:
+        """What rounds a group with the least squared error.
+
+        Its largest number, of either sign, becomes about -8, the end of the range with one more
+        level: a scale can be negative. Past -8 it is cut off, for smaller steps of all the others.
+        """
+        at = np.abs(grouped).argmax(axis=-1)[..., None]
+        largest = np.take_along_axis(grouped, at, axis=-1)[..., 0]
+        largest = np.where(np.abs(largest) < _TINY, _TINY, largest)
+        best, least = np.empty_like(largest), np.full(largest.shape, np.inf)
+        for level in _LEVELS_OF_LARGEST:
+            scales = largest / level
+            steps = np.clip(np.rint(grouped / scales[..., None]), -8, 7)
+            errors = np.square(steps * scales[..., None] - grouped).sum(axis=-1)
+            better = errors < least
+            best[better], least[better] = scales[better], errors[better]
+        return best.astype(np.float32)
 
     def packed(self, stored: np.ndarray) -> np.ndarray:
         """See _Scaled: the first half of a group in the low nibbles."""

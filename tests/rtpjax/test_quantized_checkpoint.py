@@ -195,7 +195,7 @@ def test_the_cpu_keeps_plain_matrices_of_what_it_has_no_products_for(tmp_path: P
         np.testing.assert_allclose(np.asarray(params[name]), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "worst"), [("int8", 0.004), ("int4", 0.072), ("fp8", 0.036)])
+@pytest.mark.parametrize(("method", "worst"), [("int8", 0.004), ("int4", 0.28), ("fp8", 0.036)])
 def test_a_plain_checkpoint_is_quantized_while_it_is_loaded(tmp_path, method, worst):
     weights = tiny.weights(CONFIG)
     folder = tiny.write_folder(tmp_path / "m", CONFIG, weights)
@@ -205,7 +205,8 @@ def test_a_plain_checkpoint_is_quantized_while_it_is_loaded(tmp_path, method, wo
     original = weights[f"{module}.weight"]
     error = np.abs(matrix_of(kept, params, module) - original).max(axis=1)
     largest = np.abs(original).max(axis=1)
-    # Half a step of the largest number of a group; 0 would mean that nothing was rounded.
+    # Half a step of the largest number of a group, and of int4 what is cut off of it: 8 of 11 steps
+    # are left at least. 0 would mean that nothing was rounded.
     assert 1e-4 < (error / largest).max() <= worst
 
 

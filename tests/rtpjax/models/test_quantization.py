@@ -1,4 +1,4 @@
-"""int8 of rotated matrices, as the CPU keeps them, against numpy and scipy's Hadamard matrix."""
+"""What rounding costs: rotated int8 (with scipy's Hadamard matrix), and groups of int4."""
 
 from __future__ import annotations
 
@@ -66,3 +66,22 @@ def test_only_the_cpu_rotates_and_only_a_scale_per_output():
     wanted = Quantization(Int8(), Int8(128), Int4())
     assert kept_on("gpu", wanted) == wanted
     assert kept_on("cpu", wanted) == Quantization(ROTATED, PLAIN, PLAIN)
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_int4_errs_less_than_by_the_largest_number(group: int):
+    values = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    values[0] = 0.0
+    format = Int4(group)
+    error = np.square(format.decode(format.encode(values)) - values).mean()
+    grouped = values[1:].reshape(63, -1, group)
+    steps = np.abs(grouped).max(axis=-1, keepdims=True) / 7
+    plain = np.square(np.clip(np.rint(grouped / steps), -8, 7) * steps - grouped).mean()
+    assert 0.3 * plain < error < 0.75 * plain
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_int4_has_sixteen_levels_whatever_the_largest_numbers_sign(sign: float):
+    values = sign * np.arange(-8, 8, dtype=np.float32).repeat(2)[None, :]
+    format = Int4(32)
+    np.testing.assert_allclose(format.decode(format.encode(values)), values, atol=1e-6)
