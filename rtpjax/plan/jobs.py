@@ -40,6 +40,8 @@ STEPS = (
     Steps("qwen2.5-0.5b"),
     Steps("llama-3.1-8b"),
     Steps("llama-3.1-8b", steps=QUANTIZED_STEPS, quantization="int8"),
+    Steps("llama-3.1-8b", ("h100",), steps=QUANTIZED_STEPS, quantization="int4"),
+    Steps("llama-3.1-8b", ("h100",), steps=QUANTIZED_STEPS, quantization="fp8"),
     Steps("llama-3.1-8b", ("a100", "h100"), steps=QUANTIZED_STEPS, cache="int8"),
     Steps("llama-3.1-8b", ("h100", "b200"), steps=QUANTIZED_STEPS, cache="fp8"),
     Steps("qwen3-8b"),

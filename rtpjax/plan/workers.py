@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -67,6 +68,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            # Or the last line of a traceback is a remark about it, not the error.
+            env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"},
         )
         return self._process
 
