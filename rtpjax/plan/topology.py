@@ -43,7 +43,7 @@ def how_to_install() -> str:
     version = jaxlib.version.__version__
     return (
         f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}"
-        " (`make gpu-check` makes a virtual environment that has them, .venv/gpu-check)"
+        ", or after `make gpu-check` run .venv/gpu-check/bin/python -m rtpjax.cli plan ..."
     )
 
 
