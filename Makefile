@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda12)
 CLIENTS := $(basename $(notdir $(wildcard tests/e2e/clients/*.txt)))
 GPU_CHECK := $(VENV)/gpu-check
-# Two workers, each with whole files: what a file compiles is compiled once.
-PARALLEL ?= -n 2 --dist loadfile
+# Two workers, each with whole files: what a file compiles is compiled once. In the order of folders, so that the files
+# of tests/e2e, each of which takes minutes for a few tests, are not the last ones.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: serve test test-all check gpu-check gpu-test clean
