@@ -202,7 +202,7 @@ def sharded_row_matmul(
     def one(x: jax.Array, weight: Weight) -> jax.Array:
         return whole(x, (weight,), (None,))[0]
 
-    y = _over_devices(axes, one, specs[0], x, weights[0])
+    y = _over_devices(axes, one, specs[0], x, weights[0]).astype(jnp.float32)
     if biases[0] is not None:
         y = y + biases[0].astype(jnp.float32)[None, :]
     y = y if residual is None else y + residual.astype(jnp.float32)

@@ -224,7 +224,8 @@ def arguments(operands):
 
 @pytest.mark.parametrize("split", ["out", "in"])
 @pytest.mark.parametrize("interpreted", [False, True])
-def test_four_devices_compute_what_one_does(split, interpreted):
+@pytest.mark.parametrize("dtype", [FLOAT32, BF16], ids=str)
+def test_four_devices_compute_what_one_does(split, interpreted, dtype):
     mesh = MeshAxes(Mesh(np.asarray(jax.devices()[:4]), ("tp",)), ("tp",), ("tp",))
 
     def matmul(x, weights, biases, norm=None, eps=0.0, gated=None, out_dtype=None):
@@ -233,7 +234,7 @@ def test_four_devices_compute_what_one_does(split, interpreted):
         return op.pallas(operands, op.Around(gated, eps, out_dtype or x.dtype), interpret=True)
 
     operands = case(
-        3, 64, (96,), dtype=FLOAT32, has_bias=True, normed=split == "out", residual=split == "in"
+        3, 64, (96,), dtype=dtype, has_bias=True, normed=split == "out", residual=split == "in"
     )
     eps = 1e-5 if split == "out" else 0.0
     spec = P("tp", None) if split == "out" else P(None, "tp")
@@ -241,7 +242,8 @@ def test_four_devices_compute_what_one_does(split, interpreted):
         sharded_row_matmul, mesh, [spec], eps=eps, matmul=matmul if interpreted else None
     )
     got = jax.jit(call)(*arguments(operands), norm=operands.norm, residual=operands.residual)
-    assert_close(got, exact(operands, op.Around(None, eps, FLOAT32)), FLOAT32)
+    assert got[0].dtype == dtype
+    assert_close(got, exact(operands, op.Around(None, eps, dtype)), dtype)
 
 
 def test_what_the_mesh_does_not_divide_is_left_to_xla():
