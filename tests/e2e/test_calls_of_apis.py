@@ -47,7 +47,7 @@ def messages(server: Server) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-@pytest.mark.parametrize("choice", [NAMED, "required"])
+@pytest.mark.parametrize("choice", [pytest.param(NAMED, marks=pytest.mark.slow), "required"])
 def test_responses(responses: openai.OpenAI, choice: Any) -> None:
     asked = {**FIELDS, "tools": ITEMS, "tool_choice": choice, "max_output_tokens": 300}
     answer = responses.responses.create(input=[ASK], **asked)
@@ -74,7 +74,13 @@ def test_responses(responses: openai.OpenAI, choice: Any) -> None:
     assert after.output_text
 
 
-@pytest.mark.parametrize("choice", [{"type": "tool", "name": "get_weather"}, {"type": "any"}])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param({"type": "tool", "name": "get_weather"}, marks=pytest.mark.slow),
+        {"type": "any"},
+    ],
+)
 def test_messages(messages: anthropic.Anthropic, choice: Any) -> None:
     asked = {**FIELDS, "tools": TOOLS, "tool_choice": choice, "max_tokens": 300}
     answer = messages.messages.create(messages=[ASK], **asked)
