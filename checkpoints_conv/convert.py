@@ -32,7 +32,8 @@ from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.expert_tensors import as_stored
 from rtpjax.models import ModelConfig, Precision, abstract_state
 from rtpjax.models.encodings.compressed_tensors import config_of, stored_arrays, stored_parts
-from rtpjax.models.quantization import SCALE, UNQUANTIZED, WEIGHT
+from rtpjax.models.quantization import UNQUANTIZED
+from rtpjax.models.weight_formats import SCALE, WEIGHT
 from rtpjax.quantized_checkpoint import QuantizedCheckpoint, wanted_quantization
 from rtpjax.sharding import check_model_fits, make_mesh, named_sharding
 from rtpjax.tokenizer import load_tokenizer

@@ -108,7 +108,7 @@ def dynamic(
     """int8 by int8 products: each row of x is rounded to 255 levels of its largest number.
 
     A number far larger than the rest of its row costs the rest most of these levels, so weights are
-    to be kept rotated and x given so (rtpjax.models.quantization): docs/benchmarks.md has what
+    to be kept rotated and x given so (rtpjax.models.weight_formats): docs/benchmarks.md has what
     that is worth. A second int8 for what the first leaves is as exact, but at 16 rows the products
     then take as long as those of bf16.
 

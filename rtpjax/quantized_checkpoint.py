@@ -24,16 +24,8 @@ from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig, ParamSpec, Precision, abstract_state
 from rtpjax.models.encodings import Encoding, StoredMatrix, encoding_of
-from rtpjax.models.quantization import (
-    INPUT_ORDER,
-    PLAIN,
-    WEIGHT,
-    Int4,
-    Quantization,
-    WeightFormat,
-    kept_on,
-    quantization_of,
-)
+from rtpjax.models.quantization import Quantization, kept_on, quantization_of
+from rtpjax.models.weight_formats import INPUT_ORDER, PLAIN, WEIGHT, Int4, WeightFormat
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 A parameter is declared once, by `param`: its shape, logical axes and format. Initialization,
 shardings and the list of tensors that a checkpoint must have derive from that. Weights are
-`[out, in]`, as Hugging Face has them; rtpjax.models.quantization says how they are kept.
+`[out, in]`, as Hugging Face has them; rtpjax.models.weight_formats says how they are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.quantized import Quantized
 from pallas_kernels.row_matmul import ACTIVATIONS, rms_norm
 from pallas_kernels.sharded import (
     MeshAxes,
@@ -28,10 +29,58 @@ from pallas_kernels.sharded import (
 from rtpjax.models import cache_write
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
-from rtpjax.models.quantization import PLAIN, Matrix, WeightFormat, param
 from rtpjax.models.step import LayerCache, StepInputs
+from rtpjax.models.weight_formats import PLAIN, WeightFormat, param
 
 assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
+
+
+class Matrix(nnx.Module):
+    """A module whose matrix is kept in a format: the format's parameters are its attributes.
+
+    Args:
+        shape: Out and in features.
+        axes: Their logical axes.
+        dtype: Of the matrix where it is not quantized.
+        format: How it is kept.
+        rngs: For the initial values.
+    """
+
+    weight: nnx.Param[jax.Array]  # every format has it
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        axes: tuple[str, str],
+        dtype: DTypeLike,
+        *,
+        format: WeightFormat,
+        rngs: nnx.Rngs,
+    ):
+        self.format = format
+        self.axes = axes
+        for name, value in format.declare(shape, axes, dtype, rngs=rngs).items():
+            setattr(self, name, value)
+
+    @property
+    def operand(self) -> jax.Array | Quantized:
+        """What kernels take for the matrix."""
+        return self.format.operand(self._arrays())
+
+    def product(self, x: jax.Array, mesh: MeshAxes | None = None) -> jax.Array:
+        """x `[T, in]` -> float32 `[T, out]`.
+
+        mesh: Devices that the matrix is split over; None for one device.
+        """
+        placement = None if mesh is None else (mesh, mesh.split(*self.axes))
+        return self.format.product(x, self._arrays(), placement)
+
+    def rows(self, indices: jax.Array) -> jax.Array:
+        """Some rows of the matrix, `[T]` -> `[T, in]`."""
+        return self.format.rows(indices, self._arrays())
+
+    def _arrays(self) -> dict[str, jax.Array]:
+        return {name: getattr(self, name).get_value() for name in self.format.parts}
 
 
 class Linear(Matrix):

@@ -27,7 +27,7 @@ from pallas_kernels.row_matmul import ACTIVATIONS
 from pallas_kernels.sharded import MeshAxes, summed_once
 from rtpjax.models.layers import Linear, RMSNorm
 from rtpjax.models.moe_config import MoeConfig
-from rtpjax.models.quantization import param
+from rtpjax.models.weight_formats import param
 
 
 class ExpertLinear(nnx.Module):

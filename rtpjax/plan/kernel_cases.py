@@ -23,7 +23,7 @@ from pallas_kernels.registry import Implementation, Op, Target, UnsupportedError
 from pallas_kernels.row_matmul import MAX_ROWS, Around, Operands
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
-from rtpjax.models.quantization import Fp8, Int4, Int8
+from rtpjax.models.weight_formats import Fp8, Int4, Int8
 from rtpjax.plan import presets
 
 # One of each number of heads and their size; steps have what is left of them on several GPUs.

@@ -16,7 +16,8 @@ from rtpjax.checkpoint import load_params
 from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.models import ModelConfig, Precision
 from rtpjax.models.encodings import encodings
-from rtpjax.models.quantization import PLAIN, UNQUANTIZED, Int4, Int8
+from rtpjax.models.quantization import UNQUANTIZED
+from rtpjax.models.weight_formats import PLAIN, Int4, Int8
 from rtpjax.quantized_checkpoint import in_formats, wanted_quantization
 from rtpjax.sharding import make_mesh
 from tests.checkpoints_conv import tiny

@@ -1,7 +1,7 @@
 """How checkpoints store quantized matrices: every module of this folder that defines ENCODING.
 
 An encoding reads `quantization_config` of config.json once, says which format
-(rtpjax.models.quantization) each matrix has, which tensors stand for it, and makes the format's
+(rtpjax.models.weight_formats) each matrix has, which tensors stand for it, and makes the format's
 arrays of them, for any outputs and any whole groups of inputs.
 """
 

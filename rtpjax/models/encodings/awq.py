@@ -24,7 +24,8 @@ from rtpjax.models.encodings.encoding import (
     refuse_skipped_layers,
     unpacked_bits,
 )
-from rtpjax.models.quantization import ZERO_POINT, Int4, Quantization, WeightFormat
+from rtpjax.models.quantization import Quantization
+from rtpjax.models.weight_formats import ZERO_POINT, Int4, WeightFormat
 
 _INT32 = np.dtype(np.int32)
 _PER_WORD = 8

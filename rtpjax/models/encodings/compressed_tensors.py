@@ -31,18 +31,8 @@ from rtpjax.models.encodings.encoding import (
     unpacked_bits,
 )
 from rtpjax.models.encodings.fp8 import FLOAT8
-from rtpjax.models.quantization import (
-    EMBEDDING,
-    HEAD,
-    PLAIN,
-    SCALE,
-    WEIGHT,
-    Fp8,
-    Int4,
-    Int8,
-    Quantization,
-    WeightFormat,
-)
+from rtpjax.models.quantization import EMBEDDING, HEAD, Quantization
+from rtpjax.models.weight_formats import PLAIN, SCALE, WEIGHT, Fp8, Int4, Int8, WeightFormat
 
 INT, FLOAT, PACKED, MIXED = (
     "int-quantized",

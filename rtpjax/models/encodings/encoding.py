@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from rtpjax.errors import CheckpointError
-from rtpjax.models.quantization import SCALE, WEIGHT, Fp8, Int4, Int8, Quantization, WeightFormat
+from rtpjax.models.quantization import Quantization
+from rtpjax.models.weight_formats import SCALE, WEIGHT, Fp8, Int4, Int8, WeightFormat
 
 # Matrices of a decoder layer, in every family here.
 LAYER_MATRICES = (

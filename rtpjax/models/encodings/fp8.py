@@ -25,7 +25,8 @@ from rtpjax.models.encodings.encoding import (
     group_slice,
     refuse_skipped_layers,
 )
-from rtpjax.models.quantization import SCALE, WEIGHT, Fp8, Quantization, WeightFormat
+from rtpjax.models.quantization import Quantization
+from rtpjax.models.weight_formats import SCALE, WEIGHT, Fp8, WeightFormat
 
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 

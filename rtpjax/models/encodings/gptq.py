@@ -25,15 +25,8 @@ from rtpjax.models.encodings.encoding import (
     in_format,
     unpacked_bits,
 )
-from rtpjax.models.quantization import (
-    INPUT_ORDER,
-    PLAIN,
-    ZERO_POINT,
-    Int4,
-    Int8,
-    Quantization,
-    WeightFormat,
-)
+from rtpjax.models.quantization import Quantization
+from rtpjax.models.weight_formats import INPUT_ORDER, PLAIN, ZERO_POINT, Int4, Int8, WeightFormat
 
 _INT32 = np.dtype(np.int32)
 

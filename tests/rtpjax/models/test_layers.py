@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from rtpjax.models import layers
-from rtpjax.models.quantization import PLAIN
+from rtpjax.models.weight_formats import PLAIN
 
 
 def test_product_accumulates_in_float32():

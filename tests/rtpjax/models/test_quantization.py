@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from rtpjax.models.quantization import PLAIN, Int4, Int8, Quantization, kept_on, rotated
+from rtpjax.models.quantization import Quantization, kept_on
+from rtpjax.models.weight_formats import PLAIN, Int4, Int8, rotated
 
 ROTATED = Int8(is_rotated=True)
 
