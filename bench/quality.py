@@ -25,8 +25,10 @@ from flax import nnx
 
 from bench.report import table, write_json
 from checkpoints_conv.readers import open_checkpoint
+from rtpjax import sharding
 from rtpjax.checkpoint import load_params
-from rtpjax.models import LayerCache, Precision, StepInputs, build
+from rtpjax.engine import kv_cache
+from rtpjax.models import PagedCache, Precision, StepInputs, build
 from rtpjax.models.quantization import METHODS
 from rtpjax.quantized_checkpoint import in_formats
 from rtpjax.sharding import make_mesh
@@ -132,8 +134,8 @@ class _Paged:
             params: tuple[jax.Array, ...],
             token_ids: jax.Array,
             inputs: StepInputs,
-            caches: tuple[LayerCache, ...],
-        ) -> tuple[jax.Array, jax.Array, tuple[LayerCache, ...]]:
+            caches: tuple[PagedCache, ...],
+        ) -> tuple[jax.Array, jax.Array, tuple[PagedCache, ...]]:
             module: Any = nnx.merge(graph, jax.tree.unflatten(tree, params))
             hidden, caches = module(token_ids, inputs, caches)
             logits = module.logits(hidden)
@@ -183,11 +185,8 @@ class _Paged:
         )
         return self._step(self._params, ints(token_ids), inputs, caches)
 
-    def _caches(self) -> tuple[LayerCache, ...]:
+    def _caches(self) -> tuple[PagedCache, ...]:
         num_pages = 1 + NUM_ANSWERS * WINDOW // PAGE_SIZE
-
-        def zeros(spec: Any) -> jax.Array:
-            shape = (num_pages, PAGE_SIZE, spec.num_kv_heads, spec.head_dim)
-            return jnp.zeros(shape, self._cache_dtype)
-
-        return tuple(LayerCache(zeros(spec), zeros(spec)) for spec in self._specs)
+        return kv_cache.allocate(
+            self._specs, num_pages, PAGE_SIZE, self._cache_dtype, sharding.make_mesh(1)
+        )

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
 
 from pallas_kernels.registry import Check, Target, refuse
 
@@ -246,11 +247,16 @@ def float8_check(target: Target, pages: jax.Array) -> Check:
     )
 
 
-def size_check(pages: jax.Array) -> Check:
+def is_addressable(elements: int, dtype: DTypeLike) -> bool:
     """Pallas indexes arrays of up to 4 GiB with signed 32-bit numbers of elements."""
-    elements, size = pages.size, pages.size * pages.dtype.itemsize
+    return elements <= 2**31 or elements * jnp.dtype(dtype).itemsize > 2**32
+
+
+def size_check(pages: jax.Array) -> Check:
+    """Whether the pages can be addressed."""
+    elements = pages.size
     return (
-        elements <= 2**31 or size > 2**32,
+        is_addressable(elements, pages.dtype),
         f"a {pages.dtype} cache of {elements} elements",
         f"up to {2**31} elements, or more than {2**32}; change the number of pages",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from pallas_kernels.paged_tiles import is_addressable
 from rtpjax import sharding
-from rtpjax.models import CacheSpec, LayerCache
+from rtpjax.models import CacheSpec, PagedCache
 from rtpjax.models.cache_write import has_scales, stored_as
 
 
@@ -40,12 +42,19 @@ def pages_for(num_tokens: int, page_size: int) -> int:
 
 def declare(
     specs: Iterable[CacheSpec], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
-) -> tuple[LayerCache, ...]:
-    """The layers' caches as shapes, kv heads sharded.
+) -> tuple[PagedCache, ...]:
+    """The caches of all layers as shapes, kv heads sharded.
+
+    Args:
+        specs: What each layer keeps.
+        pages: P, of each layer.
+        page_size: Tokens of a page.
+        dtype: Format of the cache.
+        mesh: Devices.
 
     Returns:
-        For each layer jax.ShapeDtypeStruct in place of arrays: keys and values
-        `[pages, page_size, K, H]`, and scales float32 `[pages, K]` where the format needs them.
+        jax.ShapeDtypeStruct in place of arrays. Neighbours that keep the same have one cache: two
+        or four arrays for a whole model, as a rule.
     """
 
     stored = stored_as(dtype, mesh.devices.flat[0].platform)
@@ -54,18 +63,37 @@ def declare(
         where = sharding.named_sharding(mesh, axes, shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    def layer(spec: CacheSpec) -> LayerCache:
-        K, H = spec.num_kv_heads, spec.head_dim
-        values = array(sharding.CACHE_AXES, (pages, page_size, K, H), stored)
-        scales = array(sharding.CACHE_SCALE_AXES, (pages, K), jnp.float32)
-        return LayerCache(values, values, *2 * (scales if has_scales(dtype) else None,))
+    def cache(spec: CacheSpec, num_layers: int) -> PagedCache:
+        K, H, total = spec.num_kv_heads, spec.head_dim, num_layers * pages
+        values = array(sharding.CACHE_AXES, (total, page_size, K, H), stored)
+        scales = array(sharding.CACHE_SCALE_AXES, (total, K), jnp.float32)
+        return PagedCache(values, values, *2 * (scales if has_scales(dtype) else None,))
 
-    return tuple(layer(spec) for spec in specs)
+    caches: list[PagedCache] = []
+    for _, alike in groupby(specs, lambda spec: (spec.num_kv_heads, spec.head_dim)):
+        layers = list(alike)
+        most = _layers_of_one_cache(len(layers), cache(layers[0], 1).k_pages)
+        for at in range(0, len(layers), most):
+            caches.append(cache(layers[0], len(layers[at : at + most])))
+    return tuple(caches)
+
+
+def _layers_of_one_cache(num_layers: int, one: Any) -> int:
+    """How many of so many layers share arrays, of which `one` is a layer's part.
+
+    All of them, but if the kernels could not address it: see size_check of pallas_kernels.
+    """
+    shard = jax.ShapeDtypeStruct(one.sharding.shard_shape(one.shape), one.dtype)
+    for num_caches in range(1, num_layers):
+        most = math.ceil(num_layers / num_caches)
+        if is_addressable(most * shard.size, shard.dtype):
+            return most
+    return 1
 
 
 def allocate(
     specs: Iterable[CacheSpec], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
-) -> tuple[LayerCache, ...]:
-    """The layers' caches, as `declare` has them, filled with zeros."""
+) -> tuple[PagedCache, ...]:
+    """The caches, as `declare` has them, filled with zeros."""
     declared = declare(specs, pages, page_size, dtype, mesh)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), declared)

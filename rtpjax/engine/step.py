@@ -29,11 +29,11 @@ from jax.sharding import PartitionSpec as P
 
 from rtpjax.engine.batch import Layout, row_inputs, unpack
 from rtpjax.engine.sampling import MAX_LOGPROBS, Sampled, SlotState, sample
-from rtpjax.models import CacheSpec, LayerCache, ModelConfig, build
+from rtpjax.models import CacheSpec, ModelConfig, PagedCache, build
 from rtpjax.models.precision import Precision
 from rtpjax.sharding import DP, mesh_axes
 
-Caches = tuple[LayerCache, ...]
+Caches = tuple[PagedCache, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def forward(
         layout: Of a dp group's part of the vector.
         params: Its parameters.
         vector: int32 `[dp * layout.size]`, the packed step.
-        caches: One per layer, `[dp * P, ...]`.
+        caches: Each `[dp * n * P, ...]` for n layers.
         tokens: int32 `[dp * slots, max_model_len + 1]`, see SlotState.
 
     Returns:

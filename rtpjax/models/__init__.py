@@ -18,13 +18,13 @@ from flax import nnx
 from rtpjax.models.config import ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM, architecture, architectures
-from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
+from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
 
 __all__ = [
     "CacheSpec",
     "CausalLM",
-    "LayerCache",
     "ModelConfig",
+    "PagedCache",
     "ParamSpec",
     "Precision",
     "StepInputs",

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.quantized_write import LARGEST, Operands, quantized_write, scatter
 from pallas_kernels.sharded import sharded_quantized_write
-from rtpjax.models.step import LayerCache, StepInputs
+from rtpjax.models.step import PagedCache, StepInputs
 
 
 def has_scales(dtype: DTypeLike) -> bool:
@@ -31,11 +31,11 @@ def stored_as(dtype: DTypeLike, platform: str) -> DTypeLike:
     return jnp.uint8 if is_float8 and platform == "cpu" else dtype
 
 
-def write(cache: LayerCache, k: jax.Array, v: jax.Array, step: StepInputs) -> LayerCache:
+def write(cache: PagedCache, k: jax.Array, v: jax.Array, step: StepInputs) -> PagedCache:
     """The cache with the step's keys and values, in place if it is donated.
 
     Args:
-        cache: A layer's.
+        cache: Some layers'.
         k: `[T, K, H]`.
         v: Like k.
         step: Says where they go.
@@ -45,9 +45,9 @@ def write(cache: LayerCache, k: jax.Array, v: jax.Array, step: StepInputs) -> La
             scatter(pages, values.astype(pages.dtype), step.slots)
             for pages, values in ((cache.k_pages, k), (cache.v_pages, v))
         )
-        return LayerCache(k_pages, v_pages)
+        return PagedCache(k_pages, v_pages)
     operands = Operands(*cache, k, v, step.slots, step.query_start)
     if step.kind == "decode":
-        return LayerCache(*sharded_quantized_write(step.mesh, operands))
+        return PagedCache(*sharded_quantized_write(step.mesh, operands))
     # The kernel would write the many tokens of a page one after another.
-    return LayerCache(*quantized_write(operands, implementation="xla"))
+    return PagedCache(*quantized_write(operands, implementation="xla"))

@@ -29,7 +29,7 @@ from pallas_kernels.sharded import (
 from rtpjax.models import cache_write
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
-from rtpjax.models.step import LayerCache, StepInputs
+from rtpjax.models.step import PagedCache, StepInputs
 from rtpjax.models.weight_formats import PLAIN, WeightFormat, param
 
 assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
@@ -219,8 +219,8 @@ class Attention(nnx.Module):
         norm: RMSNorm,
         cos_sin: tuple[jax.Array, jax.Array],
         step: StepInputs,
-        cache: LayerCache,
-    ) -> tuple[jax.Array, LayerCache]:
+        cache: PagedCache,
+    ) -> tuple[jax.Array, PagedCache]:
         """x + attention of norm(x), and the updated cache.
 
         Args:
@@ -228,7 +228,7 @@ class Attention(nnx.Module):
             norm: What normalizes it here.
             cos_sin: Cosine and sine of the angles, each `[T, rotary_dim // 2]`.
             step: The batch.
-            cache: This layer's.
+            cache: What has this layer's pages, which the batch names.
         """
         projections = self.q_proj, self.k_proj, self.v_proj
         q, k, v = (

@@ -21,7 +21,7 @@ from rtpjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm
 from rtpjax.models.moe import MoE
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM
-from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
+from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
 
 
 class LlamaDecoderLayer(nnx.Module):
@@ -50,8 +50,8 @@ class LlamaDecoderLayer(nnx.Module):
         x: jax.Array,
         cos_sin: tuple[jax.Array, jax.Array],
         step: StepInputs,
-        cache: LayerCache,
-    ) -> tuple[jax.Array, LayerCache]:
+        cache: PagedCache,
+    ) -> tuple[jax.Array, PagedCache]:
         """x `[T, D]` -> `[T, D]` and the cache with this step's tokens."""
         x, cache = self.self_attn(x, self.input_layernorm, cos_sin, step, cache)
         return self.mlp(x, self.post_attention_layernorm, step.mesh), cache
@@ -60,7 +60,7 @@ class LlamaDecoderLayer(nnx.Module):
 @partial(jax.jit, static_argnums=(0, 1))
 def _run_layer(
     graph: nnx.GraphDef[LlamaDecoderLayer], choice: Hashable, state: nnx.State, *args: Any
-) -> tuple[jax.Array, LayerCache]:
+) -> tuple[jax.Array, PagedCache]:
     """Calls a layer.
 
     As a function of its own it is traced once for all layers that are alike: 0.1 s in place of
@@ -87,18 +87,22 @@ class LlamaModel(nnx.Module):
         self.norm = RMSNorm(D, "embed", precision.weights, eps=config.rms_norm_eps, rngs=rngs)
 
     def __call__(
-        self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
-    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        self, token_ids: jax.Array, step: StepInputs, caches: tuple[PagedCache, ...]
+    ) -> tuple[jax.Array, tuple[PagedCache, ...]]:
         """token_ids int32 `[T]` -> hidden states `[T, D]` and the updated caches."""
         # Of one row XLA makes a slice, and sends the whole embedding to every device for it.
         num_tokens = token_ids.shape[0]
         x = self.embed_tokens(jnp.pad(token_ids, (0, max(0, 2 - num_tokens))))[:num_tokens]
         cos_sin = rope.cos_sin(self.rope, step.positions)
         choice = current_choice()
-        new_caches = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            graph, state = nnx.split(layer)
-            x, cache = _run_layer(graph, choice, state, x, cos_sin, step, cache)
+        layers, new_caches = iter(self.layers), []
+        num_pages = sum(len(cache.k_pages) for cache in caches) // len(self.layers)
+        for cache in caches:
+            total, page_size = cache.k_pages.shape[:2]
+            for first_page in range(0, total, num_pages):
+                graph, state = nnx.split(next(layers))
+                inputs = step.from_page(first_page, page_size)
+                x, cache = _run_layer(graph, choice, state, x, cos_sin, inputs, cache)
             new_caches.append(cache)
         return self.norm(x), tuple(new_caches)
 
@@ -132,8 +136,8 @@ class LlamaForCausalLM(CausalLM):
         )
 
     def __call__(
-        self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
-    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        self, token_ids: jax.Array, step: StepInputs, caches: tuple[PagedCache, ...]
+    ) -> tuple[jax.Array, tuple[PagedCache, ...]]:
         """See CausalLM."""
         return self.model(token_ids, step, caches)
 

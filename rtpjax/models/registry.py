@@ -14,7 +14,7 @@ from flax import nnx
 from pallas_kernels.sharded import MeshAxes
 from rtpjax.errors import CheckpointError
 from rtpjax.models.precision import Precision
-from rtpjax.models.step import CacheSpec, LayerCache, StepInputs
+from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
 
 if TYPE_CHECKING:
     from rtpjax.models.config import ModelConfig
@@ -38,14 +38,14 @@ class CausalLM(nnx.Module):
         raise NotImplementedError
 
     def __call__(
-        self, token_ids: jax.Array, step: StepInputs, caches: tuple[LayerCache, ...]
-    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        self, token_ids: jax.Array, step: StepInputs, caches: tuple[PagedCache, ...]
+    ) -> tuple[jax.Array, tuple[PagedCache, ...]]:
         """Runs one step.
 
         Args:
             token_ids: int32 `[T]`.
             step: The ragged batch that the tokens form.
-            caches: One per entry of `cache_specs()`.
+            caches: Of all layers of `cache_specs()`, in order.
 
         Returns:
             Hidden states `[T, D]` after the final norm, and the caches with this step's tokens.

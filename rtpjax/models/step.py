@@ -44,6 +44,11 @@ class StepInputs:
     kind: Literal["decode", "extend"] = dataclasses.field(metadata={"static": True})
     mesh: MeshAxes | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def from_page(self, first_page: int, page_size: int) -> StepInputs:
+        """The same batch for a layer whose page 0 is first_page of its cache."""
+        slots, table = self.slots + first_page * page_size, self.page_table + first_page
+        return dataclasses.replace(self, slots=slots, page_table=table)
+
 
 @dataclasses.dataclass(frozen=True)
 class CacheSpec:
@@ -62,14 +67,17 @@ class CacheSpec:
     kind: Literal["attention"] = "attention"
 
 
-class LayerCache(NamedTuple):
-    """One layer's paged cache.
+class PagedCache(NamedTuple):
+    """The paged cache of n layers that follow one another: page p of the i-th is page i * P + p.
+
+    They share arrays because each array that a program updates costs the host time in each step,
+    and for each device.
 
     Attributes:
-        k_pages: Keys `[P, page_size, K, H]`.
+        k_pages: Keys `[n * P, page_size, K, H]`.
         v_pages: Values, likewise.
-        k_scales: float32 `[P, K]`, what multiplies the numbers of a page and kv head; None if the
-            cache is not quantized.
+        k_scales: float32 `[n * P, K]`, what multiplies the numbers of a page and kv head; None if
+            the cache is not quantized.
         v_scales: Likewise.
     """
 

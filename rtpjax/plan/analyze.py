@@ -11,17 +11,17 @@ import dataclasses
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from rtpjax.gpus import Gpu
-from rtpjax.models import ModelConfig, Precision
+from rtpjax.models import ModelConfig, PagedCache, Precision
 from rtpjax.plan import hlo, ptx, topology
 from rtpjax.plan.limits import Needs, needs
-from rtpjax.plan.step import StepShape, argument_names, compile_step, with_layers
+from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step, with_layers
 
 FEW_LAYERS = (2, 4)
 # How the `xla` attention loops: so many rows, and so many tokens of context, at a time.
@@ -129,6 +129,7 @@ def analyze(
     mesh = topology.make_mesh(gpu, tp_size, model)
     whole = needs(model, precision, tp_size)
     fewer, more = (with_layers(model, min(n, model.num_hidden_layers)) for n in FEW_LAYERS)
+    few_caches, caches = (caches_of(m, precision, shape, mesh) for m in (fewer, more))
     with tempfile.TemporaryDirectory() as folder:
         # The larger program comes first, and leaves its kernels to the smaller one.
         options = {"xla_gpu_kernel_cache_file": f"{folder}/kernels"}
@@ -138,24 +139,26 @@ def analyze(
         smaller = compile_step(fewer, precision, shape, mesh, gpu, options)
     module = hlo.parse(compiled.as_text() or "")
     counts = (
-        _count(smaller, hlo.parse(smaller.as_text() or ""), fewer, whole, shape, context_len),
-        _count(compiled, module, more, whole, shape, context_len),
+        _count(smaller, hlo.parse(smaller.as_text() or ""), few_caches, whole, shape, context_len),
+        _count(compiled, module, caches, whole, shape, context_len),
     )
-    return _report(model, whole, shape, context_len, counts, module, resources)
+    names = argument_names(more, precision, len(caches))
+    return _report(model, whole, shape, context_len, counts, module, names, resources)
 
 
 def _count(
     compiled: jax.stages.Compiled,
     module: hlo.Module,
-    model: ModelConfig,
+    caches: Sequence[PagedCache],
     whole: Needs,
     shape: StepShape,
     context_len: int,
 ) -> Counts:
     memory: Any = compiled.memory_analysis()
-    found = hlo.kernels(module, loop_trips(shape, context_len), pools_of(whole, shape, context_len))
+    pools = pools_of(whole, caches, shape, context_len)
+    found = hlo.kernels(module, loop_trips(shape, context_len), pools)
     return Counts(
-        model.num_hidden_layers,
+        sum(len(cache.k_pages) for cache in caches) // shape.num_pages,
         memory.temp_size_in_bytes,
         memory.argument_size_in_bytes,
         hlo.total_bytes(found),
@@ -171,18 +174,31 @@ def loop_trips(shape: StepShape, context_len: int) -> tuple[int, ...]:
     return math.ceil(shape.bucket.num_rows / _LOOP_ROWS), math.ceil(context_len / _LOOP_TOKENS)
 
 
-def pools_of(whole: Needs, shape: StepShape, context_len: int) -> tuple[hlo.Pool, ...]:
-    """A layer's keys (or values) on one device, and their scales if they have such."""
+def pools_of(
+    whole: Needs, caches: Sequence[PagedCache], shape: StepShape, context_len: int
+) -> tuple[hlo.Pool, ...]:
+    """The caches' arrays on one device, of which a kernel touches what is one layer's."""
     one, page_size = 2 * len(whole.cache_specs), shape.page_size
     token, rows = whole.token_bytes // one, shape.bucket.num_rows
     live = whole.live_bytes(context_len) // one
     num_open = min(rows, shape.bucket.num_tokens)  # of several pages a row fills all but one anew
-    pages = hlo.Pool(shape.num_pages * page_size * token, rows * live, num_open * page_size * token)
     scale = whole.page_bytes(page_size) // one - page_size * token
-    if not scale:
-        return (pages,)
     num_live = rows * math.ceil(live / (page_size * token))
-    return pages, hlo.Pool(shape.num_pages * scale, num_live * scale, num_open * scale)
+    pages = _shard_sizes(cache.k_pages for cache in caches)
+    scales = _shard_sizes(cache.k_scales for cache in caches)
+    return (
+        *(hlo.Pool(size, rows * live, num_open * page_size * token) for size in pages),
+        *(hlo.Pool(size, num_live * scale, num_open * scale) for size in scales),
+    )
+
+
+def _shard_sizes(arrays: Iterable[Any]) -> set[int]:
+    """Bytes of the parts of arrays, or shapes, that one device has."""
+    return {
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in arrays
+        if x is not None
+    }
 
 
 def _report(
@@ -192,13 +208,13 @@ def _report(
     context_len: int,
     counts: Sequence[Counts],
     module: hlo.Module,
+    names: Sequence[str],
     resources: Sequence[ptx.Resources],
 ) -> StepReport:
     first, second = counts
     layer = first.per_layer(second)
     rest = model.num_hidden_layers - second.num_layers
     is_decode = shape.bucket.kind == "decode"
-    names = argument_names(with_layers(model, second.num_layers), whole.precision)
     registers = [r.registers for r in resources if r.registers is not None]
     return StepReport(
         temp_bytes=round(second.temp_bytes + rest * max(layer.temp_bytes, 0)),

@@ -21,7 +21,8 @@ from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
 from rtpjax.models import ModelConfig
 from rtpjax.plan import hlo, kernel_cases, presets, ptx, topology
-from rtpjax.plan.analyze import analyze
+from rtpjax.plan.analyze import FEW_LAYERS, analyze
+from rtpjax.plan.limits import Needs, needs
 from rtpjax.plan.step import StepShape, compile_choose
 from rtpjax.quantized_checkpoint import wanted_quantization
 
@@ -56,16 +57,19 @@ class StepJob:
     def run(self, ptxas: str | None) -> dict[str, Any]:
         """Compiles and reports: the fields of analyze.StepReport, and the ratio of bytes."""
         rows = self.num_tokens if self.step == "decode" else EXTEND_ROWS
-        shape = _shape(Bucket(self.step, self.num_tokens, rows))
         settings = EngineSettings(act_type="BF16", kv_cache_dtype=self.cache)
+        precision = precision_of(settings, "gpu")
         model = ModelConfig.from_hf(presets.load(self.model))
         wanted = wanted_quantization(model, self.quantization)
         report = analyze(
             dataclasses.replace(model, quantization=wanted),
-            precision_of(settings, "gpu"),
+            precision,
             gpus.load(self.gpu),
             self.tp_size,
-            shape,
+            _shape(
+                Bucket(self.step, self.num_tokens, rows),
+                _many_pages(needs(model, precision, self.tp_size)),
+            ),
             context_len=CONTEXT_LEN,
             ptxas=ptxas,
         )
@@ -105,12 +109,22 @@ class ChooseJob:
         return result
 
 
-def _shape(bucket: Bucket) -> StepShape:
+def _many_pages(whole: Needs) -> int:
+    """Pages with which arrays of the caches have over 4 GiB, as those of servers do.
+
+    Kernels address such arrays with 64 bits, which takes registers.
+    """
+    one = 2 * len(whole.cache_specs)
+    layer_bytes = whole.token_bytes // one * kernel_cases.PAGE_SIZE
+    return 1 + 2**32 // (FEW_LAYERS[0] * layer_bytes)
+
+
+def _shape(bucket: Bucket, num_pages: int = kernel_cases.NUM_PAGES) -> StepShape:
     return StepShape(
         bucket=bucket,
         max_model_len=kernel_cases.MAX_MODEL_LEN,
         page_size=kernel_cases.PAGE_SIZE,
-        num_pages=kernel_cases.NUM_PAGES,
+        num_pages=num_pages,
         max_num_seqs=MAX_NUM_SEQS,
     )
 

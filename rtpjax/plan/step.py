@@ -26,7 +26,7 @@ from rtpjax.engine.sampling import (
     SlotState,
 )
 from rtpjax.gpus import Gpu
-from rtpjax.models import LayerCache, ModelConfig, Precision
+from rtpjax.models import ModelConfig, PagedCache, Precision
 from rtpjax.models.cache_write import has_scales
 from rtpjax.plan.limits import declared
 
@@ -72,7 +72,7 @@ def forward(
     """
     step = engine_step.Model.of(model, precision, mesh)
     group = NamedSharding(mesh, PartitionSpec(sharding.DP))
-    caches = jax.tree.map(lambda pages: pages.sharding, _caches(model, precision, shape, mesh))
+    caches = jax.tree.map(lambda pages: pages.sharding, caches_of(model, precision, shape, mesh))
     return jax.jit(
         partial(engine_step.forward, step, shape.layout),
         donate_argnums=(2, 3),
@@ -81,9 +81,10 @@ def forward(
     )
 
 
-def _caches(
+def caches_of(
     model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
-) -> tuple[LayerCache, ...]:
+) -> tuple[PagedCache, ...]:
+    """The caches that a step updates, as shapes with shardings."""
     _, specs = declared(model, precision)
     return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
 
@@ -103,16 +104,15 @@ def abstract_arguments(
         )
         for spec in declared(model, precision)[0].values()
     )
-    caches = _caches(model, precision, shape, mesh)
+    caches = caches_of(model, precision, shape, mesh)
     tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
     return params, whole((shape.layout.size,)), caches, tokens
 
 
-def argument_names(model: ModelConfig, precision: Precision) -> list[str]:
+def argument_names(model: ModelConfig, precision: Precision, num_caches: int) -> list[str]:
     """Names of the compiled program's parameters, in order."""
-    layers = range(model.num_hidden_layers)
-    parts = LayerCache._fields if has_scales(precision.cache) else LayerCache._fields[:2]
-    caches = [f"caches[{i}].{part}" for i in layers for part in parts]
+    parts = PagedCache._fields if has_scales(precision.cache) else PagedCache._fields[:2]
+    caches = [f"caches[{i}].{part}" for i in range(num_caches) for part in parts]
     return [*declared(model, precision)[0], "vector", *caches, "tokens"]
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pallas_kernels.paged_tiles import is_addressable
 from rtpjax import sharding
 from rtpjax.engine import kv_cache
 from rtpjax.models import CacheSpec
@@ -31,13 +32,32 @@ def test_only_quantized_caches_have_scales_and_they_are_split_like_the_heads():
     assert len({x.unsafe_buffer_pointer() for x in _shards(quantized)}) == 16
 
 
-def test_caches_have_an_array_each_with_its_heads_split_over_the_devices():
-    caches = kv_cache.allocate(SPECS, 3, 4, jnp.float32, sharding.make_mesh(2))
-    assert [cache.k_pages.shape for cache in caches] == [(3, 4, 2, 8), (3, 4, 4, 16)]
+def test_layers_that_keep_the_same_share_a_cache_with_its_heads_split_over_the_devices():
+    specs = (SPECS[0], SPECS[0], SPECS[1])
+    caches = kv_cache.allocate(specs, 3, 4, jnp.float32, sharding.make_mesh(2))
+    assert [cache.k_pages.shape for cache in caches] == [(6, 4, 2, 8), (3, 4, 4, 16)]
     assert caches[1].v_pages.addressable_shards[1].data.shape == (3, 4, 2, 16)
     # Donation needs buffers of their own.
     assert len({array.unsafe_buffer_pointer() for array in _shards(caches)}) == 8
     assert not any(array.any() for array in jax.tree.leaves(caches))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pages", "layers"),
+    [
+        (jnp.int8, 2**16, [5]),  # 5/8 of 2**31 numbers
+        (jnp.int8, 2**17, [3, 2]),  # 10/8: Pallas would count them with 32 bits, and cannot
+        (jnp.int8, 3 * 2**16, [2, 2, 1]),  # 15/8
+        (jnp.int8, 2**18, [5]),  # over 4 GiB it counts with 64 bits
+        (jnp.bfloat16, 2**17, [5]),
+    ],
+)
+def test_layers_share_as_much_as_kernels_can_address(dtype, pages, layers):
+    specs = 5 * [CacheSpec(num_kv_heads=2, head_dim=64)]
+    caches = kv_cache.declare(specs, pages, 32, dtype, sharding.make_mesh(1))
+    assert [len(cache.k_pages) // pages for cache in caches] == layers
+    for cache in caches:
+        assert is_addressable(cache.k_pages.size, cache.k_pages.dtype)
 
 
 def _shards(caches):

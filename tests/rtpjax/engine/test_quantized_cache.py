@@ -94,7 +94,7 @@ def test_two_devices_hold_half_of_the_heads_each_and_give_the_same_tokens(quanti
     if name != "int8":
         pytest.skip("formats do not differ in this, and programs take long to compile")
     two = make_runner(name, tp_size=2, max_num_seqs=2)
-    assert two._caches[0].k_scales.addressable_shards[0].data.shape == (33, 1)
+    assert two._caches[0].k_scales.addressable_shards[0].data.shape == (2 * 33, 1)
     before = pointers(two)
     found = generate(tiny.make_engine(two), PROMPTS[:4])
     assert pointers(two) == before

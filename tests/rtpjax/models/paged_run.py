@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rtpjax.models import CausalLM, LayerCache, ModelConfig, Precision, StepInputs, build
+from rtpjax.models import CausalLM, ModelConfig, PagedCache, Precision, StepInputs, build
 from rtpjax.models import abstract_state as abstract_state_of
 from rtpjax.models.cache_write import has_scales
 from tests.golden import cases
@@ -34,11 +34,11 @@ def golden_model(case_name: str, precision: Precision = FP32) -> CausalLM:
     return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
-def _garbage(shape: tuple[int, ...], dtype) -> LayerCache:
-    """A layer's cache full of NaN; int8 has none, but its scales have."""
+def _garbage(shape: tuple[int, ...], dtype) -> PagedCache:
+    """A cache full of NaN; int8 has none, but its scales have."""
     pages = jnp.full(shape, 127 if jnp.issubdtype(dtype, jnp.integer) else jnp.nan, dtype)
     scales = jnp.full((shape[0], shape[2]), jnp.nan) if has_scales(dtype) else None
-    return LayerCache(pages, pages, scales, scales)
+    return PagedCache(pages, pages, scales, scales)
 
 
 class PagedRun:
@@ -54,10 +54,9 @@ class PagedRun:
         owned = 1 + np.random.default_rng(0).permutation(num_pages - 1)[: num_rows * pages_per_row]
         self.page_table = owned.reshape(num_rows, pages_per_row).astype(np.int32)
         self.lens = [0] * num_rows
-        self.caches = tuple(
-            _garbage((num_pages, PAGE_SIZE, spec.num_kv_heads, spec.head_dim), dtype)
-            for spec in model.cache_specs()
-        )
+        specs = model.cache_specs()
+        shape = PAGE_SIZE, specs[0].num_kv_heads, specs[0].head_dim
+        self.caches = (_garbage((len(specs) * num_pages, *shape), dtype),)
         graphdef, state = nnx.split(model)
         self.leaves, treedef = jax.tree.flatten(state)
 
@@ -78,7 +77,7 @@ class PagedRun:
         ends = np.cumsum([len(row) for row in rows])
         return np.split(np.asarray(logits)[: ends[-1]], ends[:-1])
 
-    def _copies(self) -> tuple[LayerCache, ...]:
+    def _copies(self) -> tuple[PagedCache, ...]:
         # XLA refuses to donate one buffer twice, and jnp.full may have made k and v of one.
         return jax.tree.map(jnp.copy, self.caches)
 

@@ -13,7 +13,7 @@ import pytest
 
 from pallas_kernels.paged_attention import as_float32
 from pallas_kernels.registry import Target, tracing_for
-from rtpjax.models import LayerCache, StepInputs, cache_write
+from rtpjax.models import PagedCache, StepInputs, cache_write
 
 PAGE, K, H, PAGES = 8, 2, 16, 14
 F8 = ml_dtypes.float8_e4m3fn
@@ -106,7 +106,7 @@ class Life:
         self.twins = [Twin.start(dtype, largest) for _ in range(2)]
         pages, scales = self.twins[0].pages, self.twins[0].scales
         pages = pages.view(np.uint8) if format_name == "fp8 in uint8" else pages
-        self.cache = LayerCache(*(jnp.array(x) for x in (pages, pages, scales, scales)))
+        self.cache = PagedCache(*(jnp.array(x) for x in (pages, pages, scales, scales)))
         self.free = list(range(1, PAGES))
         self.sequences: list[Sequence] = []
 
@@ -188,13 +188,13 @@ def test_what_sequences_have_in_the_cache_is_true_within_rounding(format_name, s
         life.check()
 
 
-def cache_of(dtype, pages=3) -> LayerCache:
+def cache_of(dtype, pages=3) -> PagedCache:
     shape = (pages, PAGE, K, H)
     values = [jnp.zeros(shape, dtype) for _ in range(2)]
-    return LayerCache(*values, *(jnp.full((pages, K), 9.0) for _ in range(2)))
+    return PagedCache(*values, *(jnp.full((pages, K), 9.0) for _ in range(2)))
 
 
-def put(cache, slots, values) -> LayerCache:
+def put(cache, slots, values) -> PagedCache:
     values = jnp.broadcast_to(jnp.asarray(values, jnp.float32)[:, None, None], (len(slots), K, H))
     starts = jnp.asarray([0, len(slots)], jnp.int32)
     return written(cache, values, values, jnp.asarray(slots, jnp.int32), starts)
@@ -239,7 +239,7 @@ def test_the_write_is_in_place_and_needs_no_memory_of_the_caches_size(dtype):
     pages = jax.ShapeDtypeStruct(shape, dtype)
     has_scales = cache_write.has_scales(dtype)
     scales = jax.ShapeDtypeStruct((4096, 4), jnp.float32) if has_scales else None
-    cache = LayerCache(pages, pages, scales, scales)
+    cache = PagedCache(pages, pages, scales, scales)
     new = jax.ShapeDtypeStruct((tokens, 4, 64), jnp.float32)
     slots = jax.ShapeDtypeStruct((tokens,), jnp.int32)
     starts = jax.ShapeDtypeStruct((tokens + 1,), jnp.int32)
@@ -256,7 +256,7 @@ def kernels(dtype, kind, target) -> int:
     new, slots, starts = jnp.ones((3, K, H)), jnp.zeros(3, jnp.int32), jnp.arange(4)
     with tracing_for(target):
         call = functools.partial(write, kind=kind)
-        return str(jax.make_jaxpr(call)(LayerCache(*cache), new, new, slots, starts)).count(
+        return str(jax.make_jaxpr(call)(PagedCache(*cache), new, new, slots, starts)).count(
             "pallas_call["
         )
 

@@ -7,11 +7,11 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from rtpjax import gpus
+from rtpjax import gpus, sharding
 from rtpjax.engine.batch import Bucket
 from rtpjax.models import ModelConfig, Precision
 from rtpjax.plan import analyze, hlo, limits, presets, topology
-from rtpjax.plan.step import StepShape, argument_names, compile_step, with_layers
+from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step, with_layers
 
 needs_compiler = pytest.mark.skipif(
     not topology.compiler_is_installed(), reason="the GPU compiler is not installed"
@@ -36,15 +36,23 @@ def test_extrapolation_is_linear_in_layers():
     assert analyze._beside(few[1], layer) == {"all-reduce": 1}
 
 
-def test_pools_are_one_layers_array_on_one_device():
+def test_pools_are_the_layers_arrays_on_one_device_and_what_is_live_is_one_layers():
     model = ModelConfig.from_hf(presets.load("qwen3-32b"))
+    mesh = sharding.make_mesh(4, model=model)
+    three = with_layers(model, 3)
+
+    def pools(precision: Precision, context_len: int) -> tuple[hlo.Pool, ...]:
+        whole = limits.needs(model, precision, 4)
+        caches = caches_of(three, precision, SHAPE, mesh)
+        return analyze.pools_of(whole, caches, SHAPE, context_len)
+
     token = 2 * 128  # kv heads on a device, head_dim
-    [pages] = analyze.pools_of(limits.needs(model, BF16, 4), SHAPE, CONTEXT)
-    assert pages == hlo.Pool(1031 * 64 * token * 2, 8 * CONTEXT * token * 2, 8 * 64 * token * 2)
-    int8 = dataclasses.replace(BF16, cache=jnp.int8)
-    pages, scales = analyze.pools_of(limits.needs(model, int8, 4), SHAPE, 250)
-    assert pages == hlo.Pool(1031 * 64 * token, 8 * 250 * token, 8 * 64 * token)
-    assert scales == hlo.Pool(1031 * 8, 8 * 4 * 8, 8 * 8)  # two heads' scales, four pages a row
+    [pages] = pools(BF16, CONTEXT)
+    size = 3 * 1031 * 64 * token * 2
+    assert pages == hlo.Pool(size, 8 * CONTEXT * token * 2, 8 * 64 * token * 2)
+    pages, scales = pools(dataclasses.replace(BF16, cache=jnp.dtype(jnp.int8)), 250)
+    assert pages == hlo.Pool(3 * 1031 * 64 * token, 8 * 250 * token, 8 * 64 * token)
+    assert scales == hlo.Pool(3 * 1031 * 8, 8 * 4 * 8, 8 * 8)  # two heads', four pages a row
 
 
 @needs_compiler
@@ -55,8 +63,8 @@ def test_a_quantized_cache_is_written_by_one_kernel_a_layer_in_place(cache):
     precision, h100 = dataclasses.replace(BF16, cache=jnp.dtype(cache)), gpus.load("h100")
     compiled = compile_step(two, precision, SHAPE, topology.make_mesh(h100, 2, two), h100)
     module = hlo.parse(compiled.as_text())
-    names = argument_names(two, precision)
-    assert len({names[i] for i in module.aliased}) == 2 * 4 + 1
+    names = argument_names(two, precision, num_caches=1)
+    assert len({names[i] for i in module.aliased}) == 4 + 1
     assert not hlo.copied_parameters(module) and not hlo.gathered_parameters(module)
     found = [hlo._kernel_name(i) for i in module.entry.values() if hlo._target(i)]
     assert found.count("quantized_write") == 2
@@ -68,12 +76,13 @@ def test_a_step_of_all_layers_is_what_was_extrapolated():
     eight = with_layers(SMOLLM2, 8)
     h100 = gpus.load("h100")
     report = analyze.analyze(eight, BF16, h100, 1, SHAPE, context_len=CONTEXT)
-    compiled = compile_step(eight, BF16, SHAPE, topology.make_mesh(h100, 1), h100)
+    mesh = topology.make_mesh(h100, 1)
+    compiled = compile_step(eight, BF16, SHAPE, mesh, h100)
     whole = limits.needs(eight, BF16, 1)
     found = hlo.kernels(
         hlo.parse(compiled.as_text()),
         analyze.loop_trips(SHAPE, CONTEXT),
-        analyze.pools_of(whole, SHAPE, CONTEXT),
+        analyze.pools_of(whole, caches_of(eight, BF16, SHAPE, mesh), SHAPE, CONTEXT),
     )
     assert report.moved_bytes == pytest.approx(hlo.total_bytes(found), rel=0.02)
     memory = compiled.memory_analysis()
@@ -86,6 +95,6 @@ def test_a_compiled_step_updates_every_cache_in_place():
     two, l4 = with_layers(SMOLLM2, 2), gpus.load("l4")
     compiled = compile_step(two, BF16, SHAPE, topology.make_mesh(l4, 1), l4)
     module = hlo.parse(compiled.as_text())
-    names = argument_names(two, BF16)
-    caches = {f"caches[{i}].{part}" for i in (0, 1) for part in ("k_pages", "v_pages")}
+    names = argument_names(two, BF16, num_caches=1)
+    caches = {f"caches[0].{part}" for part in ("k_pages", "v_pages")}
     assert {names[i] for i in module.aliased} == caches | {"tokens"}
