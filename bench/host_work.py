@@ -1,11 +1,15 @@
 """`bench host`: what a step costs the host, by the number of devices that it runs on.
 
 Each number of devices has a process of its own with so many virtual CPU devices, and an engine with
-a small random model split over them. Rounds alternate. What is measured is the processor time of
-the thread that runs the engine, per step: virtual devices share the cores with it, so its wall time
-would measure them too. They also slow it down, through caches and hyperthreads, the more the more
-there are. So the thread does a fixed piece of work after each step, the yardstick, which no number
-of devices changes: what a step costs in yardsticks is what is compared.
+a small random model split over them. What is measured is the thread that runs the engine, per step:
+
+    --instructions   how many it executes: what no other work on the machine changes. A minute or
+                     two for a step of each side (bench/instructions.py)
+    (without)        its processor time, in rounds that alternate. Virtual devices share the cores
+                     with it, so its wall time would measure them too. They also slow it down,
+                     through caches and hyperthreads, the more the more there are. So the thread
+                     does a fixed piece of work after each step, the yardstick, which no number of
+                     devices changes: what a step costs in yardsticks is what is compared.
 """
 
 from __future__ import annotations
@@ -16,16 +20,21 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.instructions import Counter, ignore_marks, mark
 from bench.report import busy_share, table, write_json
 from bench.workload import random_token_ids
 
 if TYPE_CHECKING:
     from rtpjax.engine.engine import LLMEngine
+
+_WARM_UP_STEPS = 30  # before instructions are counted: Python and JAX learn what is called often
 
 # Every device has a head: what is split into 8 parts takes part in 8 parts.
 _MODEL = {
@@ -46,11 +55,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=8, help="requests that decode together")
     parser.add_argument("--steps", type=int, default=100, help="decode steps of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--instructions", type=int, metavar="N", help="count those of N steps")
     parser.add_argument("--json", metavar="FILE", help="write results here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status."""
+    return _count_instructions(args) if args.instructions else _measure_time(args)
+
+
+def _count_instructions(args: argparse.Namespace) -> int:
+    counts = {}
+    for n in args.devices:
+        side = _Side(n, args)
+        try:
+            counts[n] = side.count(args.instructions)
+        finally:
+            side.close()
+    first = median(counts[args.devices[0]])
+    rows = [[n, median(c), min(c), max(c), median(c) / first] for n, c in counts.items()]
+    header = ["devices", "instructions a step", "least", "most", f"to {args.devices[0]}"]
+    print(table(header, rows))
+    write_json(args.json, "host", {"instructions": counts})
+    return 0
+
+
+def _measure_time(args: argparse.Namespace) -> int:
     busy = busy_share()
     sides = {n: _Side(n, args) for n in args.devices}
     try:
@@ -109,13 +139,29 @@ class _Side:
 
     def measure(self) -> Work:
         """A round."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{self._steps}\n")
+        self._send(f"time {self._steps}")
+        return Work(*map(float, self._answer().split()))
+
+    def count(self, num_steps: int) -> list[int]:
+        """Instructions of so many steps."""
+        self._send(f"count {num_steps}")
+        counter = Counter(int(self._answer()))
+        self._send("go")
+        counts = counter.count(num_steps)
+        self._answer()
+        return counts
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the process that is measured has ended; its message is above")
-        return Work(*map(float, answer.split()))
+        return answer
 
     def close(self) -> None:
         """Ends the process: it leaves when its input ends."""
@@ -164,8 +210,9 @@ def _yardstick() -> int:
     return sum(row[0] + row[2][1] for row in rows.values() if row[1] in rows)
 
 
-def _decode(engine: LLMEngine, num_rows: int, num_steps: int) -> Work:
-    """Runs num_steps decode steps, and the yardstick after each."""
+@contextmanager
+def _decoding(engine: LLMEngine, num_rows: int, num_steps: int) -> Iterator[None]:
+    """The next num_steps steps are decode steps of so many rows."""
     from rtpjax.engine.request import GenerationRequest, SamplingParams
 
     sampling = SamplingParams(temperature=0.0, max_tokens=num_steps + 8 + num_rows, ignore_eos=True)
@@ -175,19 +222,40 @@ def _decode(engine: LLMEngine, num_rows: int, num_steps: int) -> Work:
         engine.add(GenerationRequest(str(i), prompt, sampling))
     for _ in range(4 + num_rows):  # the prompts, and the pipeline is full
         engine.step()
-    step_s = yardstick_s = 0.0
-    for _ in range(num_steps):
-        started = time.thread_time()
-        engine.step()
-        stepped = time.thread_time()
-        _yardstick()
-        step_s += stepped - started
-        yardstick_s += time.thread_time() - stepped
+    yield
     for i in range(num_rows):
         engine.abort(str(i))
     while engine.has_work:
         engine.step()
+
+
+def _timed(engine: LLMEngine, num_rows: int, num_steps: int) -> Work:
+    """Runs num_steps decode steps, and the yardstick after each."""
+    step_s = yardstick_s = 0.0
+    with _decoding(engine, num_rows, num_steps):
+        for _ in range(num_steps):
+            started = time.thread_time()
+            engine.step()
+            stepped = time.thread_time()
+            _yardstick()
+            step_s += stepped - started
+            yardstick_s += time.thread_time() - stepped
     return Work(step_s / num_steps, yardstick_s / num_steps)
+
+
+def _counted(engine: LLMEngine, num_rows: int, num_steps: int) -> None:
+    """Has the parent count the instructions of num_steps decode steps; others warm up."""
+    with _decoding(engine, num_rows, _WARM_UP_STEPS):
+        for _ in range(_WARM_UP_STEPS):
+            engine.step()
+    with _decoding(engine, num_rows, num_steps):
+        print(threading.get_native_id(), flush=True)
+        sys.stdin.readline()
+        mark()
+        for _ in range(num_steps):
+            engine.step()
+            mark()
+    print("counted", flush=True)
 
 
 def _int_list(text: str) -> list[int]:
@@ -195,11 +263,16 @@ def _int_list(text: str) -> list[int]:
 
 
 def main() -> None:
-    """The measured process: a number of steps comes in on a line, the time goes out."""
+    """The measured process: what to do, and for how many steps, comes in on a line."""
+    ignore_marks()
     options: dict[str, Any] = json.loads(sys.argv[1])
     engine = _make_engine(options)
-    for line in sys.stdin:
-        print(*_decode(engine, options["rows"], int(line)), flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        what, num_steps = line.split()
+        if what == "count":
+            _counted(engine, options["rows"], int(num_steps))
+        else:
+            print(*_timed(engine, options["rows"], int(num_steps)), flush=True)
 
 
 if __name__ == "__main__":

@@ -55,13 +55,16 @@ class Tiling:
 
     @staticmethod
     def of(operands: Operands) -> Tiling:
-        """The largest that compile without spilled registers for sm80, 89, 90 and 100."""
+        """The largest that compile without spilled registers for sm80, 89, 90 and 100.
+
+        Caches of over 4 GiB, as GPUs serve them, are addressed with 64 bits, which takes some.
+        """
         head_bytes = operands.head_bytes
         if operands.compute_dtype == jnp.float32:  # no tensor cores: a product fills registers
             block_m = max(32, power_of_two(operands.group))
             return Tiling(block_m, block_s=32 if head_bytes <= 256 else 16)
         if head_bytes <= 256:
-            return Tiling(block_m=128, block_s=64 if head_bytes <= 128 else 32)
+            return Tiling(block_m=128, block_s=32)
         return Tiling(block_m=64, block_s=32)
 
 

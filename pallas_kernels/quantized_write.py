@@ -358,9 +358,10 @@ def _fit(
     """
     page, num_pages = slots // page_size, scales.shape[0]
     begun = jnp.where(slots % page_size == 0, page, num_pages)
-    scales = scales.at[begun].set(0.0, mode="drop")
-    before = scales[page]
     most = jnp.abs(values.astype(jnp.float32)).max(-1)
+    # 0, but known only with the values: XLA writes it to a copy if the layer before may still read.
+    scales = scales.at[begun].set(jnp.minimum(most, 0.0), mode="drop")
+    before = _read(scales, page)
     return before, scales.at[page].max(_grown(most, before, dtype))
 
 
@@ -387,9 +388,17 @@ def _rescaled(
     old, new = before[first], scales[page[first]]
     grows = ((old > 0) & (new > old)).any(-1) & (query_start[1:] > query_start[:-1])
     ratio = jnp.where(old > 0, old / jnp.where(old > 0, new, 1.0), 0.0)
-    held = as_float32(pages[jnp.where(grows, page[first], 0)])
+    held = as_float32(_read(pages, jnp.where(grows, page[first], 0)))
     held = _rounded(held * ratio[:, None, :, None], pages.dtype)
     return pages.at[jnp.where(grows, page[first], pages.shape[0])].set(held, mode="drop")
+
+
+def _read(array: jax.Array, places: jax.Array) -> jax.Array:
+    """`array[places]`, read before the array is updated.
+
+    XLA would rather read where the values are used, even in the update, and update a copy then.
+    """
+    return lax.optimization_barrier(array[places])
 
 
 def _quantized(values: jax.Array, scales: jax.Array, dtype: DTypeLike) -> jax.Array:
