@@ -16,6 +16,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.sharded import MeshAxes
 
@@ -45,9 +46,13 @@ class StepInputs:
     mesh: MeshAxes | None = dataclasses.field(default=None, metadata={"static": True})
 
     def from_page(self, first_page: int, page_size: int) -> StepInputs:
-        """The same batch for a layer whose page 0 is first_page of its cache."""
-        slots, table = self.slots + first_page * page_size, self.page_table + first_page
-        return dataclasses.replace(self, slots=slots, page_table=table)
+        """The same batch for a layer whose page 0 is first_page of its cache.
+
+        Padding tokens stay in page 0 of the cache: that is how what writes knows them.
+        """
+        is_padding = self.slots < page_size
+        slots = jnp.where(is_padding, self.slots, self.slots + first_page * page_size)
+        return dataclasses.replace(self, slots=slots, page_table=self.page_table + first_page)
 
 
 @dataclasses.dataclass(frozen=True)
