@@ -51,7 +51,7 @@ from rtpjax.engine.sampling import (
     SlotState,
 )
 from rtpjax.engine.sequence import Sequence
-from rtpjax.engine.step import Caches, Model, choose, forward, unpack_sampled
+from rtpjax.engine.step import COMPILER_OPTIONS, Caches, Model, choose, forward, unpack_sampled
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig
 from rtpjax.sharding import DP, upload
@@ -296,7 +296,7 @@ class Runner:
                 lowered = jitted.lower(self._params, vector, self._caches, self._state.tokens)
             except UnsupportedError as error:
                 raise ConfigError(f"ATTENTION_IMPLEMENTATION is {name!r}: {error}") from error
-        return lowered.compile()
+        return lowered.compile(COMPILER_OPTIONS)
 
     def _compile_choose(self, num_rows: int) -> Callable[..., Any]:
         step = self._counted(partial(choose, self.mesh, self.num_tokens))

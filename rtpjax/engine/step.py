@@ -35,6 +35,10 @@ from rtpjax.sharding import DP, mesh_axes
 
 Caches = tuple[PagedCache, ...]
 
+# XLA counts the cache anew for each layer that updates it, finds that GPUs do not have the memory,
+# and computes things twice to save some.
+COMPILER_OPTIONS: dict[str, str | bool] = {"xla_disable_hlo_passes": "rematerialization"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:

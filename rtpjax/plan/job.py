@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rtpjax import gpus
 from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
+from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
 from rtpjax.plan import hlo, kernel_cases, presets, ptx, topology
 from rtpjax.plan.analyze import FEW_LAYERS, analyze
@@ -68,7 +69,7 @@ class StepJob:
             self.tp_size,
             _shape(
                 Bucket(self.step, self.num_tokens, rows),
-                _many_pages(needs(model, precision, self.tp_size)),
+                _many_pages(needs(model, precision, self.tp_size), gpus.load(self.gpu)),
             ),
             context_len=CONTEXT_LEN,
             ptxas=ptxas,
@@ -109,14 +110,15 @@ class ChooseJob:
         return result
 
 
-def _many_pages(whole: Needs) -> int:
-    """Pages with which arrays of the caches have over 4 GiB, as those of servers do.
+def _many_pages(whole: Needs, gpu: Gpu) -> int:
+    """Pages with which a few layers have as large a cache as all layers have on a server.
 
-    Kernels address such arrays with 64 bits, which takes registers.
+    It takes half of the GPU's memory, which XLA minds, in arrays of over 4 GiB, which kernels
+    address with 64 bits.
     """
-    one = 2 * len(whole.cache_specs)
-    layer_bytes = whole.token_bytes // one * kernel_cases.PAGE_SIZE
-    return 1 + 2**32 // (FEW_LAYERS[0] * layer_bytes)
+    one = whole.token_bytes // (2 * len(whole.cache_specs)) * kernel_cases.PAGE_SIZE
+    fewer, more = FEW_LAYERS
+    return 1 + max(2**32 // (fewer * one), gpu.memory_bytes // 2 // (2 * more * one))
 
 
 def _shape(bucket: Bucket, num_pages: int = kernel_cases.NUM_PAGES) -> StepShape:

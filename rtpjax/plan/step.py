@@ -128,7 +128,7 @@ def compile_step(
     function = forward(model, precision, shape, mesh)
     arguments = abstract_arguments(model, precision, shape, mesh)
     with tracing_for(gpu.target):
-        return function.lower(*arguments).compile(options or {})
+        return function.lower(*arguments).compile(engine_step.COMPILER_OPTIONS | (options or {}))
 
 
 def compile_choose(

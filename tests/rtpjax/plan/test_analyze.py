@@ -98,3 +98,13 @@ def test_a_compiled_step_updates_every_cache_in_place():
     names = argument_names(two, BF16, num_caches=1)
     caches = {f"caches[0].{part}" for part in ("k_pages", "v_pages")}
     assert {names[i] for i in module.aliased} == caches | {"tokens"}
+
+
+@needs_compiler
+def test_a_cache_that_fills_the_gpu_makes_xla_compute_nothing_twice():
+    """It would save memory that it wrongly counts: engine.step.COMPILER_OPTIONS."""
+    four, h100 = with_layers(SMOLLM2, 4), gpus.load("h100")
+    page_bytes = SHAPE.page_size * limits.needs(four, BF16, 1).token_bytes
+    shape = dataclasses.replace(SHAPE, num_pages=60 * 10**9 // page_bytes)
+    compiled = compile_step(four, BF16, shape, topology.make_mesh(h100, 1), h100)
+    assert "remat" not in compiled.as_text()
