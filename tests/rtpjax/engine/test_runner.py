@@ -71,6 +71,10 @@ def test_programs_update_cache_and_state_in_place(runner):
         assert memory.temp_size_in_bytes < cache_bytes, bucket
 
 
+def test_no_program_copies_what_all_layers_share(runner):
+    assert not tiny.copied_caches(runner)
+
+
 def test_a_step_leaves_the_cache_where_it_was(runner):
     pointers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(runner._caches)}
     tiny.generate(tiny.make_engine(runner), [tiny.prompt(20)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from functools import cache
 
 import jax
@@ -99,6 +100,15 @@ class CheckedEngine(LLMEngine):
         outputs = super().step()
         self.check_integrity()
         return outputs
+
+
+def copied_caches(runner: Runner) -> set[tuple[int, ...]]:
+    """Shapes of cache arrays that a compiled step copies."""
+    shapes = {x.shape for x in jax.tree.leaves(runner._caches)}
+    texts = [program.as_text() for program in runner._forward.values()]
+    copied = [c for text in texts for c in re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", text)]
+    assert copied  # of other things: or this finds nothing
+    return shapes & {tuple(map(int, shape.split(","))) for shape in copied}
 
 
 def make_engine(runner: Runner, **settings) -> CheckedEngine:
