@@ -55,13 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=8, help="requests that decode together")
     parser.add_argument("--steps", type=int, default=100, help="decode steps of a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--instructions", type=int, metavar="N", help="count those of N steps")
+    parser.add_argument(
+        "--instructions", type=_at_least_one, metavar="N", help="count those of N steps"
+    )
     parser.add_argument("--json", metavar="FILE", help="write results here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status."""
-    return _count_instructions(args) if args.instructions else _measure_time(args)
+    return _measure_time(args) if args.instructions is None else _count_instructions(args)
 
 
 def _count_instructions(args: argparse.Namespace) -> int:
@@ -256,6 +258,12 @@ def _counted(engine: LLMEngine, num_rows: int, num_steps: int) -> None:
             engine.step()
             mark()
     print("counted", flush=True)
+
+
+def _at_least_one(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} steps; at least 1 can be counted")
+    return int(text)
 
 
 def _int_list(text: str) -> list[int]:

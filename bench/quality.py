@@ -25,7 +25,6 @@ from flax import nnx
 
 from bench.report import table, write_json
 from checkpoints_conv.readers import open_checkpoint
-from rtpjax import sharding
 from rtpjax.checkpoint import load_params
 from rtpjax.engine import kv_cache
 from rtpjax.models import PagedCache, Precision, StepInputs, build
@@ -187,6 +186,4 @@ class _Paged:
 
     def _caches(self) -> tuple[PagedCache, ...]:
         num_pages = 1 + NUM_ANSWERS * WINDOW // PAGE_SIZE
-        return kv_cache.allocate(
-            self._specs, num_pages, PAGE_SIZE, self._cache_dtype, sharding.make_mesh(1)
-        )
+        return kv_cache.allocate(self._specs, num_pages, PAGE_SIZE, self._cache_dtype, make_mesh(1))

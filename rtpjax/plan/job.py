@@ -59,17 +59,17 @@ class StepJob:
         """Compiles and reports: the fields of analyze.StepReport, and the ratio of bytes."""
         rows = self.num_tokens if self.step == "decode" else EXTEND_ROWS
         settings = EngineSettings(act_type="BF16", kv_cache_dtype=self.cache)
-        precision = precision_of(settings, "gpu")
+        precision, gpu = precision_of(settings, "gpu"), gpus.load(self.gpu)
         model = ModelConfig.from_hf(presets.load(self.model))
         wanted = wanted_quantization(model, self.quantization)
         report = analyze(
             dataclasses.replace(model, quantization=wanted),
             precision,
-            gpus.load(self.gpu),
+            gpu,
             self.tp_size,
             _shape(
                 Bucket(self.step, self.num_tokens, rows),
-                _many_pages(needs(model, precision, self.tp_size), gpus.load(self.gpu)),
+                _many_pages(needs(model, precision, self.tp_size), gpu),
             ),
             context_len=CONTEXT_LEN,
             ptxas=ptxas,

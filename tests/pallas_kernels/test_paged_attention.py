@@ -68,7 +68,7 @@ def by_hand(q, k, v, table, starts, lens, *, scale, window=None, soft_cap=None, 
     return out
 
 
-def compare(case, **options):
+def assert_is_by_hand(case, **options):
     q, starts = case[0], case[4]
     if options.pop("sinks", False):
         options["sinks"] = np.linspace(-1, 2, q.shape[1]).astype(np.float32)
@@ -88,29 +88,31 @@ def compare(case, **options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_mixed_rows(heads, options):
     case = ragged_case(0, [1, 1, 1, 70, 5, 2], [1, 130, 33, 70, 140, 16], heads, room=9)
-    compare(case, **options)
+    assert_is_by_hand(case, **options)
 
 
 @pytest.mark.parametrize("page_size", [1, 8, 64, 256])
 def test_page_sizes(page_size):
     case = ragged_case(1, [1, 3, 1, 65], [300, 129, 257, 128], HEADS[0], page_size)
-    compare(case)
+    assert_is_by_hand(case)
 
 
 def test_lengths_at_every_edge():
     edges = [1, 15, 16, 17, 127, 128, 129, 255, 256, 257]
-    compare(ragged_case(2, [1] * len(edges), edges, HEADS[0]))
-    compare(ragged_case(3, edges, edges, (3, 1, 8)))
+    assert_is_by_hand(ragged_case(2, [1] * len(edges), edges, HEADS[0]))
+    assert_is_by_hand(ragged_case(3, edges, edges, (3, 1, 8)))
 
 
 def test_unused_rows_and_many_decodes():
     lens = [5 * i % 97 + 1 for i in range(21)]
-    compare(ragged_case(4, [1] * 21, lens, HEADS[0], num_rows=32, room=11))
-    compare(ragged_case(5, [1] * 19 + [40, 2], [*lens[:19], 77, 2], HEADS[0], num_rows=32))
+    assert_is_by_hand(ragged_case(4, [1] * 21, lens, HEADS[0], num_rows=32, room=11))
+    assert_is_by_hand(
+        ragged_case(5, [1] * 19 + [40, 2], [*lens[:19], 77, 2], HEADS[0], num_rows=32)
+    )
 
 
 def test_fewer_tokens_than_rows():
-    compare(ragged_case(6, [3, 2], [3, 40], HEADS[0], num_rows=16))
+    assert_is_by_hand(ragged_case(6, [3, 2], [3, 40], HEADS[0], num_rows=16))
 
 
 def test_nothing_to_do():

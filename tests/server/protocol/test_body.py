@@ -105,8 +105,11 @@ def test_refuses_what_is_no_proper_json(body: bytes, message: str) -> None:
 
 def test_harmless_and_neutral_fields_are_accepted() -> None:
     fields = dict.fromkeys(HARMLESS, "x")
-    chat(**fields, tools=[], functions=None, tool_choice="none")
-    chat(modalities=["text"], stop=None, stream_options=None, temperature=None)
+    assert chat(**fields).messages == chat().messages
+    neutral = chat(**fields, tools=[], functions=None, tool_choice="none")
+    assert not neutral.tools
+    assert not neutral.functions
+    assert chat(modalities=["text"], stop=None, stream_options=None, temperature=None) == chat()
 
 
 def test_the_smaller_of_the_two_token_limits_wins() -> None:
