@@ -142,7 +142,7 @@ class _Call:
             return _dot(q[...], k[...].T)
 
         def multiply(sums: Ref) -> jax.Array:
-            plgpu.wgmma(sums, q, plgpu.transpose_ref(k, (1, 0)))
+            plgpu.wgmma(sums, q, k.T)
             return sums[...]
 
         return pl.run_scoped(

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,18 @@ class Target:
 _TARGET: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
 
 
+# A GPU of each compute capability, by the name that JAX knows it under: from 0.11 on Pallas lowers
+# for a device, which need not be there but must have a name.
+_DEVICE_KINDS = {
+    75: "Tesla T4",
+    80: "NVIDIA A100",
+    86: "NVIDIA A10",
+    89: "NVIDIA L4",
+    90: "NVIDIA H100",
+    100: "NVIDIA B200",
+}
+
+
 @contextlib.contextmanager
 def tracing_for(target: Target) -> Iterator[None]:
     """Chooses implementations for a target that is not the machine's own.
@@ -54,9 +67,19 @@ def tracing_for(target: Target) -> Iterator[None]:
     """
     token = _TARGET.set(target)
     try:
-        yield
+        with _lowering_for(target):
+            yield
     finally:
         _TARGET.reset(token)
+
+
+def _lowering_for(target: Target) -> contextlib.AbstractContextManager[object]:
+    """Tells Pallas which GPU it lowers for, where JAX runs on none."""
+    kind = _DEVICE_KINDS.get(target.compute_capability)
+    if target.platform != "gpu" or kind is None or jax.default_backend() == "gpu":
+        return contextlib.nullcontext()
+    device = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 _NAMED: contextvars.ContextVar[Mapping[str, str | Implementation]] = contextvars.ContextVar(

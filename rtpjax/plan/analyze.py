@@ -133,7 +133,7 @@ def analyze(
     with tempfile.TemporaryDirectory() as folder:
         # The larger program comes first, and leaves its kernels to the smaller one.
         options = {"xla_gpu_kernel_cache_file": f"{folder}/kernels"}
-        dump = {"xla_dump_to": f"{folder}/dump"}
+        dump = ptx.dump_options(f"{folder}/dump")
         compiled = compile_step(more, precision, shape, mesh, gpu, options | dump)
         resources = ptx.read_dump(Path(folder, "dump"), gpu.ptx_target, ptxas)
         smaller = compile_step(fewer, precision, shape, mesh, gpu, options)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pallas_kernels.registry import tracing_for
 from rtpjax import gpus
 from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
@@ -156,8 +157,9 @@ class KernelJob:
         with tempfile.TemporaryDirectory() as folder:
             # Mosaic GPU does not write to XLA's folder by itself.
             os.environ.update(MOSAIC_GPU_DUMP_PTX="1", MOSAIC_GPU_DUMP_TO=folder)
-            lowered = jax.jit(lambda *a: function(*a, **case.options)).lower(*arguments)
-            compiled = lowered.compile({"xla_dump_to": folder})
+            with tracing_for(gpu.target):
+                lowered = jax.jit(lambda *a: function(*a, **case.options)).lower(*arguments)
+            compiled = lowered.compile(ptx.dump_options(folder))
             resources = ptx.read_dump(Path(folder), gpu.ptx_target, ptxas)
         module = hlo.parse(compiled.as_text() or "")
         memory: Any = compiled.memory_analysis()

@@ -36,6 +36,12 @@ class Resources:
     tensor_core: str | None
 
 
+def dump_options(folder: Path | str) -> dict[str, str]:
+    """Options of the compiler with which it writes what `read_dump` reads."""
+    # From 0.11 on no PTX is written unless the pass that emits it is named.
+    return {"xla_dump_to": str(folder), "xla_dump_emitter_re": "ptx"}
+
+
 def read_dump(folder: Path, target: str, ptxas: str | None) -> list[Resources]:
     """All kernels of a dump.
 
