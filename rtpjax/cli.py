@@ -1,4 +1,4 @@
-"""The command `rtpjax`: serve, replicas, convert, plan, check, bench, chat."""
+"""The command `rtpjax`: serve, replicas, convert, plan, check, lab, bench, chat."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ USAGE = """usage: rtpjax COMMAND ...
   convert   convert a checkpoint (Hugging Face folder or .gguf) to safetensors or orbax
   plan      what a model needs and can reach on a GPU; needs no GPU
   check     compare kernels and a model on this machine's GPU with what they should compute
+  lab       measure everything that a short visit to a GPU can tell
   bench     measure a server or the engine
   chat      talk to a running server in the terminal
 
@@ -39,6 +40,7 @@ def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
         "convert": _convert,
         "plan": _plan,
         "check": _check,
+        "lab": _lab,
         "bench": _bench,
         "chat": _chat,
     }
@@ -82,6 +84,14 @@ def _check(argv: Sequence[str]) -> int:
         find_model=lambda named: resolve_checkpoint(named or settings["CHECKPOINT_PATH"], cache),
         open_checkpoint=open_checkpoint,
     )
+
+
+def _lab(argv: Sequence[str]) -> int:
+    from rtpjax.lab.cli import main
+    from rtpjax.start_server import read_settings
+
+    settings = read_settings((), os.environ)
+    return main(argv, cache=settings["RTPJAX_CACHE"].expanduser())
 
 
 def _bench(argv: Sequence[str]) -> int:

@@ -1,0 +1,99 @@
+"""Which kernels a profile saw, what each took, and which part of the model it is.
+
+A profile names the instruction of the compiled program that each kernel is of (`hlo_op`); the
+program's text says which weights the instruction reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rtpjax.plan import hlo
+
+_PARTS = {
+    frozenset(("q_proj", "k_proj", "v_proj")): "qkv",
+    frozenset(("gate_proj", "up_proj")): "gate_up",
+    frozenset(("o_proj",)): "o",
+    frozenset(("down_proj",)): "down",
+    frozenset(("lm_head",)): "lm_head",
+    frozenset(("embed_tokens",)): "embed_tokens",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """What the kernels of one part took.
+
+    Attributes:
+        part: Of the model, or the kernels' own name.
+        calls: How many there were.
+        us: Microseconds of all.
+    """
+
+    part: str
+    calls: int
+    us: float
+
+
+def events(folder: Path) -> Iterator[tuple[str, str | None, float]]:
+    """Of a folder that jax.profiler.trace wrote: each kernel's name, instruction and microseconds.
+
+    Without a GPU the events are those of XLA's threads.
+    """
+    from jax.profiler import ProfileData
+
+    for path in sorted(folder.rglob("*.xplane.pb")):
+        planes = list(ProfileData.from_file(str(path)).planes)
+        devices = [plane for plane in planes if plane.name.startswith("/device:GPU")]
+        for plane in devices or planes:
+            for line in plane.lines:
+                if devices and not line.name.startswith("Stream"):
+                    continue
+                for event in line.events:
+                    operation = {k: v for k, v in event.stats if k}.get("hlo_op")
+                    if devices or operation is not None:
+                        yield event.name, operation, event.duration_ns / 1e3
+
+
+def parts(module: hlo.Module, argument_names: Sequence[str]) -> dict[str, str]:
+    """The part of the model that each instruction reads the weights of."""
+    found = {}
+    for instruction in module.entry.values():
+        numbers = _parameters(module.entry, instruction)
+        leaves = {_leaf(argument_names[n]) for n in numbers if n < len(argument_names)}
+        part = _PARTS.get(frozenset(leaves - {None}))  # type: ignore[arg-type]
+        if part is not None:
+            found[instruction.name] = part
+    return found
+
+
+def _parameters(entry: hlo.Computation, instruction: hlo.Instruction) -> Iterator[int]:
+    """Numbers of the parameters among the operands, seen through views."""
+    for name in instruction.operands:
+        operand = entry.get(name)
+        while operand is not None and operand.opcode in ("bitcast", "get-tuple-element"):
+            operand = entry.get(operand.operands[0]) if operand.operands else None
+        if operand is not None and operand.number is not None:
+            yield operand.number
+
+
+def _leaf(name: str) -> str | None:
+    """The projection that a parameter is of; None for norms, caches and inputs."""
+    *path, last = name.split(".")
+    return path[-1] if last in ("weight", "scales", "zeros") and "norm" not in name else None
+
+
+def times(seen: Iterator[tuple[str, str | None, float]], names: Mapping[str, str]) -> list[Time]:
+    """Kernels by part, the one that takes most first."""
+    found: dict[str, list[Any]] = defaultdict(lambda: [0, 0.0])
+    for kernel, operation, us in seen:
+        part = names.get(operation or "") or re.sub(r"[._]?\d+", "", kernel) or kernel
+        found[part][0] += 1
+        found[part][1] += us
+    listed = [Time(part, calls, us) for part, (calls, us) in found.items()]
+    return sorted(listed, key=lambda time: -time.us)

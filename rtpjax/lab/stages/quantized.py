@@ -1,0 +1,37 @@
+"""Products with int8, fp8 and int4 weights beside bf16, at few and at many rows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+
+from pallas_kernels.row_matmul import OP
+from rtpjax.lab.products import chain, num_calls, operands_of, products_of
+from rtpjax.lab.stage import Lab
+from rtpjax.lab.steps import DataSheet, model_config, rows_of
+from rtpjax.lab.timing import seconds_each
+from rtpjax.models.weight_formats import Fp8, Int4, Int8
+
+_FORMATS = {"bf16": None, "int8": Int8(), "fp8": Fp8(), "int4": Int4(128)}
+_BITS = {"bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
+_PRODUCTS = ("gate_up", "down")
+
+
+def run(lab: Lab) -> None:
+    sheet = DataSheet.of(lab)
+    products = products_of(model_config(lab))
+    kernel = OP.implementations["pallas"].function
+    for name in _PRODUCTS:
+        for rows in rows_of(lab):
+            for format_name, format in _FORMATS.items():
+                id = f"quantized.{name}.{format_name}.{rows}"
+                with lab.record.attempt(id):
+                    product = products[name]
+                    calls = num_calls(product, is_small=lab.is_small)
+                    every = operands_of(product, rows, calls, format)
+                    launch = partial(kernel, interpret=True) if lab.is_small else kernel
+                    program = jax.jit(chain(product, launch))
+                    s = seconds_each(partial(program, every), calls=lab.pick(10, 1)) / calls
+                    least = sheet.us(product.bytes * _BITS[format_name] / 16)
+                    lab.record.measured(id, 1e6 * s, "us", limit=least)
