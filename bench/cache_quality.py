@@ -21,6 +21,7 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from bench.model import add_model, find_model
 from bench.quality import TEXT
 from bench.report import table, write_json
 from checkpoints_conv.readers import open_checkpoint
@@ -56,7 +57,7 @@ class Quality:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="checkpoint folder in Hugging Face layout")
+    add_model(parser, has_dummy=False)
     parser.add_argument("--text", type=Path, default=TEXT, help="file with the text to score")
     parser.add_argument("--num-tokens", type=int, default=1024, help="tokens of it, from its start")
     parser.add_argument("--num-prompts", type=int, default=16, help="pieces of it to go on from")
@@ -66,14 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status."""
-    tokenizer = cast(PreTrainedTokenizerFast, load_tokenizer(args.model))
+    path = find_model(args)
+    tokenizer = cast(PreTrainedTokenizerFast, load_tokenizer(path))
     token_ids = tokenizer.encode(args.text.read_text(), add_special_tokens=False)
     text = token_ids[: args.num_tokens]
     starts = random.Random(0).sample(range(len(token_ids) - _PROMPT_LEN), args.num_prompts)
     prompts = [token_ids[at : at + _PROMPT_LEN] for at in sorted(starts)]
     answers = {}
     for name in _FORMATS:
-        engine = _load(args.model, tokenizer, len(text) + args.output_len, name)
+        engine = _load(path, tokenizer, len(text) + args.output_len, name)
         answers[name or "float"] = answer(engine, text, prompts, args.output_len)
         del engine
     figures = [compare(name, found, answers["float"]) for name, found in answers.items()]

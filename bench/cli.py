@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from bench import cache_quality, fleet, host_work, offline, prefix, quality, serve, step
+from rtpjax.errors import CheckpointError, ConfigError
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
@@ -30,4 +32,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "bench") -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
-    return args.run(args)
+    try:
+        return args.run(args)
+    except (CheckpointError, ConfigError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from bench.model import add_model, find_model
 from bench.report import busy_share, table, write_json
 from bench.side import Generated, SideError, SideProcess
 from bench.stats import ratio
@@ -47,7 +48,7 @@ class Comparison:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="checkpoint folder in Hugging Face layout")
+    add_model(parser, has_dummy=True)
     parser.add_argument("--batch-sizes", type=_int_list, default="1,8,32")
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=128)
@@ -69,13 +70,17 @@ def run(args: argparse.Namespace) -> int:
     busy = busy_share()
     if busy is not None and busy > MAX_BUSY_SHARE:
         print(f"warning: others use {busy:.0%} of this machine's cores; do not publish this run")
-    sides = [_start(ENGINE, "bench.engine_side", args.model, str(args.constrained))]
+    if args.compare == "transformers" and args.load_format == "dummy":
+        print("transformers cannot make our random weights: leave --load-format out, or --compare")
+        return 1
+    model = find_model(args)
+    sides = [_start(ENGINE, "bench.engine_side", model, str(args.constrained))]
     if args.constrained:
-        sides.append(_start(UNCONSTRAINED, "bench.engine_side", args.model))
+        sides.append(_start(UNCONSTRAINED, "bench.engine_side", model))
     if args.compare in METHODS:
-        sides.append(_start(args.compare, "bench.engine_side", args.model, "0", args.compare))
+        sides.append(_start(args.compare, "bench.engine_side", model, "0", args.compare))
     elif args.compare:
-        sides.append(_start(args.compare, f"bench.{args.compare}_side", args.model))
+        sides.append(_start(args.compare, f"bench.{args.compare}_side", model))
     comparisons: list[Comparison] = []
     try:
         for batch_size in args.batch_sizes:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from bench.model import add_model, find_model
 from bench.report import table, write_json
 from checkpoints_conv.readers import open_checkpoint
 from rtpjax.checkpoint import load_params
@@ -58,7 +59,7 @@ class Outcome:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="checkpoint folder in Hugging Face layout")
+    add_model(parser, has_dummy=False)
     parser.add_argument(
         "--formats", type=lambda text: text.split(","), default="bf16,int8,int4,fp8"
     )
@@ -73,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         print(f"unknown formats {unknown}; known are bf16, {', '.join(METHODS)}")
         return 1
-    tokens = np.asarray(load_tokenizer(args.model).encode(TEXT.read_text()), np.int32)
+    path = find_model(args)
+    tokens = np.asarray(load_tokenizer(path).encode(TEXT.read_text()), np.int32)
     windows = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[: args.windows]
     outcomes = {}
     for name in (REFERENCE, *args.formats):
-        outcomes[name] = measure(args.model, name, windows, args.answer_len)
+        outcomes[name] = measure(path, name, windows, args.answer_len)
         print(f"{name}: perplexity {np.exp(outcomes[name].loss):.4f}", flush=True)
     rows = {name: compared(outcome, outcomes[REFERENCE]) for name, outcome in outcomes.items()}
     header = ["weights", "MB", "perplexity", "to fp32", "same next token", "same answer"]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.model import add_model, find_model
 from bench.report import busy_share, table, write_json
 from checkpoints_conv.readers import open_checkpoint
 from rtpjax.engine.batch import Bucket
@@ -30,7 +31,7 @@ _SCALE = 3e-4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="checkpoint folder; only its config is read")
+    add_model(parser, has_dummy=True)
     parser.add_argument("--formats", nargs="+", choices=tuple(METHODS), default=["int8"])
     parser.add_argument(
         "--rows", nargs="+", type=int, default=[2, 8], help="the CPU has at least 2"
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints milliseconds of a step and how many times faster than bf16 it is."""
     busy = busy_share()
-    config = ModelConfig.from_hf(open_checkpoint(args.model).config)
+    config = ModelConfig.from_hf(open_checkpoint(find_model(args)).config)
     names = [PLAIN, *args.formats]
     results = []
     for rows in args.rows:

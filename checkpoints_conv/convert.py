@@ -107,6 +107,8 @@ def convert(source: Path, destination: Path, options: Conversion) -> None:
     """
     if destination.exists() and not options.force:
         raise CheckpointError(f"{destination}: already there. Give --force to replace it.")
+    if is_config_file(source):
+        raise CheckpointError(f"{source}: a config.json has no weights; name its folder.")
     checkpoint = open_checkpoint(source)
     config = ModelConfig.from_hf(checkpoint.config)
     if options.tp > 1:

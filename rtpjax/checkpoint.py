@@ -7,6 +7,7 @@ Hugging Face's on both sides, so what the model declares is exactly what a check
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import re
@@ -46,7 +47,7 @@ class Checkpoint(Protocol):
 
     Attributes:
         path: The folder or file.
-        format: "safetensors", "gguf" or "orbax".
+        format: "safetensors", "gguf", "orbax" or "dummy".
         config: The dict of its config.json, or one made from GGUF metadata.
         tensors: By Hugging Face name.
         doubled: Names that stand in the checkpoint more than once, and where.
@@ -72,6 +73,21 @@ class ShardedCheckpoint(Protocol):
     def restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The tensors, in the shape, format and sharding of their targets."""
         ...
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The dict of a config.json.
+
+    Raises:
+        CheckpointError: It is not JSON, or no object.
+    """
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(config).__name__}.")
+    return config
 
 
 def load_params(

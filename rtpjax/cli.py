@@ -81,7 +81,9 @@ def _check(argv: Sequence[str]) -> int:
     cache = settings["RTPJAX_CACHE"].expanduser()
     return main(
         argv,
-        find_model=lambda named: resolve_checkpoint(named or settings["CHECKPOINT_PATH"], cache),
+        find_model=lambda named, load_format: resolve_checkpoint(
+            named or settings["CHECKPOINT_PATH"], cache, load_format or settings["LOAD_FORMAT"]
+        ),
         open_checkpoint=open_checkpoint,
     )
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
+from rtpjax.dummy_checkpoint import DummyCheckpoint
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig, ParamSpec, Precision, abstract_state
 from rtpjax.models.encodings import Encoding, StoredMatrix, encoding_of
@@ -53,9 +54,12 @@ def in_formats(
     kept = kept_on(platform, wanted)
     model = dataclasses.replace(stored, quantization=kept)
     specs = abstract_state(model, precision)
+    if not wanted.is_plain:
+        logger.info("Weights: %s, kept as %s", wanted, kept)
+    if isinstance(checkpoint, DummyCheckpoint):
+        return model, specs, checkpoint.in_formats(specs)
     if wanted.is_plain:
         return model, specs, checkpoint
-    logger.info("Weights: %s, kept as %s", wanted, kept)
     return model, specs, QuantizedCheckpoint(checkpoint, stored, wanted, kept, specs)
 
 

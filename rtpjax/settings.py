@@ -56,6 +56,12 @@ def _quantization(text: str) -> str | None:
     return names[text.lower()]
 
 
+def _load_format(text: str) -> str:
+    if text.lower() not in ("auto", "dummy"):
+        raise ValueError("expected auto or dummy")
+    return text.lower()
+
+
 def _log_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
@@ -90,6 +96,14 @@ SETTINGS = (
         None,
         "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, or hub id "
         "(default: the embedded SmolLM2-135M-Instruct)",
+    ),
+    Setting(
+        "LOAD_FORMAT",
+        _load_format,
+        "auto",
+        "auto, or dummy: random weights, for measurements; CHECKPOINT_PATH is then a folder with "
+        "config.json, such a file, a hub id, or a name of rtpjax/plan/models (default: "
+        "smollm2-135m)",
     ),
     Setting(
         "TOKENIZER_PATH",

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rtpjax")
 
 MIB = 1 << 20
+_CONFIG_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
+_MODEL_FILES = (*_CONFIG_FILES, "*.safetensors")
 
 
 def read_settings(
@@ -81,28 +83,53 @@ def warn_not_yet(environment: Mapping[str, str]) -> None:
             logger.warning("%s=%s has no effect: rtpjax does not support it yet.", name, value)
 
 
-def resolve_checkpoint(named: str | None, cache: Path) -> Path:
+def resolve_checkpoint(named: str | None, cache: Path, load_format: str = "auto") -> Path:
     """The folder or file that CHECKPOINT_PATH means; fetches what is not there.
+
+    Args:
+        named: Its value.
+        cache: Where fetched models are kept.
+        load_format: LOAD_FORMAT; for dummy, a config.json is what is looked for.
 
     Raises:
         CheckpointError: It is neither there nor to be had.
     """
+    from rtpjax.dummy_checkpoint import DUMMY, find_config, is_config_file, is_hub_id
+
+    if load_format == DUMMY:
+        return find_config(named, lambda hub_id: _from_hub(hub_id, cache, _CONFIG_FILES))
     if named is None:
         from checkpoints_conv.default_model import ensure_default_model
 
         return ensure_default_model(cache)
     path = Path(named).expanduser()
+    if is_config_file(path):
+        raise CheckpointError(
+            f"CHECKPOINT_PATH is {named}: a config.json has no weights. Name its folder, or set "
+            "LOAD_FORMAT=dummy for random weights."
+        )
     if path.exists():
         return path
-    if named.count("/") != 1 or named.startswith((".", "/", "~")):
-        raise CheckpointError(f"CHECKPOINT_PATH is {named}: no such file or folder.")
+    if not is_hub_id(named):
+        raise CheckpointError(f"CHECKPOINT_PATH is {named}: no such file or folder.{_hint(named)}")
+    return _from_hub(named, cache, _MODEL_FILES)
+
+
+def _hint(named: str) -> str:
+    from rtpjax.plan import presets
+
+    is_preset = named.lower() in presets.names()
+    return " With LOAD_FORMAT=dummy it is a model of random weights." if is_preset else ""
+
+
+def _from_hub(named: str, cache: Path, patterns: Sequence[str]) -> Path:
+    """The folder with a hub id's files."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
     try:
         folder = huggingface_hub.snapshot_download(
-            named, allow_patterns=patterns, cache_dir=cache / "hub"
+            named, allow_patterns=list(patterns), cache_dir=cache / "hub"
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -202,8 +229,10 @@ def quantization_of(settings: Mapping[str, Any]) -> str | None:
     return "int8" if settings["INT8_MODE"] else method
 
 
-def _announce(url: str, model_name: str, started: float) -> None:
+def _announce(url: str, model_name: str, config: ServerConfig, started: float) -> None:
     """The ready line, with something to paste."""
+    if config.load_format == "dummy":
+        model_name += " (random weights: LOAD_FORMAT=dummy)"
     seconds = time.perf_counter() - started
     print(
         f"\nrtpjax is ready: {model_name} at {url} (after {seconds:.1f} s). Try:\n\n"
@@ -234,7 +263,7 @@ def serve(settings: Mapping[str, Any], hosts: Hosts | None = None) -> None:
             engine,
             server_config,
             sock=sock,
-            on_ready=lambda url: _announce(url, engine.model_name, started),
+            on_ready=lambda url: _announce(url, engine.model_name, server_config, started),
         )
         if leader is not None:
             leader.stop()
@@ -268,6 +297,7 @@ def _prepare(
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
         model_type=model_type,
+        load_format=settings["LOAD_FORMAT"],
     )
     return engine, server_config, leader
 
@@ -278,7 +308,7 @@ def _open_model(settings: Mapping[str, Any]) -> tuple[Path, Checkpoint, PreTrain
     from rtpjax.tokenizer import load_tokenizer
 
     cache = settings["RTPJAX_CACHE"].expanduser()
-    path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache)
+    path = resolve_checkpoint(settings["CHECKPOINT_PATH"], cache, settings["LOAD_FORMAT"])
     _configure_jax(cache)
     checkpoint = open_checkpoint(path)
     checkpoint.config = with_model_type(checkpoint.config, settings["MODEL_TYPE"])
@@ -303,10 +333,17 @@ def _make_engine(
             leader.join()
         return load_engine(checkpoint, tokenizer, end_token_ids, engine_settings, leader=leader)
 
-    engine = AsyncLLMEngine(load, tokenizer, settings["MODEL_NAME"] or path.resolve().stem)
+    engine = AsyncLLMEngine(load, tokenizer, settings["MODEL_NAME"] or _name_of(path))
     leader = None if hosts is None else Leader(hosts, settings["JOIN_TIMEOUT_S"], engine)
     named = (settings["MODEL_TYPE"] or "").lower().removesuffix("forcausallm")
     return engine, named or checkpoint.config.get("model_type") or "", leader
+
+
+def _name_of(path: Path) -> str:
+    """What the API calls a model when MODEL_NAME does not say it."""
+    from rtpjax.dummy_checkpoint import is_config_file, name_of
+
+    return name_of(path) if is_config_file(path) else path.resolve().stem
 
 
 def follow_leader(settings: Mapping[str, Any], hosts: Hosts) -> None:

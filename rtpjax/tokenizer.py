@@ -9,6 +9,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rtpjax.checkpoint import read_config
+from rtpjax.dummy_checkpoint import is_config_file
+from rtpjax.dummy_tokenizer import DummyTokenizer, dummy_tokenizer
 from rtpjax.errors import CheckpointError
 from rtpjax.gguf_file import read_gguf
 from rtpjax.gguf_tokenizer import tokenizer_from_gguf
@@ -20,7 +23,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder or a .gguf file. Nothing is downloaded, no code there is run.
 
     Args:
-        path: A folder with tokenizer files, a .gguf file, or a folder with one.
+        path: A folder with tokenizer files, a .gguf file, or a folder with one; or the config.json
+            of a model of random weights: the tokenizer beside it, or else one made for it.
 
     Raises:
         CheckpointError: There is no tokenizer, or it cannot be read.
@@ -28,9 +32,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     path = Path(path)
     if path.suffix == ".gguf" and path.is_file():
         return tokenizer_from_gguf(read_gguf(path))
+    if is_config_file(path):
+        if not _has_tokenizer(path.parent):
+            return _made_for(path)
+        path = path.parent
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder to load a tokenizer from.")
-    if not any((path / name).exists() for name in _TOKENIZER_FILES):
+    if not _has_tokenizer(path):
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:
             return tokenizer_from_gguf(read_gguf(ggufs[0]))
@@ -52,6 +60,19 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
+def _made_for(config_file: Path) -> DummyTokenizer:
+    vocab_size = read_config(config_file).get("vocab_size")
+    if not isinstance(vocab_size, int):
+        raise CheckpointError(
+            f"{config_file}: vocab_size must be a positive integer, found {vocab_size!r}."
+        )
+    return dummy_tokenizer(vocab_size)
+
+
 def eos_token_ids(
     path: str | Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
@@ -61,12 +82,15 @@ def eos_token_ids(
     names a token that may stand inside of an answer.
 
     Args:
-        path: The checkpoint's folder or file.
+        path: The checkpoint's folder or file; a config.json of random weights.
         config: The dict of its config.json.
         tokenizer: Its tokenizer.
     """
     ids: list[int] = []
-    generation_config = Path(path) / "generation_config.json"
+    if isinstance(tokenizer, DummyTokenizer):
+        return tuple(_ids(tokenizer.eos_token_id))
+    folder = Path(path).parent if is_config_file(Path(path)) else Path(path)
+    generation_config = folder / "generation_config.json"
     if generation_config.is_file():
         ids.extend(_ids(json.loads(generation_config.read_text()).get("eos_token_id")))
     ids.extend(_ids(config.get("eos_token_id")))

@@ -21,6 +21,7 @@ class ServerConfig:
         model_type: As in config.json; it tells how the model writes calls and reasoning.
         tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
             `server/reasoning_parsers`; None goes by template and model type.
+        load_format: `auto`, or `dummy` where the model's weights are random: /v1/models says so.
     """
 
     host: str = "0.0.0.0"
@@ -35,3 +36,4 @@ class ServerConfig:
     model_type: str = ""
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    load_format: str = "auto"

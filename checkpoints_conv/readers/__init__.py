@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from checkpoints_conv.manifest import read_manifest
 from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.readers.safetensors import INDEX_NAME, SafetensorsCheckpoint
-from rtpjax.checkpoint import Checkpoint
+from rtpjax.checkpoint import Checkpoint, read_config
+from rtpjax.dummy_checkpoint import DummyCheckpoint, is_config_file
 from rtpjax.errors import CheckpointError
 from rtpjax.expert_tensors import with_stacked_experts
 
@@ -20,7 +20,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A folder in Hugging Face layout, one written by this package (safetensors or orbax), a
-            .gguf file, or a folder with one.
+            .gguf file, a folder with one, or a config.json file alone, which is a model of random
+            weights: whoever takes paths from users asks rtpjax.dummy_checkpoint.find_config for
+            such a path, if they want that.
 
     Raises:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
@@ -50,22 +52,18 @@ def _open(path: Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".gguf":
         return GgufCheckpoint(path)
+    if is_config_file(path):
+        return DummyCheckpoint.open(path)
     raise CheckpointError(
         f"{path}: only .gguf checkpoints are single files; name the folder with config.json."
     )
 
 
-def _read_config(path: Path) -> dict:
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there are weights, but no config.json.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(config).__name__}.")
-    return config
+def _read_config(folder: Path) -> dict:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: there are weights, but no config.json.")
+    return read_config(file)
 
 
 def _nothing_readable(path: Path, ggufs: list[Path]) -> CheckpointError:

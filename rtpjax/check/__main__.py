@@ -13,7 +13,7 @@ from rtpjax.check.results import HEADER, Result, is_ok, line
 from rtpjax.checkpoint import Checkpoint
 from rtpjax.errors import CheckpointError, ConfigError
 
-FindModel = Callable[[str | None], Path]
+FindModel = Callable[[str | None, str | None], Path]  # --model, --load-format
 OpenCheckpoint = Callable[[Path], Checkpoint]
 
 
@@ -25,6 +25,11 @@ def _parser() -> argparse.ArgumentParser:
         "limit of `rtpjax plan`. Without a GPU kernels run in interpret mode.",
     )
     parser.add_argument("--model", help="folder, .gguf file or hub id (default: as in serve)")
+    parser.add_argument(
+        "--load-format",
+        choices=("auto", "dummy"),
+        help="dummy: random weights of a config.json or preset (default: LOAD_FORMAT, or auto)",
+    )
     parser.add_argument(
         "--act-type",
         choices=("FP32", "BF16", "FP16"),
@@ -61,7 +66,7 @@ def _print_tokens(
 ) -> int:
     from rtpjax.check.generation import Model, greedy_tokens
 
-    model = Model(find_model(args.model), open_checkpoint)
+    model = Model(find_model(args.model, args.load_format), open_checkpoint)
     print(json.dumps(greedy_tokens(model, args.act_type)))
     return 0
 
@@ -80,7 +85,7 @@ def _results(
 
     gpu = generation.find_gpu(args.gpu)
     try:
-        model = generation.Model(find_model(args.model), open_checkpoint)
+        model = generation.Model(find_model(args.model, args.load_format), open_checkpoint)
     except CheckpointError as error:
         yield Result("generation", "", "FAILED", str(error))
         return

@@ -29,6 +29,7 @@ from rtpjax import gpus
 from rtpjax.check.results import Result
 from rtpjax.checkpoint import Checkpoint, TensorInfo
 from rtpjax.config import MIB, ActType, EngineSettings, precision_of
+from rtpjax.dummy_checkpoint import AUTO, DUMMY, DummyCheckpoint, is_config_file
 from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.load import load_engine
 from rtpjax.engine.request import RequestOutput, SamplingParams
@@ -102,6 +103,8 @@ def _first_layers(checkpoint: Checkpoint, num_layers: int) -> Checkpoint:
     config = {**checkpoint.config, "num_hidden_layers": num_layers}
     if isinstance(config.get("layer_types"), list):
         config["layer_types"] = config["layer_types"][:num_layers]
+    if isinstance(checkpoint, DummyCheckpoint):
+        return DummyCheckpoint(config, checkpoint.path)
     tensors = {name: info for name, info in checkpoint.tensors.items() if is_kept(name)}
     c = checkpoint
     return _FirstLayers(c.path, c.format, config, tensors, c.doubled, c.files, c)
@@ -175,6 +178,7 @@ def check_generation(model: Model, act_type: ActType) -> Result:
     got = greedy_tokens(model, act_type)
     gc.collect()  # what the engine held
     command = [sys.executable, "-m", "rtpjax.cli", "check", "--model", str(model.path)]
+    command += ["--load-format", DUMMY if is_config_file(model.path) else AUTO]
     done = subprocess.run(
         [*command, "--act-type", act_type, "--print-tokens"],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},

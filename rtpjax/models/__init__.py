@@ -19,6 +19,7 @@ from rtpjax.models.config import ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM, architecture, architectures
 from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
+from rtpjax.models.weight_formats import MATRIX_INIT
 
 __all__ = [
     "CacheSpec",
@@ -44,11 +45,13 @@ class ParamSpec(NamedTuple):
         shape: As in the checkpoint, `[out, in]` for a matrix.
         dtype: Format it is kept in, which the checkpoint need not have.
         axes: A logical axis for each dimension.
+        init: How random values for it are drawn.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: tuple[str, ...]
+    init: nnx.Initializer = MATRIX_INIT
 
 
 def model_class(config: ModelConfig) -> type[CausalLM]:
@@ -92,7 +95,10 @@ def abstract_state(config: ModelConfig, precision: Precision) -> Mapping[str, Pa
     state = nnx.state(build(config, precision, abstract=True), nnx.Param)
     return {
         param_name(path): ParamSpec(
-            leaf.get_value().shape, jnp.dtype(leaf.get_value().dtype), leaf.get_metadata("axes")
+            leaf.get_value().shape,
+            jnp.dtype(leaf.get_value().dtype),
+            leaf.get_metadata("axes"),
+            leaf.get_metadata("init"),
         )
         for path, leaf in nnx.to_flat_state(state)
     }

@@ -22,6 +22,7 @@ outputs and inputs that they belong to.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar
 
@@ -44,11 +45,13 @@ INPUT_ORDER = "input_order"
 Array = TypeVar("Array", jax.Array, np.ndarray)
 Placement = tuple[MeshAxes, PartitionSpec] | None
 
-_MATRIX_INIT = nnx.initializers.normal(0.02)
+_RANDOM_SIZE = 0.02  # standard deviation of random weights, in whatever format they are kept
+MATRIX_INIT = nnx.initializers.normal(_RANDOM_SIZE)
 _MOST_ROTATED = 64
 _LEVELS_OF_LARGEST = np.arange(-11.0, -6.5, 0.5)
 _TINY = np.finfo(np.float32).tiny
-_SCALE_INIT = nnx.initializers.constant(3e-4)
+# One function for each value: a parameter's `init` is part of what makes two models equal.
+_constant = functools.cache(nnx.initializers.constant)
 
 
 def param(
@@ -57,7 +60,7 @@ def param(
     dtype: DTypeLike,
     *,
     rngs: nnx.Rngs,
-    init: nnx.Initializer = _MATRIX_INIT,
+    init: nnx.Initializer = MATRIX_INIT,
 ) -> nnx.Param[jax.Array]:
     """Declares a parameter.
 
@@ -66,10 +69,10 @@ def param(
         axes: A logical axis for each dimension; rtpjax.sharding says where each goes.
         dtype: Its format.
         rngs: Where its initial values come from.
-        init: How they are drawn.
+        init: How they are drawn; random weights (rtpjax.dummy_checkpoint) are drawn so, too.
     """
     assert len(shape) == len(axes)
-    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
+    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes, init=init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +190,8 @@ class _Scaled(WeightFormat):
     has_order: bool = False
 
     dtype: ClassVar[DTypeLike]
+    # Of the numbers that `random` draws, so that scales can make weights of _RANDOM_SIZE of them.
+    random_size: ClassVar[float]
     zeros_dtype: ClassVar[DTypeLike] = jnp.uint8
     per_byte: ClassVar[int] = 1
 
@@ -204,11 +209,17 @@ class _Scaled(WeightFormat):
         scales = (out, self.num_groups(num_inputs))
         weight = (out, num_inputs // self.per_byte)
         params = {
-            WEIGHT: param(weight, axes, self.dtype, rngs=rngs, init=_random_bytes),
-            SCALE: param(scales, axes, jnp.float32, rngs=rngs, init=_SCALE_INIT),
+            WEIGHT: param(weight, axes, self.dtype, rngs=rngs, init=self.random),
+            SCALE: param(
+                scales,
+                axes,
+                jnp.float32,
+                rngs=rngs,
+                init=_constant(_RANDOM_SIZE / self.random_size),
+            ),
         }
         if self.has_zeros:
-            zeros = nnx.initializers.constant(self.zero)
+            zeros = _constant(self.zero)
             params[ZERO_POINT] = param(scales, axes, self.zeros_dtype, rngs=rngs, init=zeros)
         if self.has_order:
             # Any device may need any input of x, so all have the whole order.
@@ -216,6 +227,11 @@ class _Scaled(WeightFormat):
                 (num_inputs,), ("embed",), jnp.int32, rngs=rngs, init=_in_order
             )
         return params
+
+    @staticmethod
+    def random(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        """Stored numbers that mean weights around 0."""
+        raise NotImplementedError
 
     @property
     def zero(self) -> int:
@@ -314,9 +330,15 @@ class Int8(_Scaled):
 
     bits: ClassVar[int] = 8
     dtype: ClassVar[DTypeLike] = jnp.int8
+    random_size: ClassVar[float] = 73.6
     # Of 0 to 256 (GPTQ's largest zero point) less 128.
     zeros_dtype: ClassVar[DTypeLike] = jnp.int16
     largest: ClassVar[float] = 127.0  # type: ignore[misc]
+
+    @staticmethod
+    def random(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        """See _Scaled."""
+        return jax.random.randint(key, shape, -127, 128).astype(dtype)
 
     def rounded(self, quotients: np.ndarray) -> np.ndarray:
         """See _Scaled."""
@@ -372,7 +394,14 @@ class Fp8(_Scaled):
 
     bits: ClassVar[int] = 8
     dtype: ClassVar[DTypeLike] = jnp.float8_e4m3fn
+    random_size: ClassVar[float] = 100.0
     largest: ClassVar[float] = 448.0  # type: ignore[misc]
+
+    @staticmethod
+    def random(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        """See _Scaled: past the largest there is only NaN."""
+        drawn = Fp8.random_size * jax.random.normal(key, shape, jnp.float32)
+        return jnp.clip(drawn, -Fp8.largest, Fp8.largest).astype(dtype)
 
     def rounded(self, quotients: np.ndarray) -> np.ndarray:
         """See _Scaled."""
@@ -388,7 +417,14 @@ class Int4(_Scaled):
     bits: ClassVar[int] = 4
     dtype: ClassVar[DTypeLike] = jnp.uint8
     per_byte: ClassVar[int] = 2
+    random_size: ClassVar[float] = 4.32
     zero: ClassVar[int] = 8  # type: ignore[misc]
+
+    @staticmethod
+    def random(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        """See _Scaled: two numbers from 1 to 15 in a byte, so that their mean is the zero."""
+        pairs = jax.random.randint(key, shape, 0, 15 * 15)
+        return ((pairs % 15 + 1) | ((pairs // 15 + 1) << 4)).astype(dtype)
 
     def rounded(self, quotients: np.ndarray) -> np.ndarray:
         """See _Scaled."""
@@ -420,13 +456,6 @@ class Int4(_Scaled):
     def unpacked(self, stored: np.ndarray) -> np.ndarray:
         """See _Scaled."""
         return np.concatenate([stored & 15, stored >> 4], axis=-1)
-
-
-def _random_bytes(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    if dtype == jnp.float8_e4m3fn:
-        return jax.random.uniform(key, shape, minval=-448.0, maxval=448.0).astype(dtype)
-    low, high = (0, 256) if dtype == jnp.uint8 else (-127, 128)
-    return jax.random.randint(key, shape, low, high).astype(dtype)
 
 
 def _in_order(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -14,6 +14,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
+def path(name: str) -> Path:
+    """Where a model's config.json is."""
+    return _FOLDER / f"{name.lower()}.json"
+
+
 def load(name: str) -> dict[str, Any]:
     """A model's config.json; `_source` in it says where it comes from."""
-    return json.loads((_FOLDER / f"{name.lower()}.json").read_text())
+    return json.loads(path(name).read_text())

@@ -26,13 +26,16 @@ async def get_model(request: Request, model_id: str) -> HTTPResponse:
 
 
 def _model(request: Request) -> dict[str, Any]:
-    engine = context_of(request).engine
+    context = context_of(request)
+    engine = context.engine
     model = {
         "id": engine.model_name,
         "object": "model",
         "created": engine.created,
         "owned_by": "rtpjax",
     }
+    if context.config.load_format != "auto":
+        model["load_format"] = context.config.load_format
     if engine.is_ready:
         model["max_model_len"] = engine.max_model_len
     return model

@@ -12,7 +12,7 @@ from rtpjax.check.__main__ import main
 from rtpjax.errors import CheckpointError
 
 
-def no_model(named):
+def no_model(named, load_format):
     raise CheckpointError(f"{named}: no such folder.")
 
 
