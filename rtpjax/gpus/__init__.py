@@ -83,6 +83,12 @@ def load(name: str) -> Gpu:
         ) from error
 
 
+def of_device(kind: str) -> Gpu | None:
+    """The GPU that the driver calls so; None if nobody has described it."""
+    known = (load(name) for name in names())
+    return next((gpu for gpu in known if gpu.full_name == kind), None)
+
+
 _DEVICE_FIELDS = (
     "core_count",
     "fpus_per_core",

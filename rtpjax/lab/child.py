@@ -24,7 +24,7 @@ def main() -> int:
             record=recorder,
             scratch=Path(request["scratch"]),
             cache=Path(request["cache"]),
-            model=request["model"],
+            model=Path(request["model"]),
             gpu=request["gpu"],
             is_small=request["is_small"],
         )
@@ -43,8 +43,8 @@ def _require_gpu() -> None:
 
     if jax.default_backend() != "gpu":
         raise ConfigError(
-            f"JAX {jax.__version__} finds no GPU, though nvidia-smi does: install jax[cuda13] (driver "
-            "580 or later) or jax[cuda12] (525 or later) of that version."
+            f"JAX {jax.__version__} finds no GPU, though nvidia-smi does: install jax[cuda13] "
+            "(driver 580 or later) or jax[cuda12] (525 or later) of that version."
         )
 
 

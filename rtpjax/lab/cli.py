@@ -24,7 +24,7 @@ _LARGE_NEEDS_MIB = 36_000  # weights, and 64 rows of context
 _DEADLINE_S = 480.0
 _TESTED_JAX = (0, 10), (0, 12)
 # A model of the same kind in miniature.
-_MINIATURE = {
+MINIATURE = {
     "num_hidden_layers": 2,
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -38,9 +38,9 @@ _MINIATURE = {
 
 def main(argv: Sequence[str] | None = None, *, cache: Path) -> int:
     """Runs the lab; 0 if all stages ran, 1 if one did not, 2 for a setting without meaning."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
-        visit = _visit(args, sys.argv[1:] if argv is None else argv, cache)
+        visit = visit_of(args, sys.argv[1:] if argv is None else argv, cache)
     except ConfigError as error:
         print(f"rtpjax lab: {error}", file=sys.stderr)
         return 2
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, *, cache: Path) -> int:
     return 0 if is_whole and ends and not any("error" in line for line in lines) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     known = "\n".join(f"  {name:18} {stage.what}" for name, stage in STAGES.items())
     parser = argparse.ArgumentParser(
         prog="rtpjax lab",
@@ -84,13 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _visit(args: argparse.Namespace, argv: Sequence[str], cache: Path) -> Visit:
+def visit_of(args: argparse.Namespace, argv: Sequence[str], cache: Path) -> Visit:
     wanted = args.stages.split(",") if args.stages else list(STAGES)
     unknown = [name for name in wanted if name not in STAGES]
     if unknown:
-        raise ConfigError(
-            f"There is no stage {', '.join(unknown)}; there are {', '.join(STAGES)}."
-        )
+        raise ConfigError(f"There is no stage {', '.join(unknown)}; there are {', '.join(STAGES)}.")
     if args.deadline <= 0:
         raise ConfigError(f"--deadline is {args.deadline:g}; it takes seconds, over 0.")
     out: Path = args.out or Path(f"lab-{datetime.now():%Y-%m-%d-%H%M%S}")
@@ -129,7 +127,7 @@ def _model(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
                 f"--model is {name!r}: neither a config.json ({error}) nor one of "
                 f"{', '.join(presets.names())}."
             ) from error
-    return name, config | _MINIATURE if args.small else config
+    return name, config | MINIATURE if args.small else config
 
 
 def _remarks(args: argparse.Namespace) -> list[str]:

@@ -79,8 +79,8 @@ QUESTIONS = (
         "Does choosing greedy tokens hold up the host? (choose.held.greedy.1 ms)",
         ("choose.held.greedy.1",),
         lambda held: (
-            f"{held:.2f} ms: yes, the overlap of host and device is lost; find what XLA drives from "
-            "the host"
+            f"{held:.2f} ms: yes, host and device do not overlap; find what XLA drives from the "
+            "host"
             if held > 0.5
             else f"{held:.2f} ms: no"
         ),
@@ -111,9 +111,7 @@ QUESTIONS = (
         "Is the Hopper kernel for prompts worth being the default? (mosaic / pallas)",
         ("prefill_attention.mosaic", "prefill_attention.pallas"),
         _ratio(
-            lambda r: (
-                "yes, if stage kernels found its results right" if r > 1.5 else "not as it is"
-            )
+            lambda r: "yes, if stage kernels found its results right" if r > 1.5 else "not as it is"
         ),
     ),
     Question(

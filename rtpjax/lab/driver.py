@@ -178,7 +178,9 @@ def _run(visit: Visit, scratch: Path, began: float) -> Any:
 
 def _write_page(visit: Visit, ends: Sequence[StageEnd]) -> None:
     lines = record.read(visit.results)
-    text = report.page(lines, ends, visit.model_name, visit.command)
+    text = report.page(
+        lines, ends, visit.model_name, command=visit.command, is_small=visit.is_small
+    )
     (visit.out / "lab.md").write_text(text)
 
 

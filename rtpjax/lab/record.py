@@ -2,7 +2,7 @@
 
 Kinds of lines, by the key that they have:
 
-    value    a measurement: {"stage": ..., "at": ..., "id": "forward.64", "value": 9.8, "unit": "ms"}
+    value    a figure: {"stage": "forward", "at": 81.5, "id": "forward.64", "value": 9.8, ...}
     error    something that failed, by its id; what stands beside it goes on
     note     a fact
 """

@@ -85,6 +85,7 @@ def rows(lines: Sequence[Mapping[str, Any]], model: str) -> list[tuple[str, ...]
     return found
 
 
+_MINIATURE = "Nothing: these are figures of a miniature on the CPU.\n"
 _HEADER = ("figure", "measured", "predicted", "data sheet", "")
 
 
@@ -99,7 +100,12 @@ def table(lines: Sequence[Mapping[str, Any]], model: str) -> str:
 
 
 def page(
-    lines: Sequence[Mapping[str, Any]], ends: Sequence[StageEnd], model: str, command: str
+    lines: Sequence[Mapping[str, Any]],
+    ends: Sequence[StageEnd],
+    model: str,
+    *,
+    command: str,
+    is_small: bool = False,
 ) -> str:
     """lab.md."""
     found = rows(lines, model)
@@ -108,7 +114,8 @@ def page(
     parts = [
         "# A visit of the lab\n",
         f"`{command}`\n",
-        f"Model: {model}, random weights. GPU: {gpu_of(lines) or 'not described in rtpjax/gpus'}.\n",
+        f"Model: {model}, random weights.",
+        f"GPU: {gpu_of(lines) or 'none that rtpjax/gpus describes'}.\n",
         *(f"- {name}: {_facts(line)}" for name, line in notes),
         "\n## Stages\n",
         *_markdown(
@@ -120,6 +127,7 @@ def page(
         "\n## Predictions that missed\n",
         *([f"- {row[0]}: {row[4]}. {advice(row[0]) or ''}".rstrip() for row in missed] or ["none"]),
         "\n## What follows\n",
+        *([_MINIATURE] if is_small else []),
         *(f"- {question}\n  **{answer}**" for question, answer in decided(values_of(lines))),
     ]
     return "\n".join(parts) + "\n"

@@ -19,7 +19,7 @@ class Lab:
         record: Where its results go.
         scratch: Folder for a stage's own files; it is packed into one at the end.
         cache: Folder of compiled programs, which the stages share.
-        model: A preset or a file that has the model's config.json, as LOAD_FORMAT=dummy takes it.
+        model: The config.json of the model, which gets random weights.
         gpu: Data sheet to measure against, a name or a file; None goes by the device.
         is_small: In miniature, on the CPU: the figures mean nothing.
     """
@@ -27,7 +27,7 @@ class Lab:
     record: Recorder
     scratch: Path
     cache: Path
-    model: str
+    model: Path
     gpu: str | None
     is_small: bool
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +14,10 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from rtpjax import sharding
-from rtpjax.check.generation import find_gpu
+from rtpjax import gpus, sharding
+from rtpjax.checkpoint import read_config
 from rtpjax.config import EngineSettings, precision_of
+from rtpjax.dummy_checkpoint import DummyCheckpoint
 from rtpjax.engine import kv_cache
 from rtpjax.engine.batch import NO_SLOT, Bucket, Layout, RowInputs
 from rtpjax.engine.step import COMPILER_OPTIONS
@@ -37,7 +36,7 @@ _OF_NORMAL = 0.02  # the spread of random weights: activations stay finite
 
 def model_config(lab: Lab) -> ModelConfig:
     """The lab's model."""
-    return ModelConfig.from_hf(json.loads(Path(lab.model).read_text()))
+    return ModelConfig.from_hf(read_config(lab.model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,9 @@ class DataSheet:
 
     @staticmethod
     def of(lab: Lab) -> DataSheet:
-        return DataSheet(find_gpu(lab.gpu))
+        if lab.gpu is not None:
+            return DataSheet(gpus.load(lab.gpu))
+        return DataSheet(gpus.of_device(jax.devices()[0].device_kind))
 
     def us(self, num_bytes: float) -> float | None:
         """Microseconds to read so many bytes."""
@@ -135,7 +136,7 @@ class Steps:
         self.max_rows = rows_of(lab)[-1]
         self.max_model_len = max(self.context, self.num_extended)
         self.needs = limits.needs(self.model, self.precision, 1)
-        self.gpu = find_gpu(lab.gpu)
+        self.gpu = DataSheet.of(lab).gpu
 
     def shape(self, bucket: Bucket) -> plan_step.StepShape:
         """Of a step; all share the caches."""
@@ -161,8 +162,9 @@ class Steps:
         shape = self.shape(self.decode(1))
         arguments = plan_step.abstract_arguments(self.model, self.precision, shape, self.mesh)
         params, _, caches, tokens = arguments
-        makers = [_maker(x.shape, x.dtype, x.sharding) for x in params]
-        self.params = tuple(make(np.uint32(i)) for i, make in enumerate(makers))
+        specs, _ = limits.declared(self.model, self.precision)
+        checkpoint = DummyCheckpoint(read_config(self.lab.model)).in_formats(specs)
+        self.params = tuple(checkpoint.restore(dict(zip(specs, params, strict=True))).values())
         self.caches = jax.tree.map(
             lambda x: _maker(x.shape, x.dtype, x.sharding)(np.uint32(0)), caches
         )

@@ -20,7 +20,7 @@ def seconds_each(call: Callable[[], Any], *, calls: int, rounds: int = 3) -> flo
         calls: Of a round.
         rounds: How many there are, after one that is not counted.
     """
-    best = float("inf")
+    best, last = float("inf"), None
     for number in range(rounds + 1):
         started = time.perf_counter()
         for _ in range(calls):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from rtpjax.lab.products import Product, num_calls, products_of
 from rtpjax.lab.stage import Lab
 from rtpjax.lab.stages.peer import seconds_of
-from rtpjax.lab.steps import ROWS
-from rtpjax.models import ModelConfig
+from rtpjax.lab.steps import ROWS, model_config
 
 
 def run(lab: Lab) -> None:
-    import torch
-
     if not lab.is_small and not torch.cuda.is_available():
         lab.record.failed("cublas", f"torch {torch.__version__} finds no GPU")
         return
-    model = ModelConfig.from_hf(json.loads(Path(lab.model).read_text()))
+    model = model_config(lab)
     device = "cpu" if lab.is_small else "cuda"
     with torch.inference_mode():
         for product in products_of(model).values():
@@ -29,8 +26,6 @@ def run(lab: Lab) -> None:
 
 
 def _measure(lab: Lab, product: Product, rows: int, device: str) -> None:
-    import torch
-
     calls = num_calls(product, is_small=lab.is_small)
     shape = sum(product.outputs), product.inputs
     weights = [torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(calls)]

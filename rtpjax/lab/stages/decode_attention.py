@@ -15,7 +15,7 @@ from pallas_kernels import paged_attention
 from pallas_kernels.paged_decode import Tiling, paged_decode
 from pallas_kernels.paged_tiles import Operands, Scores
 from rtpjax.lab.stage import Lab
-from rtpjax.lab.steps import DataSheet, PAGE_SIZE, model_config, random_array
+from rtpjax.lab.steps import PAGE_SIZE, DataSheet, model_config, random_array
 from rtpjax.lab.timing import seconds_each
 
 _CALLS = 10  # in one program, each with pages of its own: L2 holds those of a few rows
@@ -23,7 +23,7 @@ _STAGES = (2, 3, 4, 5)
 
 
 def run(lab: Lab) -> None:
-    long = lab.pick(16_384, 256)
+    long = lab.pick(16_384, 128)
     batches = {
         "8x1k": [lab.pick(1024, 64)] * lab.pick(8, 2),
         "64x1k": [lab.pick(1024, 64)] * lab.pick(64, 4),

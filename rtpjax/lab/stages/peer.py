@@ -6,14 +6,17 @@ its own attention, nothing of Python between kernels. Its weights are random too
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rtpjax.checkpoint import read_config
 from rtpjax.lab.stage import Lab
 from rtpjax.lab.steps import CONTEXT, EXTEND, ROWS
 
@@ -21,9 +24,7 @@ _GENERATED = (4, 36)  # tokens of two calls, whose difference is that of decode 
 
 
 def run(lab: Lab) -> None:
-    import torch
-
-    config = json.loads(Path(lab.model).read_text())
+    config = read_config(lab.model)
     device = "cpu" if lab.is_small else "cuda"
     if not lab.is_small and not torch.cuda.is_available():
         lab.record.failed("peer", f"torch {torch.__version__} finds no GPU: {torch.version.cuda=}")
@@ -48,8 +49,6 @@ def run(lab: Lab) -> None:
 
 def _decode(lab: Lab, model: _Model, rows: int, context: int) -> None:
     """A step of so many rows of one context: captured, and without a graph."""
-    import torch
-
     caches = model.caches(rows, context)
     ids = torch.zeros(rows, 1, device=model.device, dtype=torch.long)
     positions = torch.tensor([context - 1], device=model.device)
@@ -67,7 +66,6 @@ def _decode(lab: Lab, model: _Model, rows: int, context: int) -> None:
 
 def seconds_of(lab: Lab, call: Callable[[], Any], *, calls: int) -> float:
     """Of a call, as timing.seconds_each has it."""
-    import torch
 
     def wait() -> None:
         if not lab.is_small:
@@ -89,8 +87,6 @@ class _Model:
     """A model of Llama's kind with random weights."""
 
     def __init__(self, config: dict[str, Any], device: str):
-        import torch
-
         self.device, self.dtype = device, torch.bfloat16
         D, self.vocab_size = config["hidden_size"], config["vocab_size"]
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -107,8 +103,9 @@ class _Model:
             }
             for _ in range(config["num_hidden_layers"])
         ]
-        self.embedding, self.head = self._weight(self.vocab_size, D), self._weight(
-            self.vocab_size, D
+        self.embedding, self.head = (
+            self._weight(self.vocab_size, D),
+            self._weight(self.vocab_size, D),
         )
         self.norm = torch.ones(D, device=device, dtype=self.dtype)
         theta = config.get("rope_theta") or 500_000.0
@@ -116,8 +113,6 @@ class _Model:
         self.frequencies = 1.0 / (theta ** (halves / H))
 
     def _weight(self, *shape: int) -> Any:
-        import torch
-
         return torch.randn(*shape, device=self.device, dtype=self.dtype) * 0.02
 
     def caches(self, rows: int, context: int) -> list[tuple[Any, Any]]:
@@ -127,9 +122,6 @@ class _Model:
 
     def step(self, ids: Any, positions: Any, caches: list[tuple[Any, Any]]) -> Any:
         """Tokens `[B, T]` at positions `[T]`; the greedy tokens `[B]` that follow."""
-        import torch
-        from torch.nn import functional
-
         (B, T), N, K, H = ids.shape, self.heads, self.kv_heads, self.head_dim
         x = self.embedding[ids]
         angles = positions.float()[:, None] * self.frequencies
@@ -160,9 +152,6 @@ class _Model:
 
 def _transformers(lab: Lab, config: dict[str, Any], device: str) -> None:
     """transformers' generate with a static cache, greedy, not compiled: a row's decode step."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     named = {key: value for key, value in config.items() if not key.startswith("_")}
     made = AutoConfig.for_model(named.pop("model_type"), **named)
     with torch.device(device):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import jax
 
@@ -32,7 +33,7 @@ def run(lab: Lab) -> None:
         call = jax.jit(lambda o: function(*o[:6], scale=H**-0.5))
         return partial(call, operands)
 
-    def library(name: str | None) -> Attend:
+    def library(name: Literal["xla", "cudnn"]) -> Attend:
         call = partial(jax.nn.dot_product_attention, is_causal=True, implementation=name)
         return partial(jax.jit(call), q, k, v)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 
 from pallas_kernels.row_matmul import OP
 from rtpjax.lab.products import chain, num_calls, operands_of, products_of
 from rtpjax.lab.stage import Lab
-from rtpjax.lab.steps import DataSheet, model_config, rows_of
+from rtpjax.lab.steps import ROWS, DataSheet, model_config
 from rtpjax.lab.timing import seconds_each
 from rtpjax.models.weight_formats import Fp8, Int4, Int8
 
@@ -21,9 +22,9 @@ _PRODUCTS = ("gate_up", "down")
 def run(lab: Lab) -> None:
     sheet = DataSheet.of(lab)
     products = products_of(model_config(lab))
-    kernel = OP.implementations["pallas"].function
+    kernel: Any = OP.implementations["pallas"].function
     for name in _PRODUCTS:
-        for rows in rows_of(lab):
+        for rows in lab.pick(ROWS, (2,)):
             for format_name, format in _FORMATS.items():
                 id = f"quantized.{name}.{format_name}.{rows}"
                 with lab.record.attempt(id):

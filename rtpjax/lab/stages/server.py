@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from rtpjax.lab.stage import Lab
 
@@ -23,7 +24,7 @@ def run(lab: Lab) -> None:
         port = free.getsockname()[1]
     settings = {
         "LOAD_FORMAT": "dummy",
-        "CHECKPOINT_PATH": lab.model,
+        "CHECKPOINT_PATH": str(lab.model),
         "START_HOST": "127.0.0.1",
         "START_PORT": str(port),
         "CONCURRENCY_LIMIT": lab.pick("64", "4"),
@@ -79,5 +80,5 @@ def _bench(lab: Lab, url: str, clients: int, requests: int) -> None:
         lab.record.measured(id, 1e3 * found[name]["p50"], "ms", p99=1e3 * found[name]["p99"])
 
 
-def _summary(path: Path) -> dict[str, dict[str, float]]:
+def _summary(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["summary"]

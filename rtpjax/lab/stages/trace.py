@@ -35,9 +35,7 @@ def _trace(lab: Lab, steps: Steps, n: int, program: object) -> None:
     jax.block_until_ready(steps.call(program, vector))
     folder = lab.scratch / f"trace_{n}"
     with jax.profiler.trace(str(folder)):
-        for _ in range(_CALLS):
-            last = steps.call(program, vector)
-        jax.block_until_ready(last)
+        jax.block_until_ready([steps.call(program, vector) for _ in range(_CALLS)])
     arguments = step.argument_names(steps.model, steps.precision, len(steps.caches))
     module = hlo.parse(program.as_text() or "")  # type: ignore[attr-defined]
     names = kernels_of_trace.parts(module, arguments)
