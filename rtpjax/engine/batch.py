@@ -166,6 +166,12 @@ class Batch:
     layout: Layout
     vector: np.ndarray
 
+    @property
+    def packed_rows(self) -> np.ndarray:
+        """The fields of all rows, int32 `[dp * B, F]`, see row_inputs."""
+        groups = self.vector.reshape(-1, self.layout.size)
+        return np.concatenate([self.layout.split(group).rows for group in groups])
+
 
 def pack(
     groups: Many[Many[ScheduledRow]], buckets: Many[Bucket], table_width: int, page_size: int

@@ -12,8 +12,8 @@ class DeviceCall(NamedTuple):
 
     Attributes:
         name: Of one of Runner's device calls.
-        number: A bucket's index, a number of rows or a place in SlotState (dp group *
-            max_num_seqs + slot); by name.
+        number: The index of a bucket or of a program that chooses tokens, or a place in SlotState
+            (dp group * max_num_seqs + slot); by name.
         arrays: Inputs, numpy.
     """
 

@@ -1,7 +1,7 @@
 """Holds everything on the device, and runs steps.
 
 A step is two jitted programs (rtpjax.engine.step): `forward`, one for each bucket, and `choose`,
-one for each number of rows that a bucket can have. Caches and per-request state are donated: the
+one for each variant (rtpjax.engine.wants) of each number of rows that a bucket can have. Caches and per-request state are donated: the
 programs update them in place. They are compiled ahead of the first request, and only called
 afterwards: a shape that is not among the buckets is an error, never a compilation.
 
@@ -51,7 +51,16 @@ from rtpjax.engine.sampling import (
     SlotState,
 )
 from rtpjax.engine.sequence import Sequence
-from rtpjax.engine.step import COMPILER_OPTIONS, Caches, Model, choose, forward, unpack_sampled
+from rtpjax.engine.step import (
+    COMPILER_OPTIONS,
+    Caches,
+    Model,
+    choose,
+    choose_options,
+    forward,
+    unpack_sampled,
+)
+from rtpjax.engine.wants import Wants, least, variants_of, wants_of
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig
 from rtpjax.sharding import DP, upload
@@ -135,12 +144,15 @@ class Runner:
         self._vocab_size = model_config.vocab_size
         self._model = Model.of(model_config, config.precision, mesh)
         self._params = tuple(params.values())
-        self.buckets = buckets_of(config, mesh.devices.flat[0].platform)
+        self._platform = mesh.devices.flat[0].platform
+        self.buckets = buckets_of(config, self._platform)
         self.num_traces = 0
         self._num_expected_traces = 0
         self._row_counts = sorted({b.num_rows for b in self.buckets})
+        self._variants = variants_of(self._platform)
+        self.choices = [(n, wants) for n in self._row_counts for wants in self._variants]
         self._forward: dict[Bucket, Any] = {}
-        self._choose: dict[int, Any] = {}
+        self._choose: dict[tuple[int, Wants], Any] = {}
         self._num_groups = mesh.shape[DP]
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._by_group = NamedSharding(mesh, PartitionSpec(DP))
@@ -187,7 +199,7 @@ class Runner:
         )
 
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
-        """Compiles a program for every bucket, in parallel, and runs each once on padding."""
+        """Compiles all programs, in parallel, and runs each once on padding."""
         started = time.perf_counter()
         previous = threading.stack_size(_COMPILE_STACK_BYTES)
         with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
@@ -197,7 +209,7 @@ class Runner:
                 b: pool.submit(contextvars.copy_context().run, self._compile_forward, b)
                 for b in self.buckets
             }
-            chooses = {n: pool.submit(self._compile_choose, n) for n in self._row_counts}
+            chooses = {c: pool.submit(self._compile_choose, *c) for c in self.choices}
             threading.stack_size(previous)
             report = progress or (lambda count: None)
             self._forward = _results(forwards, report)
@@ -208,7 +220,12 @@ class Runner:
         }
         for bucket in self.buckets:
             layout = Layout(bucket, self.config.table_width)
-            self.collect(self.choose(self.forward(_padding(layout, self._num_groups))))
+            self.forward(_padding(layout, self._num_groups))
+            forwarded = self._forwarded
+            for number, (num_rows, _) in enumerate(self.choices):
+                if num_rows == bucket.num_rows:
+                    self._forwarded = forwarded
+                    jax.block_until_ready(self.execute(DeviceCall("choose", number)))
         filling = partial(jax.jit, donate_argnums=0, out_shardings=self._by_group)
         self._fill_slot, self._fill_masks = filling(_fill_slot), filling(_fill_masks)
         self.execute(DeviceCall("fill_slot", 0, self._slot_rows(None)))
@@ -222,7 +239,7 @@ class Runner:
     @property
     def num_programs(self) -> int:
         """How many compile() makes."""
-        return len(self.buckets) + len(self._row_counts)
+        return len(self.buckets) + len(self.choices)
 
     @property
     def num_recompiles(self) -> int:
@@ -263,17 +280,20 @@ class Runner:
             flags = np.zeros(self._num_groups * num_rows, np.bool_)
             flags[list(masks)] = True
             has_mask = (flags,)
+        wants = least(self._variants, wants_of(forwarded.batch.packed_rows))
+        number = self.choices.index((num_rows, wants))
         # All devices have the same: one sends it, which costs the host less than asking all.
-        sampled = self.execute(DeviceCall("choose", num_rows, has_mask)).addressable_data(0)
+        sampled = self.execute(DeviceCall("choose", number, has_mask)).addressable_data(0)
         sampled.copy_to_host_async()
         return StepHandle(forwarded.batch, sampled)
 
-    def _device_choose(self, num_rows: int, flags: np.ndarray | None = None) -> jax.Array:
+    def _device_choose(self, number: int, flags: np.ndarray | None = None) -> jax.Array:
         assert self._forwarded is not None
         (logits, packed_rows), self._forwarded = self._forwarded, None
-        none = self._no_masks[num_rows]
+        choice = self.choices[number]
+        none = self._no_masks[choice[0]]
         has_mask = none if flags is None else upload(flags, self._by_group)
-        sampled, tokens = self._choose[num_rows](
+        sampled, tokens = self._choose[choice](
             logits, packed_rows, has_mask, *self._tokens_and_rest()
         )
         self._state = self._state._replace(tokens=tokens)
@@ -298,15 +318,16 @@ class Runner:
                 raise ConfigError(f"ATTENTION_IMPLEMENTATION is {name!r}: {error}") from error
         return lowered.compile(COMPILER_OPTIONS)
 
-    def _compile_choose(self, num_rows: int) -> Callable[..., Any]:
-        step = self._counted(partial(choose, self.mesh, self.num_tokens))
+    def _compile_choose(self, num_rows: int, wants: Wants) -> Callable[..., Any]:
+        step = self._counted(partial(choose, self.mesh, self.num_tokens, wants))
         logits = self._abstract(num_rows, self._vocab_size, dtype=jnp.float32)
         packed_rows = self._abstract(num_rows, NUM_ROW_FIELDS)
         has_mask = self._abstract(num_rows, dtype=jnp.bool_)
         # Each process of the mesh has the tokens of all groups, in one array.
         shardings = self._replicated, self._by_group
         jitted = jax.jit(step, donate_argnums=3, out_shardings=shardings)
-        return jitted.lower(logits, packed_rows, has_mask, *self._tokens_and_rest()).compile()
+        lowered = jitted.lower(logits, packed_rows, has_mask, *self._tokens_and_rest())
+        return lowered.compile(choose_options(self._platform))
 
     def _tokens_and_rest(self) -> tuple[jax.Array, SlotState]:
         """The state, what choose writes apart from what it reads."""
@@ -341,10 +362,9 @@ class Runner:
 
     def _slots_of(self, batch: Batch) -> list[int]:
         """Place in SlotState of each of the `[dp * B]` rows."""
-        groups = batch.vector.reshape(self._num_groups, -1)
-        slots = np.stack([batch.layout.split(part).rows[:, _SLOT_FIELD] for part in groups])
+        slots = batch.packed_rows[:, _SLOT_FIELD]
         first = self.config.max_num_seqs * np.arange(self._num_groups)
-        return (slots + first[:, None]).reshape(-1).tolist()
+        return (slots + np.repeat(first, batch.layout.bucket.num_rows)).tolist()
 
     def _upload_masks(self, size: int, masks: dict[int, np.ndarray]) -> None:
         """Writes masks by place, with a program for each power of two: few of them cost little."""

@@ -14,13 +14,18 @@ before all this.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from rtpjax.engine.batch import NO_SLOT, RowInputs
+from rtpjax.engine.batch import NO_SLOT, RowInputs, row_inputs
+from rtpjax.engine.wants import EVERYTHING, Wants
+
+T = TypeVar("T")
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 512  # logit biases, end tokens and allowed tokens of one request
@@ -30,6 +35,7 @@ MAX_NGRAM_TOKENS = 128
 EXCLUDED = -1e30
 ANY_TOKEN = -1  # in a bad word: fills it up on the left
 _LANES = 128  # width of the blocks that reductions over the vocabulary work in
+_ONE = int(np.float32(1).view(np.int32))  # the bits of 1.0
 
 
 class SlotState(NamedTuple):
@@ -71,52 +77,76 @@ class Sampled(NamedTuple):
 
 
 def sample(
-    logits: jax.Array, rows: RowInputs, has_mask: jax.Array, state: SlotState, num_tokens: int
+    logits: jax.Array,
+    packed_rows: jax.Array,
+    has_mask: jax.Array,
+    state: SlotState,
+    num_tokens: int,
+    *,
+    wants: Wants = EVERYTHING,
 ) -> Sampled:
     """Samples one token a row; rows with a target score that one in its place.
 
+    A row gets the same, bit for bit, of every variant that covers what it wants.
+
     Args:
         logits: float32 `[B, V]`.
-        rows: Parameters, each `[B]`.
+        packed_rows: int32 `[B, F]`, see batch.row_inputs.
         has_mask: bool `[B]`; True if the slot's mask says which tokens may be sampled.
         state: Per-request state; holds all tokens before the sampled one for rows with penalties.
         num_tokens: Tokens that the tokenizer knows; ids from there on are never sampled.
+        wants: One of VARIANTS; what it lacks is not in the program.
     """
     V = logits.shape[1]
+    rows = row_inputs(packed_rows)
+    # The last variant serves whatever the others do not: what is in it may be wanted by no row.
+    when = _if_any if wants == EVERYTHING else _always
     if num_tokens < V:
         logits = jnp.where(jnp.arange(V)[None, :] < num_tokens, logits, EXCLUDED)
-    is_shaped = (rows.has_bias | rows.has_penalty | rows.has_bad_words | rows.ngram_size) > 0
-    is_plain = ~is_shaped & ~has_mask & (rows.num_allowed == 0) & (rows.temperature == 0)
-    token_ids = lax.cond(
-        is_plain.all(),
-        lambda x: _argmax(x),
-        lambda x: _shaped_choice(x, rows, has_mask, state),
-        logits,
+    shaped = logits
+    if wants.edits:
+        for flags, edit in (
+            (rows.has_bias, _add_bias),
+            (rows.has_penalty, _penalize),
+            (rows.has_bad_words, _exclude_bad_words),
+            (rows.ngram_size, _exclude_repeats),
+            (rows.num_allowed, _only_allowed),
+        ):
+            shaped = when(flags, lambda x, edit=edit: edit(x, row_inputs(packed_rows), state), shaped)
+    shaped = when(
+        has_mask, lambda x: _apply_mask(x, row_inputs(packed_rows), has_mask, state), shaped
     )
+    token_ids = _argmax(shaped)
+    if wants.draws:
+        token_ids = when(
+            rows.temperature > 0,
+            lambda greedy: _drawn(shaped, greedy, row_inputs(packed_rows), wants.filters, when),
+            token_ids,
+        )
     token_ids = jnp.where(rows.target_ids >= 0, rows.target_ids, token_ids)
-    return Sampled(token_ids, *_logprobs(logits, token_ids, rows.wants_logprobs))
+    B = len(token_ids)
+    scores = jnp.zeros(B), jnp.zeros((B, MAX_LOGPROBS), jnp.int32), jnp.zeros((B, MAX_LOGPROBS))
+    if wants.logprobs:
+        scores = when(
+            rows.wants_logprobs,
+            lambda _: _logprobs(logits, token_ids, row_inputs(packed_rows).wants_logprobs > 0),
+            scores,
+        )
+    return Sampled(token_ids, *scores)
 
 
-def _shaped_choice(
-    logits: jax.Array, rows: RowInputs, has_mask: jax.Array, state: SlotState
-) -> jax.Array:
-    """The token of each row `[B]` when some row wants more than the most likely one."""
-    logits = _when(rows.has_bias, lambda x: _add_bias(x, rows, state), logits)
-    logits = _when(rows.has_penalty, lambda x: _penalize(x, rows, state), logits)
-    logits = _when(rows.has_bad_words, lambda x: _exclude_bad_words(x, rows, state), logits)
-    logits = _when(rows.ngram_size, lambda x: _exclude_repeats(x, rows, state), logits)
-    logits = _when(rows.num_allowed, lambda x: _only_allowed(x, rows, state), logits)
-    logits = _when(has_mask, lambda x: _apply_mask(x, rows, has_mask, state), logits)
-    greedy = _argmax(logits)
-    is_greedy = rows.temperature == 0
-    return lax.cond(
-        is_greedy.all(), lambda: greedy, lambda: jnp.where(is_greedy, greedy, _draw(logits, rows))
-    )
+def _if_any(flags: jax.Array, function: Callable[[T], T], x: T) -> T:
+    """function(x) if any row is flagged, else x.
 
-
-def _when(flags: jax.Array, function, x: jax.Array) -> jax.Array:
-    """function(x) if any row is flagged, else x."""
+    What the function needs of the rows it should take from `packed_rows` itself: a column that it
+    is given is copied by a kernel of its own.
+    """
     return lax.cond(flags.any(), function, lambda y: y, x)
+
+
+def _always(_: jax.Array, function: Callable[[T], T], x: T) -> T:
+    """function(x)."""
+    return function(x)
 
 
 def _add_bias(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
@@ -205,14 +235,22 @@ def _apply_mask(
     return jnp.where(allowed | ~has_mask[:, None], logits, -jnp.inf)
 
 
-def _draw(logits: jax.Array, rows: RowInputs) -> jax.Array:
-    """Draws a token a row from the filtered softmax by inverting its distribution function."""
+def _drawn(
+    logits: jax.Array, greedy: jax.Array, rows: RowInputs, has_filters: bool, when: Callable[..., jax.Array]
+) -> jax.Array:
+    """Draws a token for each row that has a temperature; the others keep theirs."""
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
     # Shifted first: a small temperature may take the others to -inf, but never the highest.
     weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / temperature[:, None])
     weights = jnp.where(weights >= rows.min_p[:, None], weights, 0.0)
-    filters = (rows.top_k > 0) | (rows.top_p < 1)
-    weights = _when(filters, lambda w: _top_k_top_p(w, rows), weights)
+    if has_filters:
+        filters = (rows.top_k > 0) | (rows.top_p < 1)
+        weights = when(filters, lambda w: _top_k_top_p(w, rows), weights)
+    return jnp.where(rows.temperature > 0, _draw(weights, rows), greedy)
+
+
+def _draw(weights: jax.Array, rows: RowInputs) -> jax.Array:
+    """Draws a token a row by inverting the distribution function that weights `[B, V]` have."""
     blocks = _blocks(weights, 0.0)
     block, rest = _first_above(blocks.sum(-1), _uniform(rows)[:, None])
     lane, _ = _first_above(_take(blocks, block), rest)
@@ -262,45 +300,45 @@ def _threshold(keys: jax.Array, amounts: jax.Array, enough: jax.Array) -> jax.Ar
     """
     bits = lax.bitcast_convert_type(keys, jnp.int32)
 
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds  # low has enough, high has not
         middle = (low + high) // 2
         has_enough = jnp.where(bits >= middle[:, None], amounts, 0.0).sum(-1) >= enough
         return jnp.where(has_enough, middle, low), jnp.where(has_enough, high, middle)
 
-    one = lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32)
-    start = jnp.zeros_like(enough, jnp.int32), jnp.full_like(enough, one + 1, jnp.int32)
-    low, _ = lax.while_loop(lambda b: (b[1] - b[0] > 1).any(), halve, start)
+    start = jnp.zeros_like(enough, jnp.int32), jnp.full_like(enough, _ONE + 1, jnp.int32)
+    # As often as a known number says: the host need not ask the device whether to go on.
+    low, _ = lax.fori_loop(0, _ONE.bit_length(), halve, start)
     return lax.bitcast_convert_type(low, jnp.float32)[:, None]
 
 
 def _logprobs(
     logits: jax.Array, token_ids: jax.Array, wants: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability of token_ids `[B]`; the best ids and values, each `[B, MAX_LOGPROBS]`."""
+    """Log-probability of token_ids `[B]`; the best ids and values, each `[B, MAX_LOGPROBS]`.
+
+    All 0 in rows that do not want them.
+    """
     B = logits.shape[0]
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
-    def compute() -> tuple[jax.Array, jax.Array, jax.Array]:
-        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    def next_best(i: jax.Array, state):
+        left, ids, values = state
+        best = _argmax(left)[:, None]
+        value = jnp.take_along_axis(left, best, axis=-1)
+        left = left.at[jnp.arange(B), best[:, 0]].set(-jnp.inf)
+        return left, ids.at[:, i].set(best[:, 0]), values.at[:, i].set(value[:, 0])
 
-        def next_best(i: jax.Array, state):
-            left, ids, values = state
-            best = _argmax(left)[:, None]
-            value = jnp.take_along_axis(left, best, axis=-1)
-            left = left.at[jnp.arange(B), best[:, 0]].set(-jnp.inf)
-            return left, ids.at[:, i].set(best[:, 0]), values.at[:, i].set(value[:, 0])
-
-        ids = jnp.zeros((B, MAX_LOGPROBS), jnp.int32)
-        values = jnp.zeros((B, MAX_LOGPROBS), jnp.float32)
-        _, ids, values = lax.fori_loop(0, MAX_LOGPROBS, next_best, (logits, ids, values))
-        chosen = jnp.take_along_axis(logits, token_ids[:, None], axis=-1)
-        return (chosen - total)[:, 0], ids, values - total
-
-    def skip() -> tuple[jax.Array, jax.Array, jax.Array]:
-        ids = jnp.zeros((B, MAX_LOGPROBS), jnp.int32)
-        return jnp.zeros(B), ids, jnp.zeros((B, MAX_LOGPROBS))
-
-    return lax.cond((wants > 0).any(), compute, skip)
+    ids = jnp.zeros((B, MAX_LOGPROBS), jnp.int32)
+    values = jnp.zeros((B, MAX_LOGPROBS), jnp.float32)
+    _, ids, values = lax.fori_loop(0, MAX_LOGPROBS, next_best, (logits, ids, values))
+    chosen = jnp.take_along_axis(logits, token_ids[:, None], axis=-1)
+    each = wants[:, None]
+    return (
+        jnp.where(wants, (chosen - total)[:, 0], 0.0),
+        jnp.where(each, ids, 0),
+        jnp.where(each, values - total, 0.0),
+    )
 
 
 def _blocks(x: jax.Array, fill: float) -> jax.Array:

@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from rtpjax.engine.batch import Layout, row_inputs, unpack
 from rtpjax.engine.sampling import MAX_LOGPROBS, Sampled, SlotState, sample
+from rtpjax.engine.wants import Wants
 from rtpjax.models import CacheSpec, ModelConfig, PagedCache, build
 from rtpjax.models.precision import Precision
 from rtpjax.sharding import DP, mesh_axes
@@ -38,6 +39,17 @@ Caches = tuple[PagedCache, ...]
 # XLA counts the cache anew for each layer that updates it, finds that GPUs do not have the memory,
 # and computes things twice to save some.
 COMPILER_OPTIONS: dict[str, str | bool] = {"xla_disable_hlo_passes": "rematerialization"}
+
+# What XLA puts into CUDA graphs, of which "" is nothing: its own list of jaxlib 0.10 to 0.12, and
+# loops. By default the host runs a loop, or a conditional with one inside, launch by launch, and
+# waits for the device to learn which comes next.
+COMMAND_BUFFERS = "xla_gpu_enable_command_buffer"
+_CAPTURED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+
+
+def choose_options(platform: str) -> dict[str, str | bool]:
+    """XLA's options for `choose`; a CPU knows none of these."""
+    return {} if platform == "cpu" else {COMMAND_BUFFERS: _CAPTURED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +143,7 @@ def _forward(
 def choose(
     mesh: Mesh,
     num_tokens: int,
+    wants: Wants,
     logits: jax.Array,
     packed_rows: jax.Array,
     has_mask: jax.Array,
@@ -145,6 +158,7 @@ def choose(
     Args:
         mesh: Devices.
         num_tokens: Tokens that the tokenizer knows; ids beyond are never sampled.
+        wants: One of VARIANTS, which covers what the rows want.
         logits: float32 `[dp * B, V]`.
         packed_rows: int32 `[dp * B, F]`, from forward.
         has_mask: bool `[dp * B]`; True if the slot's mask says what may be sampled.
@@ -155,7 +169,7 @@ def choose(
         The packed Sampled int32 `[dp * B, 2 + 2 * MAX_LOGPROBS]`, see unpack_sampled, and the
         tokens with the sampled ones.
     """
-    group = partial(_choose, num_tokens)
+    group = partial(_choose, num_tokens, wants)
     return _in_each_group(mesh, group, (P(DP), P(DP), P(DP), P(DP), P(DP)))(
         logits, packed_rows, has_mask, tokens, state
     )
@@ -163,6 +177,7 @@ def choose(
 
 def _choose(
     num_tokens: int,
+    wants: Wants,
     logits: jax.Array,
     packed_rows: jax.Array,
     has_mask: jax.Array,
@@ -170,7 +185,8 @@ def _choose(
     state: SlotState,
 ) -> tuple[jax.Array, jax.Array]:
     rows = row_inputs(packed_rows)
-    sampled = sample(logits, rows, has_mask, state._replace(tokens=tokens), num_tokens)
+    state = state._replace(tokens=tokens)
+    sampled = sample(logits, packed_rows, has_mask, state, num_tokens, wants=wants)
     tokens = tokens.at[rows.sample_slots, rows.context_lens].set(sampled.token_ids, mode="drop")
     return _pack_sampled(sampled), tokens
 

@@ -19,7 +19,7 @@ import jax
 
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig, PagedCache, Precision
-from rtpjax.plan import hlo, ptx, topology
+from rtpjax.plan import hlo, ptx, thunks, topology
 from rtpjax.plan.limits import Needs, needs
 from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step, with_layers
 
@@ -50,6 +50,9 @@ class StepReport:
         spill_bytes: Of all kernels; None without ptxas.
         spilling: Their names.
         max_shared_bytes: Of a kernel.
+        host_waits: Conditionals and loops for which the host waits for the device.
+        graphs: CUDA graphs that the host launches for the FEW_LAYERS that are compiled.
+        launches: What it launches outside of them, likewise.
     """
 
     temp_bytes: int
@@ -68,6 +71,9 @@ class StepReport:
     spill_bytes: int | None
     spilling: list[str]
     max_shared_bytes: int
+    host_waits: list[str]
+    graphs: int
+    launches: int
 
     @property
     def ratio(self) -> float | None:
@@ -136,14 +142,15 @@ def analyze(
         dump = ptx.dump_options(f"{folder}/dump")
         compiled = compile_step(more, precision, shape, mesh, gpu, options | dump)
         resources = ptx.read_dump(Path(folder, "dump"), gpu.ptx_target, ptxas)
+        module = hlo.parse(compiled.as_text() or "")
+        work = thunks.read_dump(Path(folder, "dump"), module)
         smaller = compile_step(fewer, precision, shape, mesh, gpu, options)
-    module = hlo.parse(compiled.as_text() or "")
     counts = (
         _count(smaller, hlo.parse(smaller.as_text() or ""), few_caches, whole, shape, context_len),
         _count(compiled, module, caches, whole, shape, context_len),
     )
     names = argument_names(more, precision, len(caches))
-    return _report(model, whole, shape, context_len, counts, module, names, resources)
+    return _report(model, whole, shape, context_len, counts, module, names, resources, work)
 
 
 def _count(
@@ -210,6 +217,7 @@ def _report(
     module: hlo.Module,
     names: Sequence[str],
     resources: Sequence[ptx.Resources],
+    work: thunks.HostWork,
 ) -> StepReport:
     first, second = counts
     layer = first.per_layer(second)
@@ -235,6 +243,9 @@ def _report(
         spill_bytes=sum(r.spill_bytes or 0 for r in resources) if registers else None,
         spilling=[r.name for r in resources if r.spill_bytes],
         max_shared_bytes=max((r.shared_bytes for r in resources), default=0),
+        host_waits=list(work.waits),
+        graphs=work.num_graphs,
+        launches=work.num_launches,
     )
 
 

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rtpjax.engine.wants import VARIANTS
 from rtpjax.plan import topology
 from rtpjax.plan.job import ChooseJob, Job, StepJob
 from rtpjax.plan.jobs import GPUS, all_jobs
@@ -63,7 +64,7 @@ def run(
 _SOURCES = (
     *("pallas_kernels", "rtpjax/models", "rtpjax/gpus", "rtpjax/plan", "rtpjax/sharding.py"),
     *("rtpjax/config.py", "rtpjax/quantized_checkpoint.py"),
-    *(f"rtpjax/engine/{name}.py" for name in ("batch", "kv_cache", "sampling", "step")),
+    *(f"rtpjax/engine/{name}.py" for name in ("batch", "kv_cache", "sampling", "step", "wants")),
 )
 # They say what is compiled, judge it, or plan.
 _NOT_SOURCES = ("budget", "check", "jobs", "plan", "report", "__main__")
@@ -76,8 +77,8 @@ def sources_digest() -> str:
     for path in sorted(paths):
         if path.suffix in (".py", ".json", ".toml") and path.stem not in _NOT_SOURCES:
             digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
-    for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "flax"):
-        digest.update(importlib.metadata.version(name).encode())
+    for name in ("jax", "jaxlib", "flax", *topology.compiler_packages()):
+        digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     return digest.hexdigest()
 
 
@@ -151,11 +152,14 @@ def row(job: Job, result: dict[str, Any], mark: str) -> str:
         return f"{start}not compiled {mark}"
     if isinstance(job, ChooseJob):
         parts = [
-            f"{name.replace('_', ' ')} {result[f'{name}_ratio']:.2f} x the logits in "
+            f"{name} {result[f'{name}_ratio']:.2f} x the logits in "
             f"{result[f'{name}_kernels']} kernels"
-            for name in ("greedy", "all_options")
+            for name in VARIANTS
         ]
-        return f"{start}{', '.join(parts)}; {result['temp_bytes'] / (1 << 20):.0f} MiB {mark}"
+        return (
+            f"{start}{', '.join(parts)}; {result['temp_bytes'] / (1 << 20):.0f} MiB, "
+            f"{len(result['host_waits'])} waits {mark}"
+        )
 
     def cell(value: Any, width: int, form: str = "") -> str:
         return f"{'-' if value is None else format(value, form):>{width}}"
@@ -179,12 +183,13 @@ def row(job: Job, result: dict[str, Any], mark: str) -> str:
 
 
 def find_ptxas() -> str | None:
-    """ptxas of the wheel nvidia-cuda-nvcc-cu12, or one on the PATH."""
+    """ptxas of the compiler's own generation: of its wheel, or else one on the PATH."""
     try:
-        files = importlib.metadata.files("nvidia-cuda-nvcc-cu12") or []
+        files = importlib.metadata.files(topology.assembler_package()) or []
     except importlib.metadata.PackageNotFoundError:
-        return shutil.which("ptxas")
-    return next((str(f.locate()) for f in files if f.name == "ptxas"), None)
+        files = []
+    found = (str(f.locate()) for f in files if f.name == "ptxas")
+    return next(found, None) or shutil.which("ptxas")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,8 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, help="also write all results to this file")
     args = parser.parse_args(argv)
-    if not topology.compiler_is_installed():
-        print(f"The GPU compiler is not installed: {topology.how_to_install()}", file=sys.stderr)
+    problem = topology.compiler_problem()
+    if problem is not None:
+        print(problem, file=sys.stderr)
         return 2
     jobs = [job for job in all_jobs(args.gpu or GPUS) if args.only in str(job)]
     started = time.perf_counter()

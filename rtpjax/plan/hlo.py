@@ -31,6 +31,14 @@ _FREE = frozenset(
 )
 _VIEWS = frozenset(("bitcast", "reshape", "get-tuple-element"))
 _SLICES = frozenset(("gather", "slice", "dynamic-slice"))
+# A fusion computes these only where something asks for their values.
+_POINTWISE = frozenset(
+    (
+        *("add", "and", "broadcast", "compare", "convert", "divide", "exponential", "maximum"),
+        *("minimum", "multiply", "negate", "not", "or", "pad", "select", "shift-left"),
+        *("shift-right-arithmetic", "shift-right-logical", "subtract", "xor"),
+    )
+)
 _MOVES = _VIEWS | {"parameter", "copy", "transpose", "convert", "concatenate", "tuple"}
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _LARGE_BYTES = 1 << 18  # a smaller parameter (a norm, a bias) may be moved
@@ -222,11 +230,11 @@ class _Counter:
                 yield Kernel(i.name, i.opcode, runs, *self._moved(i, computation))
 
     def _loop(self, i: Instruction, runs: int, depth: int) -> Iterator[Kernel]:
-        known = re.search(r'known_trip_count":\{"n":"(\d+)"', i.attributes)
+        known = _trip_count(i)
         if known is None and depth >= len(self.trips):
             raise ValueError(f"{i.name}: say how often loops of depth {depth} run")
-        count = int(known.group(1)) if known else self.trips[depth]
-        inside = depth if known else depth + 1
+        count = self.trips[depth] if known is None else known
+        inside = depth + (known is None)
         yield from self.run(self._body(i, "body"), runs * count, inside)
         yield from self.run(self._body(i, "condition"), runs * (count + 1), inside)
 
@@ -271,6 +279,17 @@ class _Counter:
         )
 
 
+def known_trip_count(module: Module, name: str) -> int | None:
+    """How often the loop of this name runs; None if only the data says so, or there is none."""
+    loops = (body[name] for body in module.computations.values() if name in body)
+    return next((_trip_count(i) for i in loops if i.opcode == "while"), None)
+
+
+def _trip_count(i: Instruction) -> int | None:
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', i.attributes)
+    return int(known.group(1)) if known else None
+
+
 def _updated_in_place(i: Instruction) -> dict[int, int]:
     """Parts of a custom call's result that take an operand's memory, both by number."""
     match = re.search(r"output_to_operand_aliasing=\{(.*?)\}, [a-z_]+=", i.attributes)
@@ -284,23 +303,31 @@ def _fusion_bytes(body: Computation, operands: list[int]) -> tuple[int, int]:
     for i in body.values():
         for name in set(i.operands):
             users.setdefault(name, []).append(i)
-    read = sum(min(p.size, _touched(p, users)) for p in parameters)
+    known: dict[str, int] = {}
+    read = sum(min(p.size, _touched(p, users, known)) for p in parameters)
     root = next(i for i in body.values() if i.is_root)
     roots = [body[n] for n in root.operands] if root.opcode == "tuple" else [root]
     return read, sum(_written_by(_source(r, body), body) for r in roots)
 
 
-def _touched(i: Instruction, users: dict[str, list[Instruction]]) -> int:
-    """Bytes that a fusion's computation reads of one of its values."""
-    total = 0
-    for user in users.get(i.name, []):
-        if user.opcode in _VIEWS:
-            total += _touched(user, users)
-        elif user.opcode in _SLICES and user.operands[0] == i.name:
-            total += user.size
-        elif not (_is_update(user) and user.operands[0] == i.name):
-            return i.size
-    return total
+def _touched(
+    i: Instruction, users: dict[str, list[Instruction]], known: dict[str, int]
+) -> int:
+    """Bytes that a fusion's computation reads of one of its values; known ones are kept."""
+    if i.name not in known:
+        total = 0
+        for user in users.get(i.name, []):
+            if user.opcode in _VIEWS:
+                total += _touched(user, users, known)
+            elif user.opcode in _SLICES and user.operands[0] == i.name:
+                total += user.size
+            elif user.opcode in _POINTWISE and not user.is_root and user.size:
+                part = min(_touched(user, users, known), user.size)
+                total += -(-i.size * part // user.size)
+            elif not (_is_update(user) and user.operands[0] == i.name):
+                total += i.size
+        known[i.name] = min(total, i.size)
+    return known[i.name]
 
 
 def _source(i: Instruction, body: Computation) -> Instruction:

@@ -20,9 +20,11 @@ from pallas_kernels.registry import tracing_for
 from rtpjax import gpus
 from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
+from rtpjax.engine.sampling import MAX_NGRAM_TOKENS
+from rtpjax.engine.wants import VARIANTS
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
-from rtpjax.plan import hlo, kernel_cases, presets, ptx, topology
+from rtpjax.plan import hlo, kernel_cases, presets, ptx, thunks, topology
 from rtpjax.plan.analyze import FEW_LAYERS, analyze
 from rtpjax.plan.limits import Needs, needs
 from rtpjax.plan.step import StepShape, compile_choose
@@ -31,7 +33,6 @@ from rtpjax.quantized_checkpoint import wanted_quantization
 CONTEXT_LEN = 1024  # of each row of a decode step
 EXTEND_ROWS = 8
 MAX_NUM_SEQS = 64
-_FLOAT_BITS = 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +92,33 @@ class ChooseJob:
         return self.model
 
     def run(self, ptxas: str | None) -> dict[str, Any]:
-        """Compiles and counts, as multiples of the logits' bytes: `greedy` and `all_options`.
+        """Compiles every variant and counts.
 
-        The first is what runs where all rows are greedy; in the second some row wants each of the
-        options, top-k and top-p with as many halvings as a float has bits.
+        Of each: bytes as a multiple of the logits' (where a program has conditionals, with every
+        option in use), kernels, CUDA graphs, and launches outside of them. Of all: the most
+        temporaries, and where the host waits.
         """
         del ptxas
         gpu, model = gpus.load(self.gpu), ModelConfig.from_hf(presets.load(self.model))
         shape = _shape(Bucket("decode", self.num_rows, self.num_rows))
-        compiled = compile_choose(model, self.num_rows, shape, topology.make_mesh(gpu, 1), gpu)
-        module = hlo.parse(compiled.as_text() or "")
-        memory: Any = compiled.memory_analysis()
-        result: dict[str, Any] = {"temp_bytes": memory.temp_size_in_bytes}
-        logits_bytes = 4 * self.num_rows * model.vocab_size
-        for name, shortest in (("greedy", True), ("all_options", False)):
-            found = hlo.kernels(module, (_FLOAT_BITS,), shortest=shortest)
+        mesh, logits_bytes = topology.make_mesh(gpu, 1), 4 * self.num_rows * model.vocab_size
+        result: dict[str, Any] = {"temp_bytes": 0, "host_waits": []}
+        for name, wants in VARIANTS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                dump = {"xla_dump_to": folder}
+                compiled = compile_choose(
+                    model, self.num_rows, shape, mesh, gpu, wants=wants, options=dump
+                )
+                module = hlo.parse(compiled.as_text() or "")
+                work = thunks.read_dump(Path(folder), module)
+            memory: Any = compiled.memory_analysis()
+            found = hlo.kernels(module, (MAX_NGRAM_TOKENS,))
+            result["temp_bytes"] = max(result["temp_bytes"], memory.temp_size_in_bytes)
+            result["host_waits"] += [f"{name} {where}" for where in work.waits]
             result[f"{name}_ratio"] = hlo.total_bytes(found) / logits_bytes
             result[f"{name}_kernels"] = hlo.num_launches(found)
+            result[f"{name}_graphs"] = work.num_graphs
+            result[f"{name}_launches"] = work.num_launches
         return result
 
 

@@ -150,9 +150,9 @@ def _steps(
 ) -> dict[str, StepReport | str]:
     if not compile_steps:
         return dict.fromkeys(("decode", "extend"), "not asked for")
-    if not topology.compiler_is_installed():
-        text = f"the GPU compiler is not installed: {topology.how_to_install()}"
-        return dict.fromkeys(("decode", "extend"), text)
+    missing = topology.compiler_problem()
+    if missing is not None:
+        return dict.fromkeys(("decode", "extend"), missing)
     largest = {bucket.kind: bucket for bucket in buckets_of(engine, "gpu")}
     return {kind: _step(gpu, engine, whole, b) for kind, b in largest.items()}
 

@@ -5,6 +5,7 @@ The program is the runner's own `forward` (rtpjax.engine.step): all of a step bu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from rtpjax.engine.sampling import (
     MAX_BIASES,
     SlotState,
 )
+from rtpjax.engine.wants import EVERYTHING, Wants
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig, PagedCache, Precision
 from rtpjax.models.cache_write import has_scales
@@ -121,20 +123,41 @@ def compile_step(
     precision: Precision,
     shape: StepShape,
     mesh: Mesh,
-    gpu: Gpu,
+    gpu: Gpu | None = None,
     options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """The step, compiled for the mesh; options go to XLA."""
+    """The step, compiled for the mesh.
+
+    Args:
+        model, precision, shape: What is compiled.
+        mesh: Of devices that are there, or of a topology (rtpjax.plan.topology).
+        gpu: What a topology is made of; None for devices that are there.
+        options: Go to XLA, before those of the runner.
+    """
     function = forward(model, precision, shape, mesh)
     arguments = abstract_arguments(model, precision, shape, mesh)
-    with tracing_for(gpu.target):
+    with _tracing_for(gpu):
         return function.lower(*arguments).compile(engine_step.COMPILER_OPTIONS | (options or {}))
 
 
 def compile_choose(
-    model: ModelConfig, num_rows: int, shape: StepShape, mesh: Mesh, gpu: Gpu
+    model: ModelConfig,
+    num_rows: int,
+    shape: StepShape,
+    mesh: Mesh,
+    gpu: Gpu | None = None,
+    *,
+    wants: Wants = EVERYTHING,
+    options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """The program that chooses a token for each row, as the runner makes it."""
+    """The program that chooses a token for each row, as the runner makes it.
+
+    Args:
+        model, shape, mesh, gpu: As of compile_step.
+        num_rows: Rows of logits.
+        wants: Which variant.
+        options: Go to XLA, before those of the runner.
+    """
     group = NamedSharding(mesh, PartitionSpec(sharding.DP))
     slots, vocab = shape.max_num_seqs, model.vocab_size
 
@@ -157,9 +180,16 @@ def compile_choose(
         state,
     )
     function = jax.jit(
-        partial(engine_step.choose, mesh, vocab),
+        partial(engine_step.choose, mesh, vocab, wants),
         donate_argnums=3,
         out_shardings=(NamedSharding(mesh, PartitionSpec()), group),
     )
-    with tracing_for(gpu.target):
-        return function.lower(*arguments).compile()
+    with _tracing_for(gpu):
+        lowered = function.lower(*arguments)
+    platform = mesh.devices.flat[0].platform
+    return lowered.compile(engine_step.choose_options(platform) | (options or {}))
+
+
+def _tracing_for(gpu: Gpu | None) -> contextlib.AbstractContextManager[None]:
+    """Kernels are chosen for that GPU; for the devices that are there if it is None."""
+    return contextlib.nullcontext() if gpu is None else tracing_for(gpu.target)

@@ -1,11 +1,12 @@
 """A mesh of GPUs that are not there: the real compiler compiles for it, nothing can run on it.
 
-It needs the CUDA plugin of jaxlib's version (jax-cuda12-plugin, jax-cuda12-pjrt), and no driver.
+It needs a CUDA plugin of jaxlib's version (jax-cuda12-plugin and jax-cuda12-pjrt, or those of
+CUDA 13), and no driver.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 
 import jaxlib.version
 from jax.experimental import topologies
@@ -15,6 +16,9 @@ from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
 from rtpjax.sharding import mesh_shape
 
+# Generations of CUDA, the newest first, with the version that a GPU is described with: of its
+# libraries, and of its driver, without which XLA would put no conditional into CUDA graphs.
+_CUDA_VERSIONS = {13: "13.0.0", 12: "12.8.0"}
 # The same for every NVIDIA GPU since sm_80.
 _COMMON = {
     "threads_per_block_limit": 1024,
@@ -31,25 +35,66 @@ _COMMON = {
 }
 
 
+def compiler_problem() -> str | None:
+    """Why there is no GPU compiler, and what to do; None if there is one."""
+    wanted, found = jaxlib.version.__version__, _installed()
+    if not found:
+        return f"The GPU compiler is not installed: {_how_to_install()}"
+    _, versions = found
+    if set(versions.values()) != {wanted}:
+        named = " and ".join(f"{name} {version}" for name, version in versions.items())
+        return f"The GPU compiler ({named}) is not that of jaxlib {wanted}: {_how_to_install()}"
+    return None
+
+
 def compiler_is_installed() -> bool:
-    """Whether the CUDA plugin is there."""
-    return all(
-        importlib.util.find_spec(name) is not None for name in ("jax_cuda12_plugin", "jax_plugins")
-    )
+    """Whether there is a compiler that fits jaxlib."""
+    return compiler_problem() is None
 
 
-def how_to_install() -> str:
+def compiler_packages() -> tuple[str, ...]:
+    """The packages that the compiler is in; none if it is not installed."""
+    found = _installed()
+    return tuple(found[1]) if found else ()
+
+
+def assembler_package() -> str:
+    """The package with a ptxas that reads what the compiler writes."""
+    return "nvidia-cuda-nvcc-cu12" if cuda_generation() == 12 else "nvidia-cuda-nvcc"
+
+
+def cuda_generation() -> int:
+    """12 or 13: the compiler's; the newest if there is none."""
+    found = _installed()
+    return found[0] if found else max(_CUDA_VERSIONS)
+
+
+def _installed() -> tuple[int, dict[str, str]] | None:
+    """The newest CUDA whose packages are all there, and their versions."""
+    for cuda in _CUDA_VERSIONS:
+        names = f"jax-cuda{cuda}-plugin", f"jax-cuda{cuda}-pjrt"
+        try:
+            return cuda, {name: importlib.metadata.version(name) for name in names}
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _how_to_install() -> str:
     """The command that brings the GPU compiler; on a machine without a GPU it wants a venv."""
-    version = jaxlib.version.__version__
+    version, cuda = jaxlib.version.__version__, cuda_generation()
     return (
-        f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version}"
-        ", or after `make gpu-check` run .venv/gpu-check/bin/python -m rtpjax.cli plan ..."
+        f"pip install --no-deps jax-cuda{cuda}-plugin=={version} jax-cuda{cuda}-pjrt=={version} "
+        f"{assembler_package()}, or after `make gpu-check` run "
+        ".venv/gpu-check/bin/python -m rtpjax.cli plan ..."
     )
 
 
 def target_config(gpu: Gpu) -> str:
     """The GPU as XLA's GpuTargetConfigProto in text form."""
     major, minor = gpu.compute_capability
+    version = _CUDA_VERSIONS[cuda_generation()]
+    cuda, minor_version, _ = version.split(".")
     numbers = {
         **_COMMON,
         **gpu.device,
@@ -60,13 +105,14 @@ def target_config(gpu: Gpu) -> str:
     return "\n".join(
         [
             "gpu_device_info {",
+            f'  driver_version: "{version}"',
             *(f"  {name}: {value}" for name, value in numbers.items()),
             f"  cuda_compute_capability {{ major: {major} minor: {minor}"
             f" feature_extension: {extension} }}",
             "}",
             'platform_name: "CUDA"',
             "dnn_version_info { major: 9 minor: 10 }",
-            "runtime_version { major: 12 minor: 8 }",
+            f"runtime_version {{ major: {cuda} minor: {minor_version} }}",
             f'device_description_str: "{gpu.full_name}"',
         ]
     )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from rtpjax.distributed.channel import decode, encode
+from rtpjax.engine import runner as runner_module
 from rtpjax.engine.device_call import DeviceCall
 from rtpjax.engine.runner import Runner
+from rtpjax.engine.wants import VARIANTS, variants_of
 from tests.rtpjax.engine import tiny
 
 
 @pytest.fixture(scope="module")
-def runner() -> Runner:
-    return tiny.make_runner()
+def runner() -> Iterator[Runner]:
+    """With the variants that a GPU has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module, "variants_of", lambda _: variants_of("gpu"))
+        yield tiny.make_runner()
 
 
 def test_calls_played_again_choose_the_same(
@@ -37,13 +44,13 @@ def test_calls_played_again_choose_the_same(
     monkeypatch.setattr(runner, "execute", recorded)
     runner.reset()
     prompts = [tiny.prompt(length, seed=length) for length in (3, 40, 17, 8, 21, 30)]
-    sampling = [
-        tiny.params(),
-        tiny.params(temperature=1.0, seed=7),
-        tiny.params(logit_bias=((50, 20.0),), frequency_penalty=0.5),
-        tiny.params(bad_words=((60,), (61, 62)), min_tokens=4),
-        tiny.params(allowed_token_ids=(10, 11, 12)),
-        tiny.params(),
+    sampling = [  # some of them end first, so that what is left wants less and less
+        tiny.params(max_tokens=40),
+        tiny.params(max_tokens=30, temperature=1.0, seed=7),
+        tiny.params(max_tokens=8, logit_bias=((50, 20.0),), frequency_penalty=0.5),
+        tiny.params(max_tokens=8, bad_words=((60,), (61, 62)), min_tokens=4),
+        tiny.params(max_tokens=8, allowed_token_ids=(10, 11, 12)),
+        tiny.params(max_tokens=14, temperature=1.0, top_p=0.9, seed=8),
     ]
     tiny.make_engine(runner).generate(prompts, sampling)
     monkeypatch.undo()
@@ -51,6 +58,8 @@ def test_calls_played_again_choose_the_same(
 
     names = {decode(f).name for f in frames}
     assert names == {"reset", "fill_slot", "fill_masks", "forward", "choose"}
+    choices = [runner.choices[call.number] for call in map(decode, frames) if call.name == "choose"]
+    assert {wants for _, wants in choices} == set(VARIANTS.values())
     steps = iter(chosen)
     for call in map(decode, frames):
         made = runner.execute(call)

@@ -14,6 +14,7 @@ from rtpjax.engine.batch import Bucket
 from rtpjax.engine.request import SamplingParams
 from rtpjax.engine.runner import biases_of, buckets_of
 from rtpjax.engine.sampling import EXCLUDED
+from rtpjax.engine.wants import EVERYTHING, NOTHING
 from rtpjax.errors import ConfigError
 from tests.rtpjax.engine import tiny
 
@@ -98,6 +99,29 @@ def test_nothing_is_compiled_after_compile(runner, caplog):
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     # Making fresh arrays after a failure may compile; steps may not.
     assert not [m for m in compiled if "step" in m or "_fill_slot" in m]
+
+
+def test_steps_run_the_least_program_and_all_were_compiled(runner, monkeypatch):
+    chosen = []
+    execute = runner.execute
+
+    def watched(call):
+        if call.name == "choose":
+            chosen.append(runner.choices[call.number])
+        return execute(call)
+
+    monkeypatch.setattr(runner, "execute", watched)
+    engine = tiny.make_engine(runner)
+    tiny.generate(engine, [tiny.prompt(5)])
+    assert {wants for _, wants in chosen} == {NOTHING}
+    chosen.clear()
+    both = [tiny.params(max_tokens=4, logprobs=1), tiny.params(max_tokens=8)]
+    tiny.generate(engine, [tiny.prompt(5), tiny.prompt(6)], both)
+    assert [wants for _, wants in chosen] == [EVERYTHING] * 5 + [NOTHING] * (len(chosen) - 5)
+    assert len(chosen) > 7  # the first result is seen one step late
+    assert runner.choices == [(n, wants) for n in (2, 4) for wants in (NOTHING, EVERYTHING)]
+    assert runner._choose.keys() == set(runner.choices)
+    assert runner.num_programs == len(runner._forward) + len(runner._choose)
 
 
 def test_reset_lets_the_old_cache_go_before_it_makes_a_fresh_one(runner, monkeypatch):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from rtpjax.engine import sampling
 from rtpjax.engine.batch import NO_SLOT, RowInputs
@@ -21,11 +21,12 @@ from rtpjax.engine.sampling import (
     MAX_LOGPROBS,
     SlotState,
 )
+from rtpjax.engine.wants import EVERYTHING, VARIANTS, Wants, least, wants_of
 
 V = 300
 NUM_TOKENS = 290
 MANY = 8192
-_sample = jax.jit(sampling.sample, static_argnums=4)
+_sample = jax.jit(sampling.sample, static_argnums=4, static_argnames="wants")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +162,21 @@ def state_of(cases: list[Case], width: int = 16) -> SlotState:
     return SlotState(*map(jnp.asarray, (tokens, ids, values, until, bad_words, packed)))
 
 
+def packed(rows: RowInputs) -> jax.Array:
+    """The rows' fields as the step has them, int32 `[B, F]`."""
+    return jnp.stack([lax.bitcast_convert_type(x, jnp.int32) for x in rows], axis=1)
+
+
 def sample(
-    logits: jax.Array, rows: RowInputs, state: SlotState, num_tokens: int
+    logits: jax.Array,
+    rows: RowInputs,
+    state: SlotState,
+    num_tokens: int,
+    wants: Wants = EVERYTHING,
 ) -> sampling.Sampled:
     """The function under test; a slot that has a mask allows some token."""
     has_mask = (state.masks != 0).any(-1)[rows.slots]
-    return _sample(logits, rows, has_mask, state, num_tokens)
+    return _sample(logits, packed(rows), has_mask, state, num_tokens, wants=wants)
 
 
 def random_logits(B: int, width: int = V, seed: int = 0, scale: float = 2.0) -> np.ndarray:
@@ -429,7 +439,8 @@ def test_a_large_vocabulary_reaches_its_last_tokens():
     last = [0, 127, 128, 32_000, 49_024, 49_150, 49_151, 49_152]
     logits[np.arange(8), last] = 1.0
     cases = [Case(seed=i, top_p=0.9 if i % 2 else 1.0) for i in range(8)]
-    drawn = jax.jit(partial(sampling._draw))(jnp.asarray(logits), rows_of(cases))
+    state = state_of(cases)._replace(masks=jnp.zeros((8, -(-width // 32)), jnp.int32))
+    drawn = sample(jnp.asarray(logits), rows_of(cases), state, width).token_ids
     assert drawn.tolist() == last
 
 
@@ -446,3 +457,71 @@ def test_a_mask_holds_against_everything_else_a_row_may_ask_for():
     assert found[1] in (17, 18)
     assert found[2] == 17
     assert found[3] == 200
+
+
+def random_case(rng: np.random.Generator, *, is_shaped: bool) -> Case:
+    """A request's parameters: each is its default in most of them."""
+
+    def maybe(value, default, chance: float = 0.3):
+        return value if rng.random() < chance else default
+
+    shape = {}
+    if is_shaped:
+        shape = {
+            "repetition_penalty": maybe(1.3, 1.0),
+            "presence_penalty": maybe(0.5, 0.0),
+            "biases": maybe(((int(rng.integers(V)), 4.0, NO_SLOT),), ()),
+            "bad_words": maybe(((int(rng.integers(V)),),), ()),
+            "ngram": maybe(2, 0),
+            "allowed": maybe(tuple(rng.integers(0, NUM_TOKENS, 5).tolist()), (), 0.1),
+        }
+    return Case(
+        temperature=maybe(float(rng.uniform(0.1, 3)), 0.0, 0.6),
+        top_k=maybe(int(rng.integers(1, 60)), 0),
+        top_p=maybe(float(rng.uniform(0.05, 1)), 1.0),
+        min_p=maybe(0.05, 0.0),
+        prompt=tuple(rng.integers(0, 9, 5).tolist()),
+        output=tuple(rng.integers(0, 9, rng.integers(0, 9)).tolist()),
+        seed=int(rng.integers(2**31)),
+        mask=maybe(tuple(rng.integers(0, NUM_TOKENS, 40).tolist()), None),
+        **shape,
+    )
+
+
+def test_a_row_gets_the_same_of_every_variant_and_beside_any_neighbours():
+    """Batches of like rows have small variants, and all rows in one batch have the last one."""
+    B = 8
+    rng = np.random.default_rng(0)
+    kinds = [  # (temperature, filters, shaped, logprobs) that no row of a batch goes beyond
+        (False, False, False, False),
+        (True, False, False, False),
+        (True, True, False, False),
+        (True, True, True, True),
+    ]
+    used = set()
+    for seed, (is_hot, has_filters, is_shaped, logprobs) in enumerate(kinds * 6):
+        cases = [random_case(rng, is_shaped=is_shaped) for _ in range(B)]
+        if not is_hot:
+            cases = [dataclasses.replace(c, temperature=0.0) for c in cases]
+        if not has_filters:
+            cases = [dataclasses.replace(c, top_k=0, top_p=1.0) for c in cases]
+        logits = jnp.asarray(random_logits(B, seed=seed))
+        wants_logprobs = jnp.asarray(rng.integers(0, 2, B) * logprobs, jnp.int32)
+        targets = jnp.asarray(np.where(rng.random(B) < 0.2, rng.integers(0, V, B), -1), jnp.int32)
+        rows = rows_of(cases, wants_logprobs=wants_logprobs, target_ids=targets)
+        state = state_of(cases)
+        variant = least(VARIANTS.values(), wants_of(np.asarray(packed(rows))))
+        used.add(variant)
+        whole = sample(logits, rows, state, NUM_TOKENS)
+        for one, other in zip(whole, sample(logits, rows, state, NUM_TOKENS, variant), strict=True):
+            np.testing.assert_array_equal(one, other)
+        # Each row beside one that wants everything, in place of its neighbour.
+        greedy = dataclasses.replace(PENALIZED, top_p=0.9)
+        mixed = [c if i % 2 else greedy for i, c in enumerate(cases)]
+        wants_logprobs = wants_logprobs.at[::2].set(1)
+        rows = rows_of(mixed, wants_logprobs=wants_logprobs, target_ids=targets)
+        for one, other in zip(
+            whole, sample(logits, rows, state_of(mixed), NUM_TOKENS), strict=True
+        ):
+            np.testing.assert_array_equal(one[1::2], other[1::2])
+    assert used == set(VARIANTS.values())
