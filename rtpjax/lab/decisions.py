@@ -86,9 +86,9 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "Do loops belong into the graphs of sampling? (choose.default.sampled.64 / "
-        "choose.while.sampled.64)",
-        ("choose.default.sampled.64", "choose.while.sampled.64"),
+        "Do loops belong into the graphs of sampling? (choose.filters.no_while.64 / "
+        "choose.filters.64)",
+        ("choose.filters.no_while.64", "choose.filters.64"),
         _ratio(lambda r: "yes" if r > 1.1 else "it makes no difference: use the plain option"),
     ),
     Question(

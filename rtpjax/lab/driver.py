@@ -110,7 +110,7 @@ class _Process:
         """Ends it, and what it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()
         self._log.close()
 
 

@@ -28,7 +28,7 @@ from rtpjax.plan import limits
 from rtpjax.plan import step as plan_step
 
 PAGE_SIZE = 64
-ROWS, SMALL_ROWS = (1, 8, 64), (1, 2, 4)
+ROWS, SMALL_ROWS = (1, 8, 64), (1, 2)
 CONTEXT, SMALL_CONTEXT = 1024, 64
 EXTEND, SMALL_EXTEND = 2048, 32
 _OF_NORMAL = 0.02  # the spread of random weights: activations stay finite

@@ -5,22 +5,21 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from rtpjax.engine.step import COMMAND_BUFFERS
 from rtpjax.lab.stage import Lab
-from rtpjax.lab.steps import Steps, rows_of
+from rtpjax.lab.steps import ROWS, Steps
 from rtpjax.lab.timing import seconds_each
 
 _KINDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL"
-OPTIONS = {"off": "", "while": f"{_KINDS},WHILE"}
+OPTIONS = {"off": "", "plain": _KINDS, "while": f"{_KINDS},WHILE"}
 
 
 def run(lab: Lab) -> None:
     steps = Steps(lab)
-    wanted = [(n, name) for n in rows_of(lab) for name in OPTIONS]
+    wanted = [(n, name) for n in lab.pick(ROWS, (1,)) for name in ("off", "while")]
     with ThreadPoolExecutor(len(wanted)) as pool:
         programs = {
-            (n, name): pool.submit(
-                steps.compile, steps.decode(n), {"xla_gpu_enable_command_buffer": OPTIONS[name]}
-            )
+            (n, name): pool.submit(steps.compile, steps.decode(n), {COMMAND_BUFFERS: OPTIONS[name]})
             for n, name in wanted
         }
         steps.allocate()

@@ -27,9 +27,9 @@ def run(lab: Lab) -> None:
         "CHECKPOINT_PATH": str(lab.model),
         "START_HOST": "127.0.0.1",
         "START_PORT": str(port),
-        "CONCURRENCY_LIMIT": lab.pick("64", "4"),
+        "CONCURRENCY_LIMIT": lab.pick("64", "2"),
         "MAX_SEQ_LEN": lab.pick("2048", "256"),
-        "MAX_BATCH_TOKENS_SIZE": lab.pick("2048", "64"),
+        "MAX_BATCH_TOKENS_SIZE": lab.pick("2048", "32"),
         "RTPJAX_CACHE": str(lab.cache),
     }
     if lab.is_small:
@@ -70,7 +70,8 @@ def _bench(lab: Lab, url: str, clients: int, requests: int) -> None:
     command += ["--input-len", lengths[0], "--output-len", lengths[1], "--num-warmup", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     if done.returncode:
-        raise RuntimeError(f"bench serve: exit status {done.returncode}: {done.stderr[-300:]}")
+        said = (done.stderr or done.stdout)[-300:]
+        raise RuntimeError(f"bench serve: exit status {done.returncode}: {said}")
     found = _summary(path)
     lab.record.measured(
         f"server.{clients}", found["output_throughput"], "tok/s", num_errors=found["num_errors"]

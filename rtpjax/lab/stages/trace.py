@@ -12,7 +12,7 @@ import jax
 
 from rtpjax.lab import kernels_of_trace
 from rtpjax.lab.stage import Lab
-from rtpjax.lab.steps import Steps, rows_of
+from rtpjax.lab.steps import ROWS, Steps
 from rtpjax.plan import hlo, step
 
 _CALLS = 5
@@ -21,7 +21,7 @@ _NUM_PARTS = 25
 
 def run(lab: Lab) -> None:
     steps = Steps(lab)
-    rows = rows_of(lab)
+    rows = lab.pick(ROWS, (1,))
     with ThreadPoolExecutor(len(rows)) as pool:
         programs = {n: pool.submit(steps.compile, steps.decode(n)) for n in rows}
         steps.allocate()

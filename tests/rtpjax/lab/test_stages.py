@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pkgutil
 import time
@@ -18,10 +17,11 @@ from rtpjax.plan import presets
 FIGURES = {
     "facts": {"facts.jax_start"},
     "ceilings": {"ceiling.read", "ceiling.copy", "ceiling.l2", "ceiling.dot", "ceiling.launch"},
-    "forward": {"forward.1", "forward.2", "forward.4", "extend"},
-    "trace": {"trace.1.lm_head", "trace.4.down", "trace.2.kernels"},
-    "graphs": {"graphs.off.1", "graphs.while.4"},
-    "engine": {"engine.1", "engine.4", "engine.prompts.2x32", "engine.sampling.top_p.4"},
+    "forward": {"forward.1", "forward.2", "extend"},
+    "trace": {"trace.1.lm_head", "trace.1.down", "trace.1.kernels"},
+    "choose": {"choose.greedy.1", "choose.held.greedy.1", "choose.filters.no_while.1"},
+    "graphs": {"graphs.off.1", "graphs.while.1"},
+    "engine": {"engine.1", "engine.2", "engine.prompts.2x32", "engine.sampling.top_p.2"},
     "decode_attention": {"decode_attention.8x1k", "decode_attention.skewed.xla"},
     "prefill_attention": {f"prefill_attention.{name}" for name in ("pallas", "cudnn", "mosaic")},
     "quantized": {"quantized.down.int4.2", "quantized.gate_up.fp8.2", "quantized.down.bf16.2"},
@@ -44,10 +44,14 @@ def test_the_table_and_the_files_are_the_same_stages():
     assert files == set(STAGES) == set(FIGURES)
 
 
-@pytest.mark.parametrize("name", STAGES)
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    return (pytest.mark.reference,) if STAGES[name].uses == "torch" else ()
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in STAGES])
 def test_a_stage_in_miniature(name, config, tmp_path):
-    if STAGES[name].uses == "torch" and importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
+    if STAGES[name].uses == "torch":
+        pytest.importorskip("torch")
     lab = Lab(
         record=record.Recorder(tmp_path / "results.jsonl", name, time.time()),
         scratch=tmp_path,
