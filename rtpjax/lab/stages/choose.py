@@ -1,7 +1,7 @@
 """Choosing tokens: each variant's time, and whether it holds up the host while a step is under way.
 
-What XLA drives from the host makes `choose` wait for all that was started before it, so the host
-cannot prepare the next step meanwhile. `no_while` is XLA's own choice of what a CUDA graph takes in.
+What XLA drives from the host makes `choose` wait for all that was started before, so the host
+cannot prepare the next step meanwhile. `no_while` is what XLA itself takes into a CUDA graph.
 """
 
 from __future__ import annotations
