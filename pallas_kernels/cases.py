@@ -171,7 +171,9 @@ def case(
         top = 127 if shape.cache_dtype == "int8" else 448
         owned = np.asarray(live.any(axis=1))[:, None]
         scales = [
-            jnp.asarray(np.where(owned, rng.uniform(1, 3, (len(live), K)) / top, np.nan), jnp.float32)
+            jnp.asarray(
+                np.where(owned, rng.uniform(1, 3, (len(live), K)) / top, np.nan), jnp.float32
+            )
             for _ in range(2)
         ]
     return Operands(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from rtpjax.check.results import HEADER, Result, is_ok, line
+from rtpjax.check.results import HEADER, Result, brief, is_ok, line
 from rtpjax.checkpoint import Checkpoint
 from rtpjax.errors import CheckpointError, ConfigError, EngineError
 
@@ -80,28 +80,29 @@ def main(
     try:
         if args.print_tokens:
             return _print_tokens(args, find_model, open_checkpoint)
-        device = _device()
-        return _report(args, device, _results(args, find_model, open_checkpoint))
+        platform, kind = _device()
+        results = _results(args, find_model, open_checkpoint)
+        return _report(args, kind, results, is_gpu=platform == "gpu")
     except ConfigError as error:
         print(f"rtpjax check: {error}", file=sys.stderr)
         return 2
 
 
-def _device() -> jax.Device:
-    """The device to be checked.
+def _device() -> tuple[str, str]:
+    """Platform and kind of the device to be checked.
 
     Raises:
         ConfigError: JAX finds none.
     """
     try:
-        return jax.devices()[0]
+        device = jax.devices()[0]
     except RuntimeError as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        why = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"JAX finds no device (JAX_PLATFORMS={asked!r}): {why} See whether nvidia-smi lists "
-            "the GPU; JAX_PLATFORMS=cpu checks in interpret mode."
+            f"JAX finds no device (JAX_PLATFORMS={asked!r}): {brief(error)} See whether "
+            "nvidia-smi lists the GPU; JAX_PLATFORMS=cpu checks in interpret mode."
         ) from error
+    return device.platform, device.device_kind
 
 
 def _print_tokens(
@@ -138,7 +139,7 @@ def _results(
     try:
         yield from _generation(args, target.platform, find_model, open_checkpoint)
     except (CheckpointError, EngineError, jax.errors.JaxRuntimeError) as error:
-        yield Result("generation", "", "FAILED", " ".join(str(error).split())[:300])
+        yield Result("generation", "", "FAILED", brief(error))
 
 
 def _generation(
@@ -159,12 +160,12 @@ def _generation(
     yield from generation.measure_bandwidth(model, gpu)
 
 
-def _report(args: argparse.Namespace, device: jax.Device, results: Iterator[Result]) -> int:
+def _report(args: argparse.Namespace, kind: str, results: Iterator[Result], *, is_gpu: bool) -> int:
     """Prints each result when it comes."""
-    is_gpu, started = device.platform == "gpu", time.perf_counter()
+    started = time.perf_counter()
     mode = "" if is_gpu else ": no GPU here, kernels run in interpret mode on the CPU"
-    first = {"device": device.device_kind, "interpreted": not is_gpu}
-    print(json.dumps(first) if args.json else f"{device.device_kind}{mode}\n{HEADER}", flush=True)
+    first = {"device": kind, "interpreted": not is_gpu}
+    print(json.dumps(first) if args.json else f"{kind}{mode}\n{HEADER}", flush=True)
     found = []
     for result in results:
         found.append(result)

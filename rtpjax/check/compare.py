@@ -25,7 +25,7 @@ from rtpjax.check.results import Result, judged
 
 INTERPRETED_AS = Target("gpu", 90)  # whose limits hold where kernels are interpreted
 # The twin's products are not what is checked: XLA need not look for their fastest tiles.
-_GPU_OPTIONS = {"xla_gpu_autotune_level": "0"}
+_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 _NUM_TIMED = 10
 
 
@@ -68,7 +68,7 @@ def compile_job(job: Job, target: Target) -> Programs | Result:
         except UnsupportedError as error:
             return job.result("refused", str(error))
     started = time.perf_counter()
-    options = _GPU_OPTIONS if target.platform == "gpu" else {}
+    options = _GPU_OPTIONS if target.platform == "gpu" else None
     compiled = [lowered.compile(options) for lowered in lowerings(job, target, call)]
     return Programs(*compiled, compile_s=time.perf_counter() - started)
 
@@ -97,8 +97,7 @@ def lowerings(job: Job, target: Target, call: Call) -> Iterator[jax.stages.Lower
 def largest_error(got: Any, want: Any, case: Case) -> jax.Array:
     """float32 scalar: the largest error as a part of what is tolerated; inf for NaN."""
     errors = [
-        _worst(g, w, case)
-        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+        _worst(g, w, case) for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     ]
     return jnp.max(jnp.stack(errors))
 
@@ -130,7 +129,5 @@ def run_job(job: Job, programs: Programs, drawn: Drawn, target: Target) -> Resul
 def _seconds(run: Callable[[], Any]) -> float:
     """Seconds of a call that is dispatched again and again with the same arrays."""
     started = time.perf_counter()
-    for _ in range(_NUM_TIMED):
-        last = run()
-    jax.block_until_ready(last)
+    jax.block_until_ready([run() for _ in range(_NUM_TIMED)][-1])
     return (time.perf_counter() - started) / _NUM_TIMED

@@ -1,8 +1,8 @@
 """Comparisons in processes, one for each implementation, and what becomes of those that end.
 
-    lane pallas   compile compile compile ...     each lane compiles its jobs in order, all lanes
-    lane xla      compile compile ...             side by side; one job of all runs at a time, so
-    lane mosaic   compile ...                     that times are not disturbed; Mosaic's at last
+lane pallas   compile compile compile ...     each lane compiles its jobs in order, all lanes
+lane xla      compile compile ...             side by side; one job of all runs at a time, so
+lane mosaic   compile ...                     that times are not disturbed; Mosaic's at last
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import math
 import multiprocessing.connection
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 from pallas_kernels.registry import Target
@@ -20,7 +20,7 @@ from rtpjax.check.results import Result
 from rtpjax.check.worker import READY, Worker
 
 _START_LIMIT_S = 120.0
-_MAX_STARTS = 4
+_MAX_FAULTS = 4
 # An implementation that runs when all others have: nothing of it has been on a GPU, and a kernel
 # that never ends keeps the GPU from the others until its time is over.
 _LAST = "mosaic"
@@ -28,7 +28,7 @@ _LAST = "mosaic"
 
 def run_jobs(
     jobs: Sequence[Job], target: Target, *, parallel: int, case_limit_s: float
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of comparisons as they come; see kernels.check_kernels."""
     names = dict.fromkeys(job.implementation.name for job in jobs)
     lanes = [
@@ -88,7 +88,8 @@ class _Lane:
     """The jobs of one implementation, and the process that has them.
 
     A process that ends is started again for the jobs that are left, without the one that ended it.
-    Where that may have been one of several, they are done again, one at a time.
+    Where that may have been one of several, they are done again, one at a time. What is left after
+    several that ended it is not run.
     """
 
     def __init__(self, jobs: Sequence[Job], target: Target, parallel: int):
@@ -98,7 +99,7 @@ class _Lane:
         self._waiting = list(range(len(jobs)))
         self._alone: set[int] = set()  # those that nothing may be done beside
         self._started: dict[int, _Started] = {}
-        self._is_ready, self._start_time, self._num_starts = False, 0.0, 0
+        self._is_ready, self._start_time, self._num_faults = False, 0.0, 0
 
     @property
     def is_busy(self) -> bool:
@@ -114,7 +115,6 @@ class _Lane:
         if self.worker is None and self.is_busy:
             self.worker = Worker(self._jobs, self._target, self._parallel)
             self._is_ready, self._start_time = False, time.monotonic()
-            self._num_starts += 1
 
     def close(self) -> str:
         """Ends the process; what it said at last."""
@@ -161,7 +161,8 @@ class _Lane:
             del self._started[number]
             yield result
             if what == "lost":
-                yield from self._replace(self.close() and result.detail)
+                self.close()
+                yield from self._replace(result.detail)
 
     def _ended(self) -> Iterator[Result]:
         was_ready, said = self._is_ready, self.close()
@@ -169,12 +170,14 @@ class _Lane:
             yield from self._give_up(f"its process did not start: {said}")
             return
         under_way = [n for n, started in self._started.items() if started.phase != "compiled"]
-        if len(under_way) == 1:
+        if len(under_way) > 1:
+            self._alone |= set(under_way)
+            self._put_back()
+            return
+        if under_way:
             [number] = under_way
-            phase = self._started.pop(number).phase
-            verb = "compiled" if phase == "compiling" else "ran"
+            verb = "compiled" if self._started.pop(number).phase == "compiling" else "ran"
             yield self._jobs[number].result("FAILED", f"its process ended as it {verb}: {said}")
-        self._alone |= set(under_way)
         yield from self._replace(said)
 
     def deadline(self, case_limit_s: float) -> float:
@@ -200,13 +203,17 @@ class _Lane:
         self.close()
         yield from self._replace(f"{self._jobs[number].case.name} {why}")
 
-    def _replace(self, why: str) -> Iterator[Result]:
-        """Puts back what was under way, for the next process if there may be one."""
+    def _put_back(self) -> None:
+        """What was under way is for the next process; first what is done alone."""
         first = sorted(self._started, key=lambda number: (number not in self._alone, number))
-        self._waiting = first + self._waiting
-        self._started = {}
-        if self._num_starts == _MAX_STARTS:
-            yield from self._give_up(f"its process ended {_MAX_STARTS} times, at last: {why}")
+        self._waiting, self._started = first + self._waiting, {}
+
+    def _replace(self, why: str) -> Iterator[Result]:
+        """Leaves the rest to the next process, if there may be one after this fault."""
+        self._put_back()
+        self._num_faults += 1
+        if self._num_faults == _MAX_FAULTS:
+            yield from self._give_up(f"its process ended {_MAX_FAULTS} times, at last: {why}")
 
     def _give_up(self, why: str) -> Iterator[Result]:
         numbers, self._waiting, self._started = self._waiting, [], {}

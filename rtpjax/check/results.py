@@ -43,11 +43,22 @@ class Result:
         return f"{self.op}/{self.implementation}" if self.implementation else self.op
 
     def to_json(self) -> str:
-        """A line: an object with the fields that have a value. An error that is no number is 1e30."""
+        """A line: an object with the fields that have a value; 1e30 is an error without bounds."""
         fields = dataclasses.asdict(self)
         if self.error is not None:
             fields["error"] = min(self.error, 1e30)  # JSON has no infinity
         return json.dumps({name: value for name, value in fields.items() if value is not None})
+
+
+_MOST_WORDS = 300
+
+
+def brief(error: BaseException | str) -> str:
+    """An error in one line: its beginning, and its end where it is long."""
+    words = " ".join(str(error).split())
+    if len(words) <= _MOST_WORDS:
+        return words
+    return f"{words[: _MOST_WORDS // 2]} ... {words[-_MOST_WORDS // 2 :]}"
 
 
 def judged(result: Callable[..., Result], error: float, **figures: Any) -> Result:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from pallas_kernels.registry import Target, current_target
 from rtpjax.check.cases import Drawn, draw
 from rtpjax.check.compare import Job, Programs, compile_job, run_job
-from rtpjax.check.results import Result
+from rtpjax.check.results import Result, brief
 
 READY = -1  # in place of a job's number: the device is there
 _SPAWN = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX may hang
@@ -46,7 +46,8 @@ class Worker:
     """
 
     def __init__(self, jobs: Sequence[Job], target: Target, parallel: int):
-        self._log: IO[bytes] = tempfile.NamedTemporaryFile(prefix="rtpjax-check-")
+        # It outlives this call, like the process.
+        self._log: IO[bytes] = tempfile.NamedTemporaryFile(prefix="rtpjax-check-")  # noqa: SIM115
         self.connection, theirs = _SPAWN.Pipe()
         arguments = (theirs, self._log.name, tuple(jobs), target, parallel)
         self._process = _SPAWN.Process(target=_serve, args=arguments, daemon=True)
@@ -74,7 +75,7 @@ def _last_words(log: str) -> str:
     """The line that says most about an end: one of an error, else the last one."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line or "CUDA_ERROR" in line or "F00" in line]
-    return (errors or lines or [""])[-1][:300]
+    return brief((errors or lines or [""])[-1])
 
 
 def _serve(
@@ -141,12 +142,10 @@ class _State:
         error = future.exception()
         if error is None:
             return future.result()
-        words = " ".join(str(error).split())
+        words = f"{type(error).__name__}: {error}"
         if "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower():
-            words = f"the device has too little free memory for this case: {words}"
-        else:
-            words = f"{type(error).__name__}: {words}"
-        return self.jobs[number].result("FAILED", words[:300])
+            words = f"the device has too little free memory for this case: {error}"
+        return self.jobs[number].result("FAILED", brief(words))
 
 
 def _device_works() -> bool:

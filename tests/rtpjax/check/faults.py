@@ -37,11 +37,6 @@ def raises(x: jax.Array, *, interpret: bool) -> jax.Array:
     raise KeyError("no such instruction")
 
 
-def hangs_in_tracing(x: jax.Array, *, interpret: bool) -> jax.Array:
-    time.sleep(600)
-    return x
-
-
 def dies_in_tracing(x: jax.Array, *, interpret: bool) -> jax.Array:
     print("LLVM ERROR: cannot select", flush=True)
     os._exit(7)
