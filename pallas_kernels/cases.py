@@ -6,7 +6,9 @@ Tests and `rtpjax check` compare kernels with their plain twins on them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,47 @@ def scores_of(shape: AttentionShape) -> Scores:
     return Scores(shape.head_dim**-0.5, shape.window, shape.soft_cap)
 
 
+class Layout(NamedTuple):
+    """Where the tokens of rows are, as arrays of numpy.
+
+    Attributes:
+        page_table: int32 `[B, width]`.
+        is_owned: bool `[P, page_size]`: whether a row's token stands there.
+        query_start: int32 `[B + 1]`.
+        context_lens: int32 `[B]`.
+    """
+
+    page_table: np.ndarray
+    is_owned: np.ndarray
+    query_start: np.ndarray
+    context_lens: np.ndarray
+
+
+def layout(
+    rng: np.random.Generator,
+    query_lens: Sequence[int],
+    context_lens: Sequence[int],
+    *,
+    page_size: int,
+    max_pages: int | None = None,
+    num_shared: int = 0,
+) -> Layout:
+    """Scatters rows over pages in random order; the arguments are those of `case`."""
+    B = len(query_lens)
+    width = max_pages or -(-max([*context_lens, 1]) // page_size) + 2
+    total = 1 + B * width
+    free = rng.permutation(np.arange(1, total)).reshape(B, width)
+    table = np.zeros((B, width), np.int32)
+    is_owned = np.zeros((total, page_size), bool)
+    for b, context in enumerate(context_lens):
+        for i in range(-(-context // page_size)):
+            is_shared = i < num_shared and (i + 1) * page_size <= context
+            table[b, i] = free[0 if is_shared else b, i]
+            is_owned[table[b, i], : context - i * page_size] = True
+    starts = np.cumsum([0, *query_lens], dtype=np.int32)
+    return Layout(table, is_owned, starts, np.asarray(context_lens, np.int32))
+
+
 def case(
     shape: AttentionShape,
     query_lens: list[int],
@@ -111,17 +154,15 @@ def case(
         num_shared: Leading pages that rows share, as far as all of the page is in their context.
     """
     rng = np.random.default_rng(seed)
-    B, K, H = len(query_lens), shape.num_kv_heads, shape.head_dim
-    width = max_pages or -(-max([*context_lens, 1]) // page_size) + 2
-    total = 1 + B * width
-    free = rng.permutation(np.arange(1, total)).reshape(B, width)
-    table = np.zeros((B, width), np.int32)
-    live = np.zeros((total, page_size), bool)
-    for b, context in enumerate(context_lens):
-        for i in range(-(-context // page_size)):
-            is_shared = i < num_shared and (i + 1) * page_size <= context
-            table[b, i] = free[0 if is_shared else b, i]
-            live[table[b, i], : context - i * page_size] = True
+    table, live, query_start, lens = layout(
+        rng,
+        query_lens,
+        context_lens,
+        page_size=page_size,
+        max_pages=max_pages,
+        num_shared=num_shared,
+    )
+    K, H = shape.num_kv_heads, shape.head_dim
     T = sum(query_lens) if num_tokens is None else num_tokens
     q_dtype = "bfloat16" if shape.is_quantized else shape.cache_dtype
     k, v = (_pages(rng, live, (K, H), shape.cache_dtype) for _ in range(2))
@@ -130,7 +171,9 @@ def case(
         top = 127 if shape.cache_dtype == "int8" else 448
         owned = np.asarray(live.any(axis=1))[:, None]
         scales = [
-            jnp.asarray(np.where(owned, rng.uniform(1, 3, (total, K)) / top, np.nan), jnp.float32)
+            jnp.asarray(
+                np.where(owned, rng.uniform(1, 3, (len(live), K)) / top, np.nan), jnp.float32
+            )
             for _ in range(2)
         ]
     return Operands(
@@ -138,8 +181,8 @@ def case(
         k,
         v,
         jnp.asarray(table),
-        jnp.asarray(np.cumsum([0, *query_lens]), jnp.int32),
-        jnp.asarray(context_lens, jnp.int32),
+        jnp.asarray(query_start),
+        jnp.asarray(lens),
         jnp.linspace(-1, 2, shape.num_heads) if shape.has_sinks else None,
         *scales,
     )
