@@ -35,6 +35,8 @@ from pallas_kernels.paged_tiles import (
     Ref,
     Scores,
     Softmax,
+    TilePages,
+    fitting,
     power_of_two,
 )
 
@@ -50,26 +52,30 @@ class Tiling:
         num_splits: Programs that share a row's context; a power of two.
         block_s: Tokens of context a program reads at once.
         num_warps: Of a program.
-        num_stages: Tiles in flight.
+        num_stages: Steps of the loop that are under way at once; 3 have two tiles in shared memory.
     """
 
     num_splits: int
     block_s: int
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 3
 
     @staticmethod
     def of(operands: Operands) -> Tiling:
         """Splits until the GPU is full, but not below two tiles for a split."""
         rows, max_pages = operands.page_table.shape
         page_size, num_kv_heads = operands.k_pages.shape[1:3]
-        block_s = min(64, max(16, 2**14 // operands.head_bytes))
+        block_s, num_stages = fitting(
+            operands,
+            max(16, power_of_two(operands.group)),
+            min(64, max(16, 2**14 // operands.head_bytes)),
+        )
         longest = -(-max_pages * page_size // (2 * block_s))
         wanted = FULL_GPU // (rows * num_kv_heads)
         splits = max(1, min(wanted, longest, MAX_SPLITS))
         # Converting a quantized tile takes registers, of which more warps have more.
         num_warps = 8 if operands.is_quantized else 4
-        return Tiling(1 << (splits.bit_length() - 1), block_s, num_warps)
+        return Tiling(1 << (splits.bit_length() - 1), block_s, num_warps, num_stages)
 
 
 def paged_decode(
@@ -134,6 +140,7 @@ def _decode_kernel(
     """One split of one row for the query heads of one kv head."""
     row, kv_head, split = (pl.program_id(axis) for axis in range(3))
     block_s, G = tiling.block_s, operands.group
+    pages = TilePages.of(operands, row, block_s)
     context_len = operands.context_lens[row]
     oldest = jnp.int32(0)
     if scores.window is not None:
@@ -159,15 +166,17 @@ def _decode_kernel(
             sink = plgpu.load(operands.sinks.at[heads], mask=in_group, other=0.0)
             sink = jnp.where(split == 0, sink, MASKED)
 
-        def add_tile(i: jax.Array, state: Softmax) -> Softmax:
-            tokens = i * block_s + lax.iota(jnp.int32, block_s)
+        def add_tile(i: jax.Array, carried: tuple[Softmax, jax.Array]) -> tuple[Softmax, jax.Array]:
+            state, ids = carried
+            next_ids = pages.ids(i + 1)
+            tokens = pages.tokens(i)
             is_live = (tokens >= oldest) & (tokens < context_len)
-            tile = CacheTile.read(operands, (row, kv_head), tokens, is_live)
+            tile = CacheTile.read(operands, kv_head, ids, pages.offsets(i), is_live)
             tile_scores = jnp.where(is_live[None, :], scores.of(tile.products(q)), MASKED)
-            return state.add(tile_scores, tile.v, tile.v_scales)
+            return state.add(tile_scores, tile.v, tile.v_scales), next_ids
 
         start = Softmax.start(sink, group.size, operands.block_h)
-        return lax.fori_loop(first, end, add_tile, start)
+        return lax.fori_loop(first, end, add_tile, (start, pages.ids(first)))[0]
 
     if log_total_ref is None:
         result = attend().result().astype(out_ref.dtype)

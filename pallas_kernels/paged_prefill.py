@@ -33,6 +33,9 @@ from pallas_kernels.paged_tiles import (
     Ref,
     Scores,
     Softmax,
+    TilePages,
+    fitting,
+    has_few_registers,
     power_of_two,
 )
 
@@ -45,27 +48,31 @@ class Tiling:
         block_m: Query tokens times heads of a tile.
         block_s: Tokens of context a program reads at once.
         num_warps: Of a program.
-        num_stages: Tiles in flight.
+        num_stages: Steps of the loop that are under way at once; 3 have two tiles in shared memory.
     """
 
     block_m: int
     block_s: int
     num_warps: int = 8
-    num_stages: int = 2
+    num_stages: int = 3
 
     @staticmethod
     def of(operands: Operands) -> Tiling:
-        """The largest that compile without spilled registers for sm80, 89, 90 and 100.
+        """The largest that compile without spilled registers.
 
         Caches of over 4 GiB, as GPUs serve them, are addressed with 64 bits, which takes some.
         """
-        head_bytes = operands.head_bytes
+        head_bytes, num_warps = operands.head_bytes, 8
+        block_m, block_s = 128 if head_bytes <= 256 else 64, 32
         if operands.compute_dtype == jnp.float32:  # no tensor cores: a product fills registers
             block_m = max(32, power_of_two(operands.group))
-            return Tiling(block_m, block_s=32 if head_bytes <= 256 else 16)
-        if head_bytes <= 256:
-            return Tiling(block_m=128, block_s=32)
-        return Tiling(block_m=64, block_s=32)
+            block_s = 32 if head_bytes <= 512 else 16
+        elif has_few_registers() and operands.is_quantized:  # which converts tiles in registers
+            block_m, num_warps = 64, 4 if head_bytes <= 128 else 8
+        elif not has_few_registers() and head_bytes == 256:
+            block_s = 64
+        block_s, num_stages = fitting(operands, block_m, block_s)
+        return Tiling(block_m, block_s, num_warps, num_stages)
 
 
 def paged_prefill(
@@ -150,17 +157,22 @@ def _prefill_kernel(operands: Operands, out_ref: Ref, *, scores: Scores, tiling:
         if scores.window is not None:
             oldest = jnp.maximum(first_position - (scores.window - 1), 0)
 
-        def add_tile(i: jax.Array, state: Softmax) -> Softmax:
-            tokens = i * block_s + lax.iota(jnp.int32, block_s)
+        pages = TilePages.of(operands, row, block_s)
+
+        def add_tile(i: jax.Array, carried: tuple[Softmax, jax.Array]) -> tuple[Softmax, jax.Array]:
+            state, ids = carried
+            next_ids = pages.ids(i + 1)
+            tokens = pages.tokens(i)
             is_live = (tokens >= oldest) & (tokens < end)
-            tile = CacheTile.read(operands, (row, kv_head), tokens, is_live)
+            tile = CacheTile.read(operands, kv_head, ids, pages.offsets(i), is_live)
             seen = is_live[None, :] & (tokens[None, :] <= positions[:, None])
             if scores.window is not None:
                 seen &= tokens[None, :] > positions[:, None] - scores.window
             tile_scores = jnp.where(seen, scores.of(tile.products(q)), MASKED)
-            return state.add(tile_scores, tile.v, tile.v_scales)
+            return state.add(tile_scores, tile.v, tile.v_scales), next_ids
 
         start = Softmax.start(sink, tiling.block_m, operands.block_h)
+        first = lax.div(oldest, block_s)
         num_tiles = lax.div(end + (block_s - 1), block_s)
-        state = lax.fori_loop(lax.div(oldest, block_s), num_tiles, add_tile, start)
+        state, _ = lax.fori_loop(first, num_tiles, add_tile, (start, pages.ids(first)))
         plgpu.store(out_ref.at[places], state.result().astype(out_ref.dtype), mask=own)

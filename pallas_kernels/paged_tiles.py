@@ -4,7 +4,15 @@ Every array is passed whole (`pl.ANY`) and indexed in the kernel, so the cache k
 is never copied. A tile of it is `[BLOCK_S, block_h]`: consecutive tokens of a row, one kv head.
 
     token s ──► page_table[row, s // page_size] ──► k_pages[page, s % page_size, head, :]
-                (one gather of BLOCK_S page ids)    (16 bytes a thread: heads are contiguous)
+                (one page id a tile, or a gather    (16 bytes a thread: heads are contiguous)
+                of BLOCK_S if pages are smaller)
+
+A loop over tiles carries the page ids of its next tile. Triton starts the copies of later tiles
+ahead of time only if their addresses wait for no load of the same iteration:
+
+    ids of tile i + 1     load ─┐     load ─┐     load      a carried id is there when its tile
+    k, v of tile i              └► copy     └► copy         starts, so copies of tiles i + 1, ...
+    products of tile i - 1         dot         dot          are under way beside the products of i
 
 Triton's arrays have sizes that are powers of two: a head of 80 is read as 128 columns of which 48
 are masked and cost no memory traffic. Scores are in base 2: its exponential is one instruction.
@@ -22,7 +30,7 @@ from jax import lax
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 
-from pallas_kernels.registry import Check, Target, refuse
+from pallas_kernels.registry import Check, Target, current_target, refuse
 
 MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
 LOG2_E = math.log2(math.e)
@@ -30,12 +38,27 @@ MAX_GROUP = 64
 FLOAT_CACHES = (jnp.bfloat16, jnp.float16, jnp.float32)
 QUANTIZED_CACHES = (jnp.int8, jnp.float8_e4m3fn)
 
+_SHARED_KB = {80: 163, 90: 227, 100: 227, 103: 227}  # that a program can have, by capability
+
 Ref = Any  # what a kernel gets for an array; Pallas exports no type for it
 
 
 def power_of_two(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()
+
+
+def shared_bytes() -> int:
+    """Shared memory that a program can have on the GPU that is traced for."""
+    return _SHARED_KB.get(current_target().compute_capability, 99) << 10
+
+
+def has_few_registers() -> bool:
+    """Whether its tensor cores take both operands and their sums from registers (mma.sync).
+
+    Those of sm90 and sm100 (wgmma, tcgen05) read shared memory, which leaves room for larger tiles.
+    """
+    return not 90 <= current_target().compute_capability < 120
 
 
 class Operands(NamedTuple):
@@ -78,6 +101,28 @@ class Operands(NamedTuple):
         """Column numbers `[1, block_h]`, and which of them a head has."""
         columns = lax.broadcasted_iota(jnp.int32, (1, self.block_h), 1)
         return columns, columns < self.q.shape[2]
+
+
+def fitting(operands: Operands, block_m: int, block_s: int) -> tuple[int, int]:
+    """Tokens of a tile and num_stages with which a program's shared memory suffices.
+
+    Three stages are two tiles in shared memory, one of which is loaded while the other one is
+    computed on; tiles are halved for that, down to 16 tokens.
+
+    Args:
+        operands: The arrays.
+        block_m: Query rows of a program.
+        block_s: Tokens of context that are wanted in a tile.
+    """
+    itemsize = jnp.dtype(operands.compute_dtype).itemsize
+
+    def size(block_s: int) -> int:
+        pages = operands.block_h * operands.k_pages.dtype.itemsize
+        return block_m * (operands.head_bytes + block_s * itemsize) + 2 * 2 * block_s * pages
+
+    while size(block_s) > shared_bytes() and block_s > 16:
+        block_s //= 2
+    return block_s, 3 if size(block_s) <= shared_bytes() else 2
 
 
 class Scores(NamedTuple):
@@ -138,18 +183,58 @@ class Softmax(NamedTuple):
         return self.maximum + jnp.log2(jnp.maximum(self.total, 1e-30))
 
 
+class TilePages(NamedTuple):
+    """Page ids of the tiles of a row, which a loop over tiles carries.
+
+    Attributes:
+        table: The page table, a ref.
+        row: Whose pages.
+        block_s: Tokens of a tile.
+        page_size: Tokens of a page.
+    """
+
+    table: Ref
+    row: jax.Array
+    block_s: int
+    page_size: int
+
+    @staticmethod
+    def of(operands: Operands, row: jax.Array, block_s: int) -> TilePages:
+        return TilePages(operands.page_table, row, block_s, operands.k_pages.shape[1])
+
+    def tokens(self, tile: jax.Array) -> jax.Array:
+        """`[BLOCK_S]`, places in the context."""
+        return tile * self.block_s + lax.iota(jnp.int32, self.block_s)
+
+    def ids(self, tile: jax.Array) -> jax.Array:
+        """int32: one where a page holds whole tiles, else one a token `[BLOCK_S]`.
+
+        Behind the table it is some page of the row, which nobody reads.
+        """
+        in_one_page = self.page_size % self.block_s == 0
+        tokens = tile * self.block_s if in_one_page else self.tokens(tile)
+        last = self.table.shape[1] - 1
+        return plgpu.load(
+            self.table.at[self.row, jnp.minimum(lax.div(tokens, self.page_size), last)]
+        )
+
+    def offsets(self, tile: jax.Array) -> jax.Array:
+        """`[BLOCK_S]`, places in their pages."""
+        if self.page_size % self.block_s:
+            return lax.rem(self.tokens(tile), self.page_size)
+        return lax.rem(tile * self.block_s, self.page_size) + lax.iota(jnp.int32, self.block_s)
+
+
 class CacheTile(NamedTuple):
     """Consecutive tokens of a row, one kv head; tokens outside of the range are 0.
 
     Attributes:
-        tokens: `[BLOCK_S]`, their places in the context.
         k: `[BLOCK_S, block_h]` in the compute dtype.
         v: Like k.
-        k_scales: `[BLOCK_S]` float32, None for a cache without.
+        k_scales: float32, one or `[BLOCK_S]` as there are pages; None for a cache without.
         v_scales: Like k_scales.
     """
 
-    tokens: jax.Array
     k: jax.Array
     v: jax.Array
     k_scales: jax.Array | None
@@ -158,22 +243,19 @@ class CacheTile(NamedTuple):
     @staticmethod
     def read(
         operands: Operands,
-        where: tuple[jax.Array, jax.Array],
-        tokens: jax.Array,
+        head: jax.Array,
+        pages: jax.Array,
+        offsets: jax.Array,
         is_live: jax.Array,
     ) -> CacheTile:
-        """Reads tokens `[BLOCK_S]` of `where`, a row and a kv head, as far as they are live.
+        """Reads tokens at offsets `[BLOCK_S]` of pages for a kv head, as far as they are live.
 
         Masking the loads, not only the scores, keeps what another row left in a page out of the
         products: a weight of 0 times NaN is NaN.
         """
-        row, head = where
-        page_size = operands.k_pages.shape[1]
-        pages = plgpu.load(
-            operands.page_table.at[row, lax.div(tokens, page_size)], mask=is_live, other=0
-        )
         columns, in_head = operands.columns()
-        places = pages[:, None], lax.rem(tokens, page_size)[:, None], head, columns
+        page_of_token = pages[:, None] if pages.ndim else pages
+        places = page_of_token, offsets[:, None], head, columns
         mask = is_live[:, None] & in_head
 
         def values(ref: Ref) -> jax.Array:
@@ -181,10 +263,12 @@ class CacheTile(NamedTuple):
             return tile.astype(operands.compute_dtype)
 
         def scales(ref: Ref | None) -> jax.Array | None:
-            return None if ref is None else plgpu.load(ref.at[pages, head], mask=is_live, other=0.0)
+            if ref is None:
+                return None
+            pages_scales = plgpu.load(ref.at[pages, head])
+            return jnp.where(is_live, pages_scales, 0.0)
 
         return CacheTile(
-            tokens,
             values(operands.k_pages),
             values(operands.v_pages),
             scales(operands.k_scales),

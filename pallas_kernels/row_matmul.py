@@ -25,6 +25,9 @@ by tile. A scale per output multiplies the sum at the end; one per group of inpu
 product of a tile, which is then one group; the two nibbles of an int4 tile are two products, with
 two tiles of x. For more rows than MAX_ROWS arithmetic counts as well, and XLA's own products are
 used of plain weights; of quantized ones it would write a converted copy of each in every step.
+
+Every program reads all of x, through the L2 cache. At 64 rows that is twice the weights' bytes with
+32 outputs a program, so WIDE programs have 64 where shared memory and registers allow.
 """
 
 from __future__ import annotations
@@ -43,9 +46,9 @@ from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 
 from pallas_kernels import quantized
-from pallas_kernels.paged_tiles import Ref, power_of_two
+from pallas_kernels.paged_tiles import Ref, has_few_registers, power_of_two, shared_bytes
 from pallas_kernels.quantized import CONTRACT_LAST, Quantized
-from pallas_kernels.registry import Check, Op, Target, refuse
+from pallas_kernels.registry import Check, Implementation, Op, Target, refuse
 
 OP = Op("row_matmul")
 
@@ -56,6 +59,7 @@ ACTIVATIONS = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
+WIDE = 64  # outputs of a program at most
 _TILES_BYTES = 96 << 10
 _FORMATS = (jnp.bfloat16, jnp.float16)
 _GROUPS = (32, 64, 128)
@@ -101,6 +105,7 @@ def row_matmul(
     gated: str | None = None,
     residual: jax.Array | None = None,
     out_dtype: DTypeLike | None = None,
+    tiling: Tiling | None = None,
     implementation: str | None = None,
 ) -> list[jax.Array]:
     """x, normalized if there is a norm, times the transpose of each weight.
@@ -114,18 +119,34 @@ def row_matmul(
         gated: See Around.
         residual: `[T, out]`, added to the result of a single weight.
         out_dtype: Format of the results; x's if None.
-        implementation: A name from the registry, or None for the platform's default.
+        tiling: Sizes of the `pallas` kernel's tiles, to measure them; chosen by shape if None.
+        implementation: A name from the registry, or None for the platform's default; with a tiling
+            it is `pallas`.
 
     Returns:
         `[T, out_j]` for each weight, summed in float32; for gated a list of one.
+
+    Raises:
+        ValueError: A tiling is given for an implementation that has none.
     """
     biases = (None,) * len(weights) if biases is None else tuple(biases)
     operands = Operands(x, tuple(weights), biases, norm, residual)
     around = Around(gated, eps, jnp.dtype(out_dtype or x.dtype))
-    return OP(operands, around, implementation=implementation)  # type: ignore[return-value]
+    options: dict[str, Any] = {}
+    if tiling is not None:
+        if implementation not in (None, "pallas"):
+            raise ValueError(
+                f"{OP.name}: a tiling is of implementation pallas; {implementation} has none. Name "
+                "only one of the two."
+            )
+        implementation, options = "pallas", {"tiling": tiling}
+    return OP(operands, around, implementation=implementation, **options)  # type: ignore[return-value]
 
 
-def _supports(target: Target, operands: Operands, around: Around) -> None:
+def _supports(
+    target: Target, operands: Operands, around: Around, *, tiling: Tiling | None = None
+) -> None:
+    del tiling  # the compiler says if it takes too much shared memory
     x, weights = operands.x, operands.weights
     formats = {_format(w) for w in weights}
     # x * norm is rounded before it is divided by its size, which float16 may not hold.
@@ -223,18 +244,32 @@ class Tiling:
     num_stages: int
     num_warps: int = 4
 
+    def __str__(self) -> str:
+        """What measurements call it: n64/k128/s4/w8."""
+        return f"n{self.block_n}/k{self.block_k}/s{self.num_stages}/w{self.num_warps}"
+
     @staticmethod
-    def of(operands: Operands, around: Around) -> Tiling:
+    def of(operands: Operands, around: Around, *, widest: int = WIDE) -> Tiling:
         """Some 48 KB of weights under way in a program, which is what a multiprocessor needs.
 
         32 outputs a program give 4,096 outputs 128 programs, as many as a GPU has multiprocessors;
         weights with fewer outputs get 16. Tiles in flight fit the least shared memory, sm89's.
+
+        Args:
+            operands: The arrays.
+            around: What is done besides.
+            widest: 32 for none of the wide tiles, which above 32 rows are what is read least with.
         """
         results = operands.weights[:1] if around.gated else operands.weights
-        block_t = min(64, max(16, power_of_two(operands.x.shape[0])))
-        block_n = 32 if sum(w.shape[0] for w in results) >= 2048 else 16
-        if operands.x.shape[0] > MAX_ROWS:
-            block_n = 64
+        num_rows, num_outputs = operands.x.shape[0], sum(w.shape[0] for w in results)
+        block_t = min(64, max(16, power_of_two(num_rows)))
+        if widest >= WIDE and 32 < num_rows <= MAX_ROWS and num_outputs >= 4096:
+            wide = _wide(operands, block_t)
+            if wide is not None:
+                return wide
+        block_n = 32 if num_outputs >= 2048 else 16
+        if num_rows > MAX_ROWS:
+            block_n = WIDE
         num_weights = len(operands.weights) if around.gated else 1
         block_k, num_stages = _inputs_at_once(operands, block_t, block_n, num_weights)
         x_bytes = block_t * operands.x.dtype.itemsize
@@ -243,7 +278,37 @@ class Tiling:
         w_bytes = w_bytes * stored.shape[1] // operands.x.shape[1]
         tile_bytes = block_k * (x_bytes + w_bytes)
         most = max(1, _TILES_BYTES // tile_bytes)
-        return Tiling(block_t, block_n, block_k, num_stages=min(num_stages, most))
+        # ptxas gives four warps 40 registers for the narrowest and longest tiles, a few too few.
+        num_warps = 8 if block_n == 16 and block_k == 256 else 4
+        return Tiling(block_t, block_n, block_k, min(num_stages, most), num_warps)
+
+
+def _wide(operands: Operands, block_t: int) -> Tiling | None:
+    """64 outputs a program, or None where they spill: two products of each int4 weight on mma.sync.
+
+    A norm, a second weight and the conversion of quantized numbers take registers, of which eight
+    warps have twice as many.
+    """
+    weight = operands.weights[0]
+    is_quantized = isinstance(weight, Quantized)
+    if is_quantized and weight.is_int4 and has_few_registers():
+        return None
+    block_k = weight.group if is_quantized and not weight.is_per_output else 128
+    num_stages = 4 if shared_bytes() >= 163 << 10 else 3
+    is_plain = not is_quantized and operands.norm is None and len(operands.weights) == 1
+    return Tiling(block_t, WIDE, block_k, num_stages, 4 if is_plain else 8)
+
+
+TILINGS_AT_64_ROWS = (
+    Tiling(64, 32, 128, 3, 4),
+    Tiling(64, 32, 128, 4, 4),
+    Tiling(64, 64, 128, 3, 8),
+    Tiling(64, 64, 128, 4, 4),
+    Tiling(64, 64, 128, 4, 8),
+    Tiling(64, 128, 64, 5, 8),
+)
+"""What to measure beside each other for plain weights: first the two without WIDE. Some take more
+shared memory than some GPUs have, and do not compile there."""
 
 
 def _inputs_at_once(
@@ -289,6 +354,15 @@ def pallas(
         name="row_matmul",
     )
     return list(call(operands))
+
+
+NARROW = Implementation(
+    "pallas without wide tiles",
+    lambda *args, **options: pallas(*args, tiling=Tiling.of(*args, widest=32), **options),  # type: ignore[arg-type]
+    ("gpu",),
+    _supports,
+)
+"""For registry.using: whole steps as they were before WIDE, to measure them beside the others."""
 
 
 def _kernel(operands: Operands, *out_refs: Ref, tiling: Tiling, around: Around) -> None:

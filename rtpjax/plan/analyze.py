@@ -49,6 +49,7 @@ class StepReport:
         max_registers: Of a kernel; None without ptxas.
         spill_bytes: Of all kernels; None without ptxas.
         spilling: Their names.
+        buffers_in_flight: By kernel, tiles that its main loop has in shared memory at once.
         max_shared_bytes: Of a kernel.
         host_waits: Conditionals and loops for which the host waits for the device.
         graphs: CUDA graphs that the host launches for the FEW_LAYERS that are compiled.
@@ -70,6 +71,7 @@ class StepReport:
     max_registers: int | None
     spill_bytes: int | None
     spilling: list[str]
+    buffers_in_flight: dict[str, int]
     max_shared_bytes: int
     host_waits: list[str]
     graphs: int
@@ -242,6 +244,7 @@ def _report(
         max_registers=max(registers, default=None),
         spill_bytes=sum(r.spill_bytes or 0 for r in resources) if registers else None,
         spilling=[r.name for r in resources if r.spill_bytes],
+        buffers_in_flight=ptx.buffers_in_flight(resources),
         max_shared_bytes=max((r.shared_bytes for r in resources), default=0),
         host_waits=list(work.waits),
         graphs=work.num_graphs,

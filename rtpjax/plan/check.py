@@ -105,7 +105,14 @@ def problems(job: Job, result: dict[str, Any], limits: dict[str, Any]) -> list[s
     found = []
     for name, limit in limits.items():
         value = result["temp_bytes"] / (1 << 20) if name == "temp_mib" else result.get(name)
-        if isinstance(limit, dict):
+        if name.startswith("least_"):
+            name = name.removeprefix("least_")
+            found += [
+                f"{name}: {n} of {kind}, at least {limit[kind]}"
+                for kind, n in result.get(name, {}).items()
+                if n < limit.get(kind, 0)
+            ]
+        elif isinstance(limit, dict):
             found += [
                 f"{name}: {n:g} {kind}, at most {limit.get(kind, 0)}"
                 for kind, n in (value or {}).items()

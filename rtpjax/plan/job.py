@@ -181,6 +181,7 @@ class KernelJob:
             "library_calls": sorted(set(hlo.library_calls(module))),
             "max_registers": max(registers, default=None),
             "spill_bytes": sum(r.spill_bytes or 0 for r in resources) if registers else None,
+            "buffers_in_flight": ptx.buffers_in_flight(resources),
             "max_shared_bytes": max((r.shared_bytes for r in resources), default=0),
         }
 

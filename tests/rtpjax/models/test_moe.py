@@ -13,7 +13,7 @@ from flax import nnx
 from rtpjax import sharding
 from rtpjax.models import ModelConfig
 from rtpjax.models.layers import RMSNorm
-from rtpjax.models.moe import MoE
+from rtpjax.models.moe import MoE, _starts
 from tests.golden import cases
 
 CONFIG = ModelConfig.from_hf(cases.CASES["qwen3_moe"].config)
@@ -67,3 +67,18 @@ def test_split_experts(tp_size: int, ep_size: int):
         )
         got = run(jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(placed)), x)
     np.testing.assert_allclose(got, by_hand(moe, norm, x), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 512])
+def test_groups_start_where_a_binary_search_finds_them(num_rows: int):
+    """Groups without rows, and rows of no group, whose number is E."""
+    rng = np.random.default_rng(num_rows)
+    group = rng.choice([0, 2, 3, 6, 8], num_rows).astype(np.int32)
+    got = _starts(jnp.asarray(group), 8)
+    assert got.dtype == jnp.int32
+    np.testing.assert_array_equal(got, np.searchsorted(np.sort(group), np.arange(9)))
+
+
+def test_sorting_by_expert_is_no_loop():
+    lowered = jax.jit(partial(_starts, num_groups=128)).lower(jnp.zeros(64, jnp.int32))
+    assert "while" not in lowered.as_text()
