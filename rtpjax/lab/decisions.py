@@ -139,6 +139,11 @@ QUESTIONS = (
         ),
     ),
     Question(
+        "Was the loop in sorting rows by expert worth removing? (moe.starts.loop / .no_loop)",
+        ("moe.starts.loop", "moe.starts.no_loop"),
+        _ratio(lambda r: "yes" if r > 1.5 else "it made no difference"),
+    ),
+    Question(
         "What does the host cost a step? (engine.1 - forward.1, ms)",
         ("engine.1", "forward.1"),
         lambda engine, forward: (

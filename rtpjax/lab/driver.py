@@ -79,7 +79,7 @@ class _Process:
             "is_small": visit.is_small,
             "began": began,
         }
-        own = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+        own = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **self.stage.environment}
         if visit.is_small:
             own["JAX_PLATFORMS"] = "cpu"
         self._process = subprocess.Popen(

@@ -96,9 +96,14 @@ def _weight(name: str, shape: tuple[int, int], format: Any) -> Any:
     )
 
 
+def around_of(product: Product) -> Around:
+    """What stands around it."""
+    return Around(product.gated, 1e-5, jnp.dtype(jnp.bfloat16))
+
+
 def chain(product: Product, run: Run) -> Callable[[Sequence[Operands]], jax.Array]:
     """A program of all calls; what one makes is a residual or x of the next."""
-    around = Around(product.gated, 1e-5, jnp.dtype(jnp.bfloat16))
+    around = around_of(product)
 
     def call(every: Sequence[Operands]) -> jax.Array:
         made: jax.Array | None = None

@@ -28,6 +28,7 @@ def run(lab: Lab) -> None:
         norm_topk_prob=True,
         layers=(True,),
     )
+    _starts(lab, E, 64 * k)
     program, arrays = _layers(config, D)
     for tokens in lab.pick((1, 8, 64), (2, 4)):
         with lab.record.attempt(f"moe.{tokens}"):
@@ -36,6 +37,17 @@ def run(lab: Lab) -> None:
             touched = min(E, tokens * k)  # at most: tokens may share experts
             least = DataSheet.of(lab).us(touched * 3 * D * F * 2)
             lab.record.measured(f"moe.{tokens}", 1e6 * s, "us", limit=least)
+
+
+def _starts(lab: Lab, num_experts: int, num_rows: int) -> None:
+    """Where each expert's rows begin, in a loop as it was, and without."""
+    groups = jnp.sort(jax.random.randint(jax.random.key(0), (num_rows,), 0, num_experts))
+    edges = jnp.arange(num_experts + 1, dtype=groups.dtype)
+    for name, method in (("loop", "scan"), ("no_loop", "compare_all")):
+        with lab.record.attempt(f"moe.starts.{name}"):
+            search = jax.jit(partial(jnp.searchsorted, method=method))
+            s = seconds_each(partial(search, groups, edges), calls=lab.pick(20, 1))
+            lab.record.measured(f"moe.starts.{name}", 1e6 * s, "us")
 
 
 def _layers(

@@ -25,7 +25,9 @@ FIGURES = {
     "decode_attention": {"decode_attention.8x1k", "decode_attention.skewed.xla"},
     "prefill_attention": {f"prefill_attention.{name}" for name in ("pallas", "cudnn", "mosaic")},
     "quantized": {"quantized.down.int4.2", "quantized.gate_up.fp8.2", "quantized.down.bf16.2"},
-    "moe": {"moe.2", "moe.4"},
+    "moe": {"moe.2", "moe.4", "moe.starts.loop", "moe.starts.no_loop"},
+    "kernels": {"kernels.ok"},
+    "tilings": {"tilings.down.64", "tilings.down.before.64", "tilings.lm_head.xla.64"},
     "cublas": {"cublas.down.1", "cublas.lm_head.2"},
     "peer": {"peer.eager.1", "peer.extend", "peer.transformers"},
     "server": {"server.1", "server.2.ttft", "server.2.tpot"},
@@ -65,4 +67,4 @@ def test_a_stage_in_miniature(name, config, tmp_path):
     assert [line for line in lines if "error" in line] == []
     values = {line["id"]: line["value"] for line in lines if "value" in line}
     assert values.keys() >= FIGURES[name]
-    assert all(value > 0 for value in values.values())
+    assert all(value >= 0 for value in values.values())
