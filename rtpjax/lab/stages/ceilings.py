@@ -12,6 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from rtpjax.engine.step import COMMAND_BUFFERS
 from rtpjax.lab.stage import Lab
 from rtpjax.lab.steps import DataSheet, random_array
 from rtpjax.lab.timing import seconds_each
@@ -107,11 +108,12 @@ def _launches(lab: Lab, calls: int) -> None:
 
     x = jnp.ones((128,), jnp.float32)
     lowered = jax.jit(chain).lower(x)
-    for id, options in (
-        ("ceiling.launch", {}),
-        ("ceiling.launch_no_graph", {"xla_gpu_enable_command_buffer": ""}),
-        ("ceiling.launch_no_pdl", {"xla_gpu_enable_pdl": False}),
-    ):
+    ways: dict[str, dict[str, str | bool]] = {
+        "ceiling.launch": {},
+        "ceiling.launch_no_graph": {COMMAND_BUFFERS: ""},
+        "ceiling.launch_no_pdl": {"xla_gpu_enable_pdl": False},
+    }
+    for id, options in ways.items():
         with lab.record.attempt(id):
             program = lowered.compile(options)
             s = seconds_each(partial(program, x), calls=4 * calls)

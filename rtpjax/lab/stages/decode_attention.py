@@ -94,10 +94,10 @@ def _measure(lab: Lab, name: str, contexts: Sequence[int]) -> None:
         function = paged_attention.OP.implementations["xla"].function
         named = {"scale": H**-0.5, "decode": True}
 
-        def attend(o: Operands) -> jax.Array:
+        def by_xla(o: Operands) -> jax.Array:
             return function(*o[:6], **named)
 
-        s = seconds_each(partial(jax.jit(_chain(attend)), pools[:2]), calls=lab.pick(3, 1))
+        s = seconds_each(partial(jax.jit(_chain(by_xla)), pools[:2]), calls=lab.pick(3, 1))
         lab.record.measured(f"decode_attention.{name}.xla", s / 2 * 1e6, "us", limit=limit)
 
 

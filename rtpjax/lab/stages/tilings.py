@@ -41,7 +41,7 @@ def _measure(lab: Lab, product: Product, rows: int) -> None:
     for suffix, tiling in ways.items():
         id = f"tilings.{product.name}{suffix}.{rows}"
         with lab.record.attempt(id):
-            xla = OP.implementations["xla"].function
+            xla: Any = OP.implementations["xla"].function
             launch = xla if tiling is None else partial(kernel, tiling=tiling)
             program = jax.jit(chain(product, launch))
             s = seconds_each(partial(program, every), calls=lab.pick(10, 1)) / calls
