@@ -28,6 +28,7 @@ from checkpoints_conv.readers import open_checkpoint
 from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.writers import WRITERS, Source, num_bytes
 from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
+from rtpjax.dummy_checkpoint import is_config_file
 from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.expert_tensors import as_stored
 from rtpjax.models import ModelConfig, Precision, abstract_state

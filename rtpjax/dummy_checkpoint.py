@@ -13,11 +13,9 @@ the seed and the tensor's name alone, so a model is the same on every mesh.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from jax.sharding import Sharding
 
 from rtpjax.checkpoint import TensorInfo, read_config
 from rtpjax.errors import CheckpointError
-from rtpjax.models import ModelConfig, ParamSpec, Precision, abstract_state
+from rtpjax.models import ParamSpec
 from rtpjax.plan import presets
 
 logger = logging.getLogger(__name__)
@@ -92,32 +90,35 @@ def name_of(path: Path) -> str:
 class DummyCheckpoint:
     """A checkpoint that draws its tensors; see rtpjax.checkpoint.Checkpoint.
 
-    It draws numbers in whatever format is asked for, so quantized weights are not made of the plain
-    ones: they are another model of the same shape.
+    It draws numbers in whatever formats are asked for (in_formats), so quantized weights are not
+    made of the plain ones: they are another model of the same shape.
 
     Args:
         config: The dict of a config.json; of a quantized model too.
         path: What stands for it in messages.
+        specs: What the model declares, from rtpjax.models.abstract_state; nothing can be read
+            without.
         seed: Another one makes another model.
-        specs: What the model declares; from config, in bfloat16, if None.
     """
-
-    format = DUMMY
-    doubled: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012
 
     def __init__(
         self,
         config: dict[str, Any],
         path: Path = Path("config.json"),
         *,
-        seed: int = 0,
         specs: Mapping[str, ParamSpec] | None = None,
+        seed: int = 0,
     ):
+        self.format = DUMMY
         self.config = config
         self.path = path
         self.files = (path,)
+        self.doubled: Mapping[str, tuple[str, ...]] = {}
+        self._specs = specs or {}
         self._seed = seed
-        self._given_specs = specs
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, spec.shape, spec.dtype) for name, spec in self._specs.items()
+        }
 
     @staticmethod
     def open(path: Path) -> DummyCheckpoint:
@@ -130,26 +131,14 @@ class DummyCheckpoint:
         return DummyCheckpoint(read_config(path), path)
 
     def in_formats(self, specs: Mapping[str, ParamSpec]) -> DummyCheckpoint:
-        """The same model in the formats of specs, from rtpjax.models.abstract_state."""
-        return DummyCheckpoint(self.config, self.path, seed=self._seed, specs=specs)
-
-    @cached_property
-    def _specs(self) -> Mapping[str, ParamSpec]:
-        if self._given_specs is not None:
-            return self._given_specs
-        return abstract_state(ModelConfig.from_hf(self.config), Precision.of("BF16", "gpu"))
-
-    @cached_property
-    def tensors(self) -> Mapping[str, TensorInfo]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See Checkpoint."""
-        return {name: TensorInfo(name, s.shape, s.dtype) for name, s in self._specs.items()}
+        """The same model with the tensors of specs."""
+        return DummyCheckpoint(self.config, self.path, specs=specs, seed=self._seed)
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """See Checkpoint."""
         spec = self._specs[name]
-        return np.asarray(_maker(spec.init, spec.shape, spec.dtype, None)(self._seed_of(name)))[
-            index or ()
-        ]
+        whole = _maker(spec.init, spec.shape, spec.dtype, None)(self._seed_of(name))
+        return np.asarray(whole)[index or ()]
 
     def restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """See ShardedCheckpoint: each device draws its own shards."""

@@ -114,3 +114,15 @@ def test_main_says_why_it_cannot_start(capsys, monkeypatch):
     status = main(["--checkpoint_path", "/no/such/model", "--start_port", "0"])
     assert status == 1
     assert "rtpjax cannot start: CHECKPOINT_PATH is /no/such/model" in capsys.readouterr().err
+
+
+def test_random_weights_are_never_taken_by_accident(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has no weights. Name its folder, or set LOAD_FORM"):
+        resolve_checkpoint(str(tmp_path / "config.json"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"With LOAD_FORMAT=dummy it is a model of random"):
+        resolve_checkpoint("llama-3.1-8b", tmp_path)
+    assert resolve_checkpoint(str(tmp_path), tmp_path) == tmp_path
+    assert resolve_checkpoint(str(tmp_path), tmp_path, "dummy") == tmp_path / "config.json"
+    with pytest.raises(ConfigError, match="LOAD_FORMAT is 'pt': expected auto or dummy"):
+        read_settings([], {"LOAD_FORMAT": "pt"})
