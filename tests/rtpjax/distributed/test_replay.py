@@ -13,7 +13,7 @@ from tests.rtpjax.engine import tiny
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
-    return tiny.make_runner()
+    return tiny.runner()
 
 
 def test_calls_played_again_choose_the_same(
