@@ -1,32 +1,51 @@
 # make serve    serve a model on START_PORT (8088); the embedded SmolLM2-135M unless CHECKPOINT_PATH is set
 # make test     run the tests (minutes; needs no GPU)
 # make test-all also the long tests, those against transformers on torch, and other clients
+# make nightly  everything there is, with thousands of new examples; before a release
 # make check    format, lint, types, import directions
 # make gpu-check  compile kernels and whole steps for GPUs and hold them to a budget; needs no GPU
 # make gpu-test   the tests of that check which need the GPU compiler
+# docs/testing.md says more of each.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A machine with an NVIDIA GPU gets JAX's CUDA build.
-EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo ,cuda12)
+# A machine with an NVIDIA GPU gets JAX's build for the newest CUDA that its driver runs.
+EXTRA := $(shell .ci/jax_extra)
 CLIENTS := $(basename $(notdir $(wildcard tests/e2e/clients/*.txt)))
 GPU_CHECK := $(VENV)/gpu-check
-# Two workers, each with whole files: what a file compiles is compiled once. In the order of folders, so that the files
-# of tests/e2e, each of which takes minutes for a few tests, are not the last ones.
+# Two workers, each with whole files, in the order that tests/conftest.py gives them.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest --durations=25
+# Of the thousands of files that are installed only those that are imported become bytecode.
+INSTALL := -m pip --disable-pip-version-check --quiet install --no-compile
+PIP_INSTALL := $(BIN)/python $(INSTALL)
+# Of the examples that `make nightly` draws; a number draws those of an earlier run again.
+SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: serve test test-all check gpu-check gpu-test clean
+.PHONY: serve test test-ci test-all nightly check gpu-check gpu-test clean
 
 serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m "not slow and not nightly and not reference" $(PYTEST_ARGS)
 
+# What .ci/run runs: also those against transformers on torch.
+test-ci: $(VENV)/reference
+	$(PYTEST) $(PARALLEL) -m "not slow and not nightly" $(PYTEST_ARGS)
+
+test-all: export RTPJAX_CLIENTS = $(CURDIR)/$(VENV)/clients
 test-all: $(VENV)/reference $(CLIENTS:%=$(VENV)/clients/%/installed)
-	RTPJAX_CLIENTS=$(CURDIR)/$(VENV)/clients $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m "not nightly" $(PYTEST_ARGS)
+
+nightly: export RTPJAX_CLIENTS = $(CURDIR)/$(VENV)/clients
+nightly: $(VENV)/reference $(CLIENTS:%=$(VENV)/clients/%/installed)
+	@echo "Examples are drawn with SEED=$(SEED): make nightly SEED=$(SEED) draws them again."
+	$(PYTEST) $(PARALLEL) --hypothesis-profile=nightly --hypothesis-seed=$(SEED) $(PYTEST_ARGS) \
+	  || { echo "Failed with SEED=$(SEED)."; exit 1; }
+	$(MAKE) gpu-check GPU_CHECK_ARGS=--all
+	$(MAKE) gpu-test
 
 check: $(VENV)/test
 	$(BIN)/ruff format --check .
@@ -48,29 +67,31 @@ clean:
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "rtpjax needs Python 3.11 or later; set PYTHON=/path/to/python3.11"; exit 1; }
+	  || { echo "rtpjax needs Python 3.11 or later; set PYTHON=/path/to/python3.13"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' \
+	  || echo "Python 3.11 gets JAX 0.10, the last for it; with PYTHON=/path/to/python3.13 you get the newest."
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/serve: $(VENV)/python pyproject.toml
 	@echo "Installing rtpjax into $(VENV) (about a minute the first time) ..."
-	$(PIP) install -e ".[base$(EXTRA)]"
+	$(PIP_INSTALL) -e ".[base$(EXTRA)]"
 	@touch $@
 
 $(VENV)/test: $(VENV)/python pyproject.toml
 	@echo "Installing rtpjax and its test tools into $(VENV) (about a minute the first time) ..."
-	$(PIP) install -e ".[test$(EXTRA)]"
+	$(PIP_INSTALL) -e ".[test$(EXTRA)]"
 	@touch $@ $(VENV)/serve
 
 $(VENV)/reference: $(VENV)/test
-	$(PIP) install -e ".[reference]"
+	$(PIP_INSTALL) -e ".[reference]"
 	@touch $@
 
 # Clients whose requirements exclude ours or each other's; tests/e2e/clients says what each needs.
 $(VENV)/clients/%/installed: tests/e2e/clients/%.txt $(VENV)/python
 	@echo "Installing the client $* ..."
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	$(@D)/bin/python $(INSTALL) -r $<
 	@touch $@
 
 # The GPU compiler lives in an environment of its own, which sees the packages of the other one: where
@@ -81,6 +102,9 @@ $(GPU_CHECK)/ready: $(VENV)/serve
 	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > \
 	  "$$($(GPU_CHECK)/bin/python -c 'import site; print(site.getsitepackages()[0])')/rtpjax-base.pth"
 	version=$$($(BIN)/python -c 'import jaxlib.version as v; print(v.__version__)') && \
-	  $(GPU_CHECK)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
-	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version 'nvidia-cuda-nvcc-cu12>=12.8,<13'
+	  case $$version in \
+	    0.10.*) cuda=cuda12 nvcc='nvidia-cuda-nvcc-cu12>=12.8,<13' ;; \
+	    *) cuda=cuda13 nvcc='nvidia-cuda-nvcc>=13,<14' ;; \
+	  esac && \
+	  $(GPU_CHECK)/bin/python $(INSTALL) --no-deps jax-$$cuda-plugin==$$version jax-$$cuda-pjrt==$$version "$$nvcc"
 	@touch $@

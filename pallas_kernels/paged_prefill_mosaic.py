@@ -97,7 +97,10 @@ def paged_prefill_mosaic(
 
 def _scratch(head_dim: int, dtype: Any, tiling: Tiling) -> dict[str, Any]:
     """Shared memory and barriers of a program."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    # JAX 0.12 declares a method abstract that these two leave out and nothing calls.
+    tiling_of = plgpu.TilingTransform((8, 64))  # type: ignore[reportAbstractUsage]
+    swizzle = plgpu.SwizzleTransform(128)  # type: ignore[reportAbstractUsage]
+    transforms = (tiling_of, swizzle)
     stages = tiling.num_stages
     kv = plgpu.SMEM((stages, BLOCK_S, head_dim), dtype, transforms=transforms)
     ready = plgpu.Barrier(num_arrivals=tiling.num_copies, num_barriers=stages)

@@ -1,7 +1,7 @@
 # rtpjax on CPUs:  docker build -f deploy/docker/cpu.Dockerfile -t rtpjax:cpu .
 #   docker run -p 8088:8088 -v rtpjax-cache:/cache -v /models/llama:/model:ro \
 #     -e CHECKPOINT_PATH=/model rtpjax:cpu
-FROM python:3.12-slim
+FROM python:3.13-slim
 
 ENV RTPJAX_CACHE=/cache PYTHONUNBUFFERED=1
 WORKDIR /src

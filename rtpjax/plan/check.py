@@ -25,7 +25,7 @@ from typing import Any
 from rtpjax.engine.wants import VARIANTS
 from rtpjax.plan import topology
 from rtpjax.plan.job import ChooseJob, Job, StepJob
-from rtpjax.plan.jobs import GPUS, all_jobs
+from rtpjax.plan.jobs import GPUS, all_jobs, usual_jobs
 from rtpjax.plan.workers import Workers
 
 _ROOT = Path(__file__).parents[2]
@@ -203,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the check; 1 if anything is past its limit."""
     parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__)
     parser.add_argument("--gpu", action="append", help="only this GPU (may be repeated)")
+    parser.add_argument("--all", action="store_true", help="also what only releases need")
     parser.add_argument("--only", default="", help="only jobs whose name contains this")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/rtpjax/gpu-check"))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -212,12 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem is not None:
         print(problem, file=sys.stderr)
         return 2
-    jobs = [job for job in all_jobs(args.gpu or GPUS) if args.only in str(job)]
+    listed = all_jobs if args.all else usual_jobs
+    jobs = [job for job in listed(args.gpu or GPUS) if args.only in str(job)]
     started = time.perf_counter()
     results = _run_all(jobs, find_ptxas(), args.cache.expanduser(), args.workers)
     if args.json:
-        listed = [dataclasses.asdict(j) | {"result": r} for j, r in zip(jobs, results, strict=True)]
-        args.json.write_text(json.dumps(listed, indent=1))
+        told = [dataclasses.asdict(j) | {"result": r} for j, r in zip(jobs, results, strict=True)]
+        args.json.write_text(json.dumps(told, indent=1))
     num_failed = _summarize(jobs, results)
     print_slowest(jobs, results)
     used = os.times()

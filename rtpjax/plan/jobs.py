@@ -19,10 +19,16 @@ QUANTIZED_STEPS = ALL_STEPS[1:]
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Steps of a model on some GPUs; StepJob documents the fields."""
+    """Steps of a model on some GPUs; StepJob documents the other fields.
+
+    Attributes:
+        gpus: What all_jobs has.
+        usual: Those of them that usual_jobs has.
+    """
 
     model: str
     gpus: tuple[str, ...] = GPUS
+    usual: tuple[str, ...] = GPUS
     tp_size: int = 1
     steps: tuple[Step, ...] = ALL_STEPS
     quantization: str | None = None
@@ -36,20 +42,22 @@ class Steps:
 
 
 STEPS = (
-    Steps("smollm2-135m"),
-    Steps("qwen2.5-0.5b"),
+    Steps("smollm2-135m", usual=("l4", "h100")),
+    Steps("qwen2.5-0.5b", usual=("a100", "b200")),
     Steps("llama-3.1-8b"),
-    Steps("llama-3.1-8b", steps=QUANTIZED_STEPS, quantization="int8"),
+    Steps("llama-3.1-8b", usual=("h100",), steps=QUANTIZED_STEPS, quantization="int8"),
     Steps("llama-3.1-8b", ("h100",), steps=QUANTIZED_STEPS, quantization="int4"),
     Steps("llama-3.1-8b", ("h100",), steps=QUANTIZED_STEPS, quantization="fp8"),
-    Steps("llama-3.1-8b", ("a100", "h100"), steps=QUANTIZED_STEPS, cache="int8"),
-    Steps("llama-3.1-8b", ("h100", "b200"), steps=QUANTIZED_STEPS, cache="fp8"),
-    Steps("qwen3-8b"),
-    Steps("qwen3-32b", tp_size=4),
-    Steps("llama-3.1-70b", ("h100",), tp_size=8),
+    Steps("llama-3.1-8b", ("a100", "h100"), ("a100",), steps=QUANTIZED_STEPS, cache="int8"),
+    Steps("llama-3.1-8b", ("h100", "b200"), ("b200",), steps=QUANTIZED_STEPS, cache="fp8"),
+    Steps("qwen3-8b", usual=("h100",)),
+    Steps("qwen3-32b", usual=("h100",), tp_size=4),
+    Steps("llama-3.1-70b", ("h100",), (), tp_size=8),
     Steps("qwen2.5-72b", ("a100",), tp_size=8),
-    Steps("qwen2.5-72b", ("a100",), tp_size=4, steps=QUANTIZED_STEPS, quantization="int8"),
+    Steps("qwen2.5-72b", ("a100",), (), tp_size=4, steps=QUANTIZED_STEPS, quantization="int8"),
 )
+# Two architectures of one kind: the same instructions but for fp8, which the second has.
+_SAME_KIND = {"l4": "a100"}
 
 
 def all_jobs(gpus: Collection[str] = GPUS) -> list[Job]:
@@ -57,6 +65,29 @@ def all_jobs(gpus: Collection[str] = GPUS) -> list[Job]:
     steps = [job for steps in STEPS for job in steps.jobs(gpus)]
     choices = [ChooseJob("llama-3.1-8b", gpu, 64) for gpu in gpus]
     return [*steps, *choices, *_kernels(gpus)]
+
+
+def usual_jobs(gpus: Collection[str] = GPUS) -> list[Job]:
+    """What each commit is checked with; the rest of all_jobs is for nightly runs and releases.
+
+    The steps are those of Steps.usual. A kernel's shape that two architectures of one kind take is
+    compiled for one of them, but for the first shape of each implementation.
+    """
+    rarely = {job for s in STEPS for job in s.jobs(gpus) if job.gpu not in s.usual}
+    jobs = [job for job in all_jobs(gpus) if job not in rarely]
+    present = set(jobs)
+    firsts: dict[tuple[str, str, str], Job] = {}
+    for job in jobs:
+        if isinstance(job, KernelJob):
+            firsts.setdefault((job.op, job.implementation, job.gpu), job)
+
+    def is_repeated(job: Job) -> bool:
+        if not isinstance(job, KernelJob) or job.gpu not in _SAME_KIND:
+            return False
+        twin = dataclasses.replace(job, gpu=_SAME_KIND[job.gpu])
+        return twin in present and job not in firsts.values()
+
+    return [job for job in jobs if not is_repeated(job)]
 
 
 def _kernels(gpus: Collection[str]) -> Iterator[KernelJob]:

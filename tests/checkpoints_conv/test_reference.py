@@ -12,13 +12,12 @@ from checkpoints_conv.convert import Conversion, convert
 from checkpoints_conv.readers import open_checkpoint
 from tests.checkpoints_conv import tiny
 
-torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.reference
 
-
+@pytest.mark.reference
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_transformers_loads_a_converted_gguf(tmp_path: Path, family: str, is_tied: bool) -> None:
+    torch = pytest.importorskip("torch")
     config = tiny.config(family, tie_word_embeddings=is_tied)
     path = tiny.write_gguf(tmp_path / "m.gguf", config, tiny.weights(config))
     convert(path, tmp_path / "out", Conversion(has_progress=False))

@@ -5,16 +5,11 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 
-import jax
-import jax.numpy as jnp
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rtpjax import sharding
-from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.runner import Runner
-from rtpjax.models import ModelConfig, abstract_state
-from tests.golden import cases
+from rtpjax.models import ModelConfig
 from tests.rtpjax.engine import tiny
 
 SPECIAL = ("<|end|>", "<|start|>", "<|mark|>")
@@ -70,29 +65,10 @@ def encode(text: str) -> tuple[int, ...]:
 def runner() -> Runner:
     """Compiled once."""
     model = ModelConfig.from_hf(tiny.HF_CONFIG | {"max_position_embeddings": 2048})
-    mesh = sharding.make_mesh(1)
-    params = {
-        name: jax.device_put(
-            jnp.asarray(cases.weight(name, spec.shape)),
-            sharding.named_sharding(mesh, spec.axes, spec.shape),
-        )
-        for name, spec in abstract_state(model, tiny.FP32).items()
-    }
-    made = Runner(CONFIG, model, params, mesh, len(tokenizer()))
-    made.compile()
-    return made
+    return tiny.make_runner(CONFIG, model, len(tokenizer()))
 
 
-class CheckedEngine(LLMEngine):
-    """An engine whose books are checked after each step."""
-
-    def step(self):
-        outputs = super().step()
-        self.check_integrity()
-        return outputs
-
-
-def make_engine(**settings) -> CheckedEngine:
+def make_engine(**settings) -> tiny.CheckedEngine:
     runner().reset()
     config = dataclasses.replace(CONFIG, **settings)
-    return CheckedEngine(runner(), config, tokenizer(), [end_id()])
+    return tiny.CheckedEngine(runner(), config, tokenizer(), [end_id()])

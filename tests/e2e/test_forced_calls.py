@@ -82,6 +82,6 @@ def test_forced_calls_fit_their_schemas() -> None:
     check_forced_calls(0, 100)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_thousand_forced_calls_fit_their_schemas() -> None:
     check_forced_calls(100, 1000)

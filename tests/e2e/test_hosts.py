@@ -1,6 +1,7 @@
 """Real groups of processes on one machine: the same tokens as one device, and every way to die.
 
-Each group compiles its programs: these tests take minutes.
+Each group is several server processes that compile their programs. One of them runs in every test
+run; what the others show besides is tested within one process in tests/rtpjax/distributed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ import requests
 from tests.e2e.conftest import Server
 from tests.e2e.hosts import Group, write_model
 from tests.rtpjax.engine import tiny
-
-pytestmark = pytest.mark.slow
 
 PROMPTS = [list(tiny.prompt(length, seed=length)) for length in (1, 5, 12, 33, 50)]
 LONG = 4000  # tokens: under way for as long as a test needs
@@ -95,24 +94,65 @@ def seconds_to_unready(server: Server) -> float:
     return time.monotonic() - started
 
 
-def test_two_processes_of_four_devices_choose_the_tokens_of_one(
+def alone(folder: Path, model: Path) -> Group:
+    """One process with one device."""
+    return Group(folder, 1, 1, CHECKPOINT_PATH=str(model), COORDINATOR_ADDRESS="")
+
+
+def check_same(group: Group, one: Group) -> None:
+    """Tokens and log-probabilities are those of one device."""
+    for prompt in PROMPTS:
+        found = complete(group.leader, prompt, logprobs=1)
+        expected = complete(one.leader, prompt, logprobs=1)
+        assert found["text"] == expected["text"]
+        for a, b in zip(
+            found["logprobs"]["token_logprobs"], expected["logprobs"]["token_logprobs"], strict=True
+        ):
+            assert abs(a - b) < 1e-4
+    check_followers_know_the_slots(group)
+
+
+def check_followers_know_the_slots(group: Group) -> None:
+    """State of a slot that only some requests have reaches the followers too."""
+    allowed = complete(group.leader, PROMPTS[2], allowed_token_ids=[70, 71])
+    assert set(allowed["text"].split()) <= {"70", "71"}
+
+
+def check_ends(group: Group, how: signal.Signals) -> None:
+    """A follower that dies or hangs under load ends the group, and every request in an error."""
+    running = [OpenRequest(group.leader, stream=True) for _ in range(2)]
+    for request in running:
+        request.wait_flowing()
+    # Two run at once; these wait in the queue.
+    waiting = [OpenRequest(group.leader, stream=s) for s in (True, False, False)]
+    time.sleep(1)
+    group.followers[0].process.send_signal(how)
+    assert seconds_to_unready(group.leader) < 10
+    for request in (*running, *waiting):
+        request.assert_ended_in_error()
+    assert group.leader.process.wait(20) == 1, group.logs()
+
+
+def test_two_processes_choose_the_tokens_of_one_until_one_is_killed(
     model: Path, tmp_path: Path
 ) -> None:
-    alone = Group(tmp_path / "one", 1, 1, CHECKPOINT_PATH=str(model), COORDINATOR_ADDRESS="")
-    with alone:
-        expected = [complete(alone.leader, p, logprobs=1) for p in PROMPTS]
-    with Group(tmp_path / "eight", 2, 4, CHECKPOINT_PATH=str(model)) as group:
-        for prompt, one in zip(PROMPTS, expected, strict=True):
-            eight = complete(group.leader, prompt, logprobs=1)
-            assert eight["text"] == one["text"]
-            for a, b in zip(
-                eight["logprobs"]["token_logprobs"], one["logprobs"]["token_logprobs"], strict=True
-            ):
-                assert abs(a - b) < 1e-4
-        # State of a slot that only some requests have reaches the followers too.
-        allowed = complete(group.leader, PROMPTS[2], allowed_token_ids=[70, 71])
-        assert set(allowed["text"].split()) <= {"70", "71"}
-        # A follower that is told to end has the leader drain: what runs ends well.
+    with (
+        Group(tmp_path / "four", 2, 2, CHECKPOINT_PATH=str(model)) as group,
+        alone(tmp_path / "one", model) as one,
+    ):
+        check_same(group, one)
+        check_ends(group, signal.SIGKILL)
+
+
+@pytest.mark.nightly
+def test_two_processes_of_four_devices_drain_when_a_follower_is_told_to_end(
+    model: Path, tmp_path: Path
+) -> None:
+    with (
+        Group(tmp_path / "eight", 2, 4, CHECKPOINT_PATH=str(model)) as group,
+        alone(tmp_path / "one", model) as one,
+    ):
+        check_same(group, one)
         running = OpenRequest(group.leader, stream=True, max_tokens=60)
         running.wait_flowing()
         group.followers[0].process.send_signal(signal.SIGTERM)
@@ -123,39 +163,29 @@ def test_two_processes_of_four_devices_choose_the_tokens_of_one(
         assert '"error"' not in running.text
 
 
+@pytest.mark.nightly
 def test_two_groups_over_two_processes_choose_the_tokens_of_one(
     model: Path, tmp_path: Path
 ) -> None:
-    alone = Group(tmp_path / "one", 1, 1, CHECKPOINT_PATH=str(model), COORDINATOR_ADDRESS="")
-    with alone:
-        expected = [complete(alone.leader, p)["text"] for p in PROMPTS]
     split = {"TP_SIZE": "2", "DP_SIZE": "2"}
-    with Group(tmp_path / "four", 2, 2, CHECKPOINT_PATH=str(model), **split) as group:
+    with (
+        Group(tmp_path / "four", 2, 2, CHECKPOINT_PATH=str(model), **split) as group,
+        alone(tmp_path / "one", model) as one,
+    ):
+        expected = [complete(one.leader, p)["text"] for p in PROMPTS]
         with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:  # so that both have rows
             found = list(pool.map(lambda p: complete(group.leader, p)["text"], PROMPTS))
         assert found == expected
-        allowed = complete(group.leader, PROMPTS[2], allowed_token_ids=[70, 71])
-        assert set(allowed["text"].split()) <= {"70", "71"}
+        check_followers_know_the_slots(group)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda s: s.name)
-def test_a_follower_that_dies_or_hangs_under_load(
-    model: Path, tmp_path: Path, how: signal.Signals
-) -> None:
+@pytest.mark.nightly
+def test_a_follower_that_hangs_under_load(model: Path, tmp_path: Path) -> None:
     with Group(tmp_path / "group", 2, 1, CHECKPOINT_PATH=str(model)) as group:
-        running = [OpenRequest(group.leader, stream=True) for _ in range(2)]
-        for request in running:
-            request.wait_flowing()
-        # Two run at once; these wait in the queue.
-        waiting = [OpenRequest(group.leader, stream=s) for s in (True, False, False)]
-        time.sleep(1)
-        group.followers[0].process.send_signal(how)
-        assert seconds_to_unready(group.leader) < 10
-        for request in (*running, *waiting):
-            request.assert_ended_in_error()
-        assert group.leader.process.wait(20) == 1, group.logs()
+        check_ends(group, signal.SIGSTOP)
 
 
+@pytest.mark.nightly
 def test_a_leader_that_dies_ends_its_followers(model: Path, tmp_path: Path) -> None:
     with Group(tmp_path / "group", 2, 1, CHECKPOINT_PATH=str(model)) as group:
         OpenRequest(group.leader, stream=True).wait_flowing()
@@ -163,6 +193,7 @@ def test_a_leader_that_dies_ends_its_followers(model: Path, tmp_path: Path) -> N
         assert group.followers[0].process.wait(20) != 0
 
 
+@pytest.mark.nightly
 def test_hosts_that_were_started_differently_do_not_start(model: Path, tmp_path: Path) -> None:
     group = Group(tmp_path / "group", 2, 1, CHECKPOINT_PATH=str(model), JOIN_TIMEOUT_S="240")
     other = group.followers[0]

@@ -20,7 +20,7 @@ import requests
 from tests.e2e.conftest import ROOT, SMALL
 
 pytest.importorskip("ray.serve", reason="needs pip install rtpjax[ray]")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 REPLICA = "ray::ServeReplica:rtpjax:replica"
 TOPICS = ("rivers", "bridges", "clocks", "glass", "salt", "maps", "tea", "snow")

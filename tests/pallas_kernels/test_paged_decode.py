@@ -21,6 +21,7 @@ from pallas_kernels.cases import (
 from pallas_kernels.paged_decode import MAX_SPLITS, Tiling, paged_decode
 from pallas_kernels.paged_tiles import Scores
 from pallas_kernels.shapes import AttentionShape
+from tests.examples import num_examples
 from tests.pallas_kernels.shapes import assert_matches
 
 SMALL = AttentionShape("small", 6, 2, 16, cache_dtype="float32")
@@ -78,7 +79,7 @@ _JITTED = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=num_examples(30, nightly=300))
 @given(
     lens=st.lists(st.integers(0, 96), min_size=5, max_size=5),
     splits=st.sampled_from([1, 4]),

@@ -20,6 +20,7 @@ from pallas_kernels.cases import (
 from pallas_kernels.paged_prefill import Tiling, paged_prefill
 from pallas_kernels.paged_tiles import Scores
 from pallas_kernels.shapes import AttentionShape
+from tests.examples import num_examples
 from tests.pallas_kernels.shapes import assert_matches
 
 FLOAT32 = AttentionShape("SmolLM2-135M float32", 9, 3, 64, cache_dtype="float32")
@@ -84,7 +85,7 @@ _SCORES = Scores(0.3, 21, None)
 _JITTED = jax.jit(partial(paged_prefill, scores=_SCORES, tiling=Tiling(16, 16), interpret=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=num_examples(30, nightly=300))
 @given(
     rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 84)), min_size=4, max_size=4),
     num_shared=st.integers(0, 4),

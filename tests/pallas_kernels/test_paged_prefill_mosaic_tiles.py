@@ -17,6 +17,7 @@ from pallas_kernels.paged_prefill_mosaic_tiles import (
     is_seen,
     tiles_of,
 )
+from tests.examples import num_examples
 
 NUM_TOKENS, NUM_ROWS = 40, 5
 tiles_of = jax.jit(tiles_of, static_argnums=(2, 3, 4))
@@ -42,7 +43,7 @@ def tiles_by_row(rows, tiling, window):
     return [i for i in range(arrays.row.size) if arrays.first_step[i] < arrays.end_step[i]], arrays
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=num_examples(40))
 @given(rows=ROWS, group=st.sampled_from([3, 16, 64]))
 def test_every_token_is_in_one_tile_and_comes_back(rows, group):
     tiling = Tiling(group, 16, 40, 2)
@@ -67,7 +68,7 @@ def test_every_token_is_in_one_tile_and_comes_back(rows, group):
     assert tokens == list(range(sum(lens)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60))
 @given(rows=ROWS, window=st.sampled_from([None, 1, 60, 128, 300]))
 def test_steps_are_what_the_tokens_of_a_tile_see(rows, window):
     tiling = Tiling(16, 16, 40, 2)

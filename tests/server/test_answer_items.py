@@ -24,6 +24,7 @@ from server.reasoning_parsers import reasoning_formats
 from server.responses_answer import ResponsesAnswer
 from server.token_text import TokenText
 from server.tool_parsers import tool_formats
+from tests.examples import num_examples
 from tests.server.reasoning_parsers.test_formats import CASES as REASONING
 from tests.server.scripted_engine import make_tokenizer
 from tests.server.tool_parsers.transcripts import TOOLS, TRANSCRIPTS
@@ -166,7 +167,7 @@ def message_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=num_examples(300))
 def test_streams_build_the_whole_answers(data: st.DataObject) -> None:
     *how, text = data.draw(st.sampled_from(CASES))
     end = data.draw(st.sampled_from(["stop", "length"]))
@@ -308,7 +309,7 @@ def test_what_is_no_object_is_text_in_the_messages_api(text: str, good: str) -> 
     st.booleans(),
     st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=num_examples(300))
 def test_every_beginning_of_an_object_is_one(value: Any, is_ascii: bool, data: Any) -> None:
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return

@@ -127,7 +127,8 @@ def test_min_tokens_and_stop_strings() -> None:
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
-    return tiny.make_runner()
+    tiny.runner().reset()
+    return tiny.runner()
 
 
 @pytest.mark.reference

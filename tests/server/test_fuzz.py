@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis.strategies as st
@@ -58,12 +59,14 @@ CALLING = st.fixed_dictionaries(
     },
 )
 OPENAI_KEYS = {"message", "type", "param", "code"}
-SETTINGS = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(autouse=True)
+def is_healthy(server: LiveServer) -> Iterator[None]:
+    """After all bodies of a test the server still takes requests."""
+    yield
+    assert server.client.get("/health").status_code == 200
 
 
 def check(server: LiveServer, path: str, content: bytes) -> None:
@@ -75,7 +78,6 @@ def check(server: LiveServer, path: str, content: bytes) -> None:
         assert set(error) == ({"message", "type"} if is_anthropic else OPENAI_KEYS)
         assert error["message"]
         assert len(error["message"]) < 500
-    assert server.client.get("/health").status_code == 200
 
 
 @SETTINGS
@@ -154,7 +156,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("path", OTHERS)
-@settings(SETTINGS, max_examples=60)
+@SETTINGS
 @given(data=st.data())
 def test_other_routes(server: LiveServer, path: str, data: st.DataObject) -> None:
     model, main, always = OTHERS[path]

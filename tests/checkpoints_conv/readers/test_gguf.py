@@ -17,6 +17,7 @@ from rtpjax.errors import CheckpointError
 from rtpjax.gguf_file import read_gguf
 from rtpjax.models import ModelConfig
 from tests.checkpoints_conv import tiny
+from tests.examples import num_examples
 
 Type = gguf.GGMLQuantizationType
 
@@ -175,7 +176,7 @@ def test_header_is_what_the_gguf_library_reads(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60))
 @given(fraction=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_named_with_both_sizes(
     tmp_path_factory: pytest.TempPathFactory, fraction: float
@@ -194,7 +195,7 @@ def test_a_truncated_file_is_named_with_both_sizes(
     assert max(numbers) > size
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=num_examples(80))
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_a_damaged_header_is_an_error_of_ours_or_none(
     tmp_path_factory: pytest.TempPathFactory, position: float, value: int

@@ -14,6 +14,7 @@ from checkpoints_conv.readers import open_checkpoint
 from checkpoints_conv.readers.safetensors import DTYPES
 from rtpjax.errors import CheckpointError
 from tests.checkpoints_conv import tiny
+from tests.examples import num_examples
 
 
 def test_our_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_fp8_is_e4m3fn() -> None:
     assert DTYPES["F8_E4M3"] == ml_dtypes.float8_e4m3fn
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=num_examples(40))
 @given(fraction=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_named_with_both_sizes(
     tmp_path_factory: pytest.TempPathFactory, fraction: float

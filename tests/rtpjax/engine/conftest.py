@@ -8,7 +8,7 @@ from tests.rtpjax.engine import tiny
 
 @pytest.fixture(scope="session")
 def compiled() -> Runner:
-    return tiny.make_runner()
+    return tiny.runner()
 
 
 @pytest.fixture

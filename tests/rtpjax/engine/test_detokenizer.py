@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from rtpjax.engine.detokenizer import MAX_WINDOW_TOKENS, Detokenizer
+from tests.examples import num_examples
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog, naïvely: don't stop!"] * 8
 HARD_TEXTS = [
@@ -87,7 +88,7 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=num_examples(300))
 @given(data=st.data())
 def test_joined_increments_are_the_decoded_ids(name, data):
     tokenizer = TOKENIZERS[name]()
@@ -100,7 +101,7 @@ def test_joined_increments_are_the_decoded_ids(name, data):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=num_examples(150))
 @given(text=st.text(max_size=40), cut=st.integers(0, 40), push_len=st.integers(1, 5))
 def test_output_continues_the_prompt(name, text, cut, push_len):
     tokenizer = TOKENIZERS[name]()
@@ -235,7 +236,7 @@ def test_stop_completed_by_the_flush():
     assert detokenizer.stop_reason == "🦊"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=num_examples(300))
 @given(
     text=st.text("ab🦊", max_size=30),
     stop=st.lists(st.text("ab🦊", min_size=1, max_size=4), min_size=1, max_size=3),

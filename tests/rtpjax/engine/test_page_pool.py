@@ -2,6 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtpjax.engine.page_pool import PagePool
+from tests.examples import num_examples
 
 
 def name(i: int) -> bytes:
@@ -92,7 +93,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=num_examples(200))
 @given(num_pages=st.integers(2, 8), operations=OPERATIONS)
 def test_random_operations_keep_the_books(num_pages, operations):
     pool, holders, names = PagePool(num_pages), [], {}

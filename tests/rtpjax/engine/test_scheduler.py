@@ -20,6 +20,7 @@ from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
+from tests.examples import num_examples
 
 END = 0
 NUM_TOKENS = 6
@@ -388,7 +389,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = hypothesis.settings(
-    max_examples=150, stateful_step_count=30, deadline=None
+    max_examples=num_examples(150), stateful_step_count=30
 )
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rtpjax.engine.detokenizer import Detokenizer
 from rtpjax.engine.stop_sequences import StopSequences
+from tests.examples import num_examples
 from tests.rtpjax.engine import tiny
 
 TOKENS = st.lists(st.integers(3, 6), max_size=14)
@@ -24,7 +25,7 @@ def expected(tokens: list[int], stops: list[list[int]], min_tokens: int) -> tupl
     return tokens, []
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=num_examples(500))
 @given(tokens=TOKENS, stops=SEQUENCES, min_tokens=st.integers(0, 5))
 def test_finds_what_a_search_finds(tokens, stops, min_tokens):
     follower = StopSequences([tuple(stop) for stop in stops], min_tokens)
@@ -41,7 +42,7 @@ def test_finds_what_a_search_finds(tokens, stops, min_tokens):
     assert (text, list(stop)) == expected(tokens, stops, min_tokens)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=num_examples(200))
 @given(tokens=TOKENS, stops=SEQUENCES, push_len=st.integers(1, 4), is_kept=st.booleans())
 def test_text_before_a_stop_is_kept(tokens, stops, push_len, is_kept):
     detokenizer = Detokenizer(

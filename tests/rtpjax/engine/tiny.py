@@ -93,6 +93,12 @@ def make_runner(
     return runner
 
 
+@cache
+def runner() -> Runner:
+    """The one of CONFIG, compiled once for all tests of a process; reset it before use."""
+    return make_runner()
+
+
 class CheckedEngine(LLMEngine):
     """An engine whose books are checked after each step."""
 

@@ -134,6 +134,29 @@ def test_every_op_has_shapes_and_every_implementation_a_job():
     assert sum(isinstance(j, ChooseJob) for j in all_jobs) == 4
 
 
+def test_each_commit_has_every_kernel_and_kind_of_step_on_some_gpu():
+    """Only GPUs are left out, and of kernels only the L4 where the A100 takes the same shape."""
+    every, usual = jobs.all_jobs(), jobs.usual_jobs()
+    assert [job for job in every if job in set(usual)] == usual
+    left_out = [job for job in every if job not in set(usual)]
+    assert len(usual) < 0.75 * len(every)
+
+    def kinds(of):
+        anywhere = {"gpu": "", "model": "", "tp_size": 0}
+        return {dataclasses.replace(j, **anywhere) for j in of if isinstance(j, StepJob)}
+
+    assert kinds(usual) == kinds(every)
+    steps = {(j.model, j.gpu) for j in usual if isinstance(j, StepJob)}
+    assert {("llama-3.1-8b", gpu) for gpu in jobs.GPUS} <= steps
+    for job in left_out:
+        if isinstance(job, KernelJob):
+            assert job.gpu == "l4" and dataclasses.replace(job, gpu="a100") in usual
+    implementations = {(j.op, j.implementation, j.gpu) for j in every if isinstance(j, KernelJob)}
+    assert implementations == {
+        (j.op, j.implementation, j.gpu) for j in usual if isinstance(j, KernelJob)
+    }
+
+
 def test_an_op_without_shapes_fails():
     with pytest.raises(ValueError, match="op new has no shapes"):
         kernel_cases.cases(Op("new").name)

@@ -12,6 +12,7 @@ from server.answer_parser import AnswerParser, AnswerSyntax
 from server.parsing.events import Message, fold
 from server.reasoning_parsers import find_reasoning_format, reasoning_formats
 from server.tool_parsers import tool_formats
+from tests.examples import num_examples
 
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 HARMONY_CALL = "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>"
@@ -89,7 +90,7 @@ def test_cases(name: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=num_examples(200))
 def test_cut_anywhere(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CASES)))
     text, is_open, *_ = data.draw(st.sampled_from(CASES[name]))

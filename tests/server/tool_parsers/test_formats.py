@@ -15,6 +15,7 @@ from server.parsing.calls import Calls
 from server.parsing.events import Message, ToolCallArguments, ToolCallStart, fold
 from server.parsing.source import Parser
 from server.tool_parsers import check_tool_format, find_tool_format, tool_formats
+from tests.examples import num_examples
 from tests.server.tool_parsers.transcripts import TOOLS, TRANSCRIPTS, Transcript
 
 CASES = [
@@ -62,7 +63,7 @@ def test_transcript(name: str, case: Transcript) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=num_examples(400))
 def test_cut_anywhere(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(TRANSCRIPTS)))
     text = data.draw(st.sampled_from(TRANSCRIPTS[name])).text
@@ -72,7 +73,7 @@ def test_cut_anywhere(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=num_examples(600))
 def test_any_text_is_the_same_however_cut_and_nothing_is_lost(data: st.DataObject) -> None:
     """Mutated and mixed transcripts; text without a call comes back to the letter."""
     name = data.draw(st.sampled_from(sorted(TRANSCRIPTS)))
