@@ -4,6 +4,7 @@
 # make nightly  everything there is, with thousands of new examples; before a release
 # make check    format, lint, types, import directions
 # make gpu-check  compile kernels and whole steps for GPUs and hold them to a budget; needs no GPU
+# make lab-kit   a folder to take to a machine with a GPU and no network; lab-kit-test proves it without either
 # make gpu-test   the tests of that check which need the GPU compiler
 # docs/testing.md says more of each.
 
@@ -23,7 +24,7 @@ PIP_INSTALL := $(BIN)/python $(INSTALL)
 # Of the examples that `make nightly` draws; a number draws those of an earlier run again.
 SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: serve test test-ci test-all nightly check gpu-check gpu-test clean
+.PHONY: serve test test-ci test-all nightly check gpu-check gpu-test lab-kit lab-kit-test clean
 
 serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
@@ -61,6 +62,14 @@ gpu-check: $(GPU_CHECK)/ready
 # What the tests of the check itself compile.
 gpu-test: $(VENV)/test $(GPU_CHECK)/ready
 	JAX_PLATFORMS=cpu $(GPU_CHECK)/bin/python -m pytest tests/rtpjax/plan/test_analyze.py $(PYTEST_ARGS)
+
+lab-kit: $(VENV)/python
+	@$(BIN)/python -m rtpjax.lab.kit build build/lab-kit
+
+# Stages of the lab to run there in miniature; none for the server alone.
+LAB_STAGES ?= facts,server
+lab-kit-test: lab-kit
+	@$(BIN)/python -m rtpjax.lab.kit test build/lab-kit $(LAB_STAGES)
 
 clean:
 	rm -rf $(VENV) *.egg-info

@@ -189,9 +189,10 @@ _NOWHERE = {
 
 def _can_unshare() -> bool:
     tried = ["unshare", "--map-root-user", "--net", "true"]
-    return bool(shutil.which("unshare")) and not subprocess.run(
-        tried, capture_output=True, check=False
-    ).returncode
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(tried, capture_output=True, check=False).returncode
+    )
 
 
 def simulated_machine(folder: Path) -> Path:
@@ -202,6 +203,7 @@ def simulated_machine(folder: Path) -> Path:
     """
     machine = read_machine()
     packages = [f"{n}=={v}" if v else n for n, v in machine["packages"].items()]
+    folder = folder.resolve()
     python, stamp = folder / "bin" / "python", folder / "packages"
     if stamp.is_file() and stamp.read_text() == "\n".join(packages):
         return python
