@@ -52,6 +52,7 @@ STEPS = (
     Steps("llama-3.1-8b", ("h100", "b200"), ("b200",), steps=QUANTIZED_STEPS, cache="fp8"),
     Steps("qwen3-8b", usual=("h100",)),
     Steps("qwen3-32b", usual=("h100",), tp_size=4),
+    Steps("qwen3-30b-a3b", ("h100",), steps=(("decode", 8), ("decode", 64))),
     Steps("llama-3.1-70b", ("h100",), (), tp_size=8),
     Steps("qwen2.5-72b", ("a100",), tp_size=8),
     Steps("qwen2.5-72b", ("a100",), (), tp_size=4, steps=QUANTIZED_STEPS, quantization="int8"),

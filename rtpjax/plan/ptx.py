@@ -19,6 +19,7 @@ A loop that waits for all its copies (`wait_group 0`) has one buffer: it compute
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import subprocess
 from collections.abc import Sequence
@@ -111,9 +112,9 @@ def read_dump(folder: Path, target: str, ptxas: str | None) -> list[Resources]:
 
 def kernels_of(text: str) -> dict[str, str]:
     """The text of each kernel in a file of PTX, by name."""
-    starts = [*_ENTRY.finditer(text)]
-    ends = [m.start() for m in starts[1:]] + [len(text)]
-    return {m.group(1): text[m.start() : end] for m, end in zip(starts, ends, strict=True)}
+    found = [*_ENTRY.finditer(text)]
+    bounds = itertools.pairwise([*(m.start() for m in found), len(text)])
+    return {m.group(1): text[first:end] for m, (first, end) in zip(found, bounds, strict=True)}
 
 
 def buffers_of(body: str) -> int | None:

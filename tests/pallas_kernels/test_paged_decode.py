@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from pallas_kernels.cases import (
 )
 from pallas_kernels.paged_decode import MAX_SPLITS, Tiling, paged_decode
 from pallas_kernels.paged_tiles import Scores
+from pallas_kernels.registry import Target, tracing_for
 from pallas_kernels.shapes import AttentionShape
 from tests.examples import num_examples
 from tests.pallas_kernels.shapes import assert_matches
@@ -88,6 +90,35 @@ _JITTED = {
 def test_any_lengths(lens, splits, num_shared):
     operands = case(SMALL, [1] * 5, lens, page_size=8, max_pages=12, num_shared=num_shared)
     assert_matches(_JITTED[splits](operands), operands, Scores(0.3, 21, None))
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 8, 16, 32, 128])
+def test_pages_smaller_and_larger_than_a_tile(page_size):
+    """A tile is in one page, or gathers one id a token; the last row fills its table."""
+    lens = [0, 1, page_size, 31, 32, 33, 128]
+    shape = dataclasses.replace(SMALL, cache_dtype="int8")
+    for small in (SMALL, shape):
+        check(
+            small,
+            lens,
+            page_size=page_size,
+            tiling=Tiling(2, 16),
+            max_pages=-(-128 // page_size),
+            scores=Scores(0.3, 50, None),
+        )
+
+
+def test_three_stages_where_shared_memory_suffices():
+    """Two tiles of float32 heads of 256 with 64 query heads do not fit 99 KB, even of 16 tokens."""
+    shape = AttentionShape("large", 64, 1, 256, cache_dtype="float32")
+    operands = jax.eval_shape(lambda: case(shape, [1], [1]))
+
+    def tiling(capability):
+        with tracing_for(Target("gpu", capability)):
+            chosen = Tiling.of(operands)
+        return chosen.block_s, chosen.num_stages
+
+    assert (tiling(89), tiling(80)) == ((16, 2), (16, 3))
 
 
 def test_few_rows_are_split_and_many_are_not():

@@ -19,6 +19,7 @@ from pallas_kernels.cases import (
 )
 from pallas_kernels.paged_prefill import Tiling, paged_prefill
 from pallas_kernels.paged_tiles import Scores
+from pallas_kernels.registry import Target, tracing_for
 from pallas_kernels.shapes import AttentionShape
 from tests.examples import num_examples
 from tests.pallas_kernels.shapes import assert_matches
@@ -74,6 +75,39 @@ def test_tiles_rows_and_shared_pages(block_m):
         scores=Scores(0.2, 30, 5.0),
         num_shared=3,
     )
+
+
+@pytest.mark.parametrize("page_size", [3, 8, 32, 128])
+def test_pages_smaller_and_larger_than_a_tile(page_size):
+    """A tile is in one page, or gathers one id a token."""
+    check(
+        SMALL,
+        [1, 20, 33, 0],
+        [31, 64, 33, 0],
+        page_size=page_size,
+        tiling=Tiling(16, 16),
+        max_pages=-(-64 // page_size),
+        scores=Scores(0.2, 30, None),
+    )
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "cache", "tilings"),
+    [
+        (128, "bfloat16", {80: (128, 32), 89: (128, 32), 90: (128, 64), 100: (128, 64)}),
+        (64, "bfloat16", {80: (128, 32), 100: (128, 32)}),
+        (128, "int8", {80: (64, 32), 90: (128, 64)}),
+        (256, "bfloat16", {80: (64, 32), 89: (64, 16), 90: (64, 32)}),
+    ],
+)
+def test_tiles_are_as_large_as_registers_and_shared_memory_allow(head_dim, cache, tilings):
+    shape = AttentionShape("any", 8, 2, head_dim, cache_dtype=cache)
+    operands = jax.eval_shape(lambda: case(shape, [1], [1]))
+    for capability, want in tilings.items():
+        with tracing_for(Target("gpu", capability)):
+            tiling = Tiling.of(operands)
+        assert (tiling.block_m, tiling.block_s) == want
+        assert tiling.num_stages == 3
 
 
 def test_only_unused_rows():

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import row_matmul as op
 from pallas_kernels.quantized import Quantized, pack_int4
-from pallas_kernels.registry import Target, UnsupportedError, tracing_for
+from pallas_kernels.registry import Target, UnsupportedError, tracing_for, using
 from pallas_kernels.sharded import MeshAxes, sharded_quantized_matmul, sharded_row_matmul
 
 BF16 = jnp.dtype(jnp.bfloat16)
@@ -268,3 +268,84 @@ def test_what_the_kernel_refuses():
             op.OP.choose("pallas", case(1, 64, (16,), dtype=jnp.float16, normed=True), around)
         assert op.OP.choose(None, case(64, 64, (16,)), around).name == "pallas"
     assert op.OP.choose(None, case(64, 64, (16,)), around).name == "xla"
+
+
+def tiling_at(capability, operands, around, **options):
+    with tracing_for(Target("gpu", capability)):
+        return str(op.Tiling.of(operands, around, **options))
+
+
+def shapes(T, num_inputs, outputs, *, normed=False, is_int4=False):
+    def array(*shape, dtype=BF16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def weight(n):
+        if not is_int4:
+            return array(n, num_inputs)
+        numbers = array(n, num_inputs // 2, dtype=jnp.dtype(jnp.uint8))
+        return Quantized(numbers, array(n, num_inputs // 128, dtype=FLOAT32), None)
+
+    weights = tuple(weight(n) for n in outputs)
+    norm = array(num_inputs) if normed else None
+    return op.Operands(array(T, num_inputs), weights, (None,) * len(weights), norm, None)
+
+
+def llama(T, what, **options):
+    """Shapes of Llama-3.1-8B's gate and up, or down."""
+    if what == "down":
+        return shapes(T, 14336, (4096,), **options), op.Around(None, 0.0, BF16)
+    operands = shapes(T, 4096, (14336, 14336), normed=True, **options)
+    return operands, op.Around("silu", 0.0, BF16)
+
+
+def test_programs_are_wide_where_all_of_x_would_be_read_most_often():
+    gate_up, down = llama(64, "gate_up"), llama(64, "down")
+    assert [tiling_at(gpu, *gate_up) for gpu in (80, 89, 90)] == [
+        "n64/k128/s4/w8",
+        "n64/k128/s3/w8",  # 99 KB of shared memory
+        "n64/k128/s4/w8",
+    ]
+    assert tiling_at(90, *down) == "n64/k128/s4/w4"
+    assert tiling_at(90, *llama(33, "down")) == "n64/k128/s4/w4"
+    assert tiling_at(90, *llama(32, "down")) == "n32/k256/s3/w4"
+    assert tiling_at(90, *llama(64, "down"), widest=32) == "n32/k128/s4/w4"
+    assert tiling_at(90, *llama(64, "gate_up"), widest=32) == "n32/k128/s3/w4"
+    assert tiling_at(90, shapes(64, 896, (896,)), down[1]) == "n16/k128/s4/w4"
+    int4 = llama(64, "gate_up", is_int4=True)
+    assert [tiling_at(gpu, *int4) for gpu in (80, 90)] == ["n32/k128/s3/w4", "n64/k128/s4/w8"]
+
+
+def test_both_old_tilings_and_the_ones_in_use_are_listed_to_be_measured():
+    listed = [str(tiling) for tiling in op.TILINGS_AT_64_ROWS]
+    for what in ("gate_up", "down"):
+        for widest in (32, op.WIDE):
+            assert tiling_at(90, *llama(64, what), widest=widest) in listed
+
+
+@pytest.mark.parametrize("tiling", op.TILINGS_AT_64_ROWS, ids=str)
+def test_every_listed_tiling_computes_the_product(tiling):
+    around = op.Around("silu", 1e-6, BF16)
+    operands = case(40, 320, (72, 72), normed=True)
+    (want,) = exact(operands, around)
+    got = op.pallas(operands, around, tiling=tiling, interpret=True)
+    assert_close(got, [want], BF16)
+
+
+def test_a_caller_names_the_tiling_or_xla():
+    operands = shapes(64, 128, (64,))
+    call = partial(op.row_matmul, eps=0.0)
+
+    def lowered(**options):
+        with tracing_for(Target("gpu", 90)):
+            run = jax.jit(lambda o: call(o.x, o.weights, **options))
+            return run.trace(operands).jaxpr
+
+    tiling = op.Tiling(64, 128, 64, 5, 8)
+    assert "num_stages=5" in str(lowered(tiling=tiling))
+    assert "pallas_call" in str(lowered())
+    with using({"row_matmul": "xla"}):
+        assert "pallas_call" not in str(lowered())
+    with using({"row_matmul": op.NARROW}):
+        assert "pallas_call" in str(lowered())
+    with pytest.raises(ValueError, match=r"a tiling is of implementation pallas; xla has none"):
+        lowered(tiling=tiling, implementation="xla")

@@ -29,6 +29,7 @@ GOOD = {
     "spill_bytes": 0,
     "collectives_per_layer": {"all-reduce": 2.0},
     "collectives_beside": {"all-gather": 1},
+    "buffers_in_flight": {"row_matmul": 2, "paged_decode": 2},
     "max_registers": 128,
     "max_shared_bytes": 49152,
 }
@@ -66,6 +67,10 @@ def test_the_limits_are_what_the_project_promises():
         ({"no_tensor_core": ["dot_1"]}, "no_tensor_core 1 (dot_1), at most 0"),
         ({"spill_bytes": 8}, "spill_bytes 8, at most 0"),
         (
+            {"buffers_in_flight": {"row_matmul": 3, "paged_decode": 1, "another": 1}},
+            "buffers_in_flight: 1 of paged_decode, at least 2",
+        ),
+        (
             {"collectives_per_layer": {"all-reduce": 3.0}},
             "collectives_per_layer: 3 all-reduce, at most 2",
         ),
@@ -80,6 +85,13 @@ def test_the_limits_are_what_the_project_promises():
 def test_each_number_can_be_past_its_limit(change, said):
     assert check.problems(STEP, GOOD | change, LIMITS) == [said]
     assert check.mark_of(STEP, GOOD | change, BUDGET) == "FAIL"
+
+
+def test_layers_with_experts_may_have_more_kernels():
+    job = dataclasses.replace(STEP, model="qwen3-30b-a3b")
+    assert check.limits_of(job, BUDGET)["kernels_per_layer"] == 24
+    assert check.limits_of(dataclasses.replace(job, model="qwen3-8b"), BUDGET)["ratio"] == 1.05
+    assert check.limits_of(STEP, BUDGET)["kernels_per_layer"] == 14
 
 
 def test_not_compiled_is_past_every_limit():
@@ -128,7 +140,7 @@ def test_every_op_has_shapes_and_every_implementation_a_job():
                     every = [case for case in every if "fp8" not in case and "float8" not in case]
                 wanted = every[: 1 if name == "xla" else None]
                 assert cases == (wanted if is_taken else [])
-    assert sum(isinstance(j, StepJob) for j in all_jobs) == 5 * 4 * 4 + 2 * 4 + 3 * (
+    assert sum(isinstance(j, StepJob) for j in all_jobs) == 5 * 4 * 4 + 2 * 4 + 2 + 3 * (
         4 + 1 + 1 + 2 + 2 + 1
     )
     assert sum(isinstance(j, ChooseJob) for j in all_jobs) == 4
