@@ -1,9 +1,10 @@
 """Holds everything on the device, and runs steps.
 
 A step is two jitted programs (rtpjax.engine.step): `forward`, one for each bucket, and `choose`,
-one for each variant (rtpjax.engine.wants) of each number of rows that a bucket can have. Caches and per-request state are donated: the
-programs update them in place. They are compiled ahead of the first request, and only called
-afterwards: a shape that is not among the buckets is an error, never a compilation.
+one for each variant (rtpjax.engine.wants) of each number of rows that a bucket can have. Caches and
+per-request state are donated: the programs update them in place. They are compiled ahead of the
+first request, and only called afterwards: a shape that is not among the buckets is an error, never
+a compilation.
 
 All that reaches the devices goes through `execute`, in plain arrays: processes that share a mesh
 make the same calls.

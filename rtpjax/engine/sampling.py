@@ -1,10 +1,12 @@
 """Chooses the next token of each row, on the device and without sorting.
 
 top-k and top-p keep the tokens whose logit reaches a threshold; the threshold is found by bisection
-over the float's bits, 32 passes at the most (sorting a vocabulary compiles for seconds and runs
-slowly on a GPU). Tokens that tie with the last kept one are kept. A draw takes one uniform number,
-made from the row's seed and the token's position alone, so that a row's tokens do not depend on its
-neighbours. Parts that no row asks for are skipped by lax.cond.
+over the float's bits, in 30 passes (sorting a vocabulary compiles for seconds and runs slowly on a
+GPU). Tokens that tie with the last kept one are kept. A draw takes one uniform number, made from
+the row's seed and the token's position alone, so that a row's tokens do not depend on its
+neighbours. Parts that no row asks for are left out of the program (rtpjax.engine.wants), or skipped
+by lax.cond in the program that has them all. Masks are in each: they are read together with the
+logits, a 32nd of whose bytes they have, in the same kernels, and grammars are often used greedily.
 
 Order: logit bias, penalties, bad words and repeated n-grams, allowed tokens, the grammar's mask,
 temperature, min-p, top-k, top-p, draw. Each goes further than those before: where the grammar
@@ -112,7 +114,9 @@ def sample(
             (rows.ngram_size, _exclude_repeats),
             (rows.num_allowed, _only_allowed),
         ):
-            shaped = when(flags, lambda x, edit=edit: edit(x, row_inputs(packed_rows), state), shaped)
+            shaped = when(
+                flags, lambda x, edit=edit: edit(x, row_inputs(packed_rows), state), shaped
+            )
     shaped = when(
         has_mask, lambda x: _apply_mask(x, row_inputs(packed_rows), has_mask, state), shaped
     )
@@ -236,7 +240,11 @@ def _apply_mask(
 
 
 def _drawn(
-    logits: jax.Array, greedy: jax.Array, rows: RowInputs, has_filters: bool, when: Callable[..., jax.Array]
+    logits: jax.Array,
+    greedy: jax.Array,
+    rows: RowInputs,
+    has_filters: bool,
+    when: Callable[..., jax.Array],
 ) -> jax.Array:
     """Draws a token for each row that has a temperature; the others keep theirs."""
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)

@@ -310,9 +310,7 @@ def _fusion_bytes(body: Computation, operands: list[int]) -> tuple[int, int]:
     return read, sum(_written_by(_source(r, body), body) for r in roots)
 
 
-def _touched(
-    i: Instruction, users: dict[str, list[Instruction]], known: dict[str, int]
-) -> int:
+def _touched(i: Instruction, users: dict[str, list[Instruction]], known: dict[str, int]) -> int:
     """Bytes that a fusion's computation reads of one of its values; known ones are kept."""
     if i.name not in known:
         total = 0

@@ -43,7 +43,7 @@ def test_calls_played_again_choose_the_same(
     monkeypatch.setattr(runner, "choose", lambda forwarded, _: choose(forwarded, {0: mask}))
     monkeypatch.setattr(runner, "execute", recorded)
     runner.reset()
-    prompts = [tiny.prompt(length, seed=length) for length in (3, 40, 17, 8, 21, 30)]
+    prompts = [tiny.prompt(length, seed=length) for length in (3, 17, 40, 8, 21, 30)]
     sampling = [  # some of them end first, so that what is left wants less and less
         tiny.params(max_tokens=40),
         tiny.params(max_tokens=30, temperature=1.0, seed=7),

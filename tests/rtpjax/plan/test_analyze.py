@@ -9,9 +9,18 @@ import pytest
 
 from rtpjax import gpus, sharding
 from rtpjax.engine.batch import Bucket
+from rtpjax.engine.step import COMMAND_BUFFERS
+from rtpjax.engine.wants import VARIANTS
 from rtpjax.models import ModelConfig, Precision
-from rtpjax.plan import analyze, hlo, limits, presets, topology
-from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step, with_layers
+from rtpjax.plan import analyze, hlo, limits, presets, thunks, topology
+from rtpjax.plan.step import (
+    StepShape,
+    argument_names,
+    caches_of,
+    compile_choose,
+    compile_step,
+    with_layers,
+)
 
 needs_compiler = pytest.mark.skipif(
     not topology.compiler_is_installed(), reason="the GPU compiler is not installed"
@@ -88,6 +97,25 @@ def test_a_step_of_all_layers_is_what_was_extrapolated():
     memory = compiled.memory_analysis()
     assert report.argument_bytes == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
     assert report.temp_bytes == pytest.approx(memory.temp_size_in_bytes, rel=0.1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_host_never_waits_while_tokens_are_chosen(variant, tmp_path):
+    """All is in one graph. Without loops in graphs, the variant that has everything waits."""
+    h100, wants = gpus.load("h100"), VARIANTS[variant]
+    mesh = topology.make_mesh(h100, 1)
+    captured = {}
+    for kinds in (None, "FUSION,CONDITIONAL", *[""][: variant == "greedy"]):
+        folder = tmp_path / f"graphs {kinds}"
+        options = {"xla_dump_to": str(folder)}
+        options |= {} if kinds is None else {COMMAND_BUFFERS: kinds}
+        compiled = compile_choose(SMOLLM2, 8, SHAPE, mesh, h100, wants=wants, options=options)
+        captured[kinds] = thunks.read_dump(folder, hlo.parse(compiled.as_text() or ""))
+    assert captured[None] == thunks.HostWork((), num_graphs=1, num_launches=0)
+    assert bool(captured["FUSION,CONDITIONAL"].waits) == (variant == "everything")
+    if variant == "greedy":
+        assert captured[""] == thunks.HostWork((), num_graphs=0, num_launches=5)
 
 
 @needs_compiler

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from pallas_kernels.registry import Op
+from rtpjax.engine.wants import VARIANTS
 from rtpjax.plan import check, jobs, kernel_cases
 from rtpjax.plan.job import ChooseJob, KernelJob, StepJob, from_json
 from rtpjax.plan.workers import Worker
@@ -32,6 +33,7 @@ GOOD = {
     "buffers_in_flight": {"row_matmul": 2, "paged_decode": 2},
     "max_registers": 128,
     "max_shared_bytes": 49152,
+    "host_waits": [],
 }
 
 
@@ -66,6 +68,7 @@ def test_the_limits_are_what_the_project_promises():
         ({"library_calls": ["__cublas$gemm"]}, "library_calls 1 (__cublas$gemm), at most 0"),
         ({"no_tensor_core": ["dot_1"]}, "no_tensor_core 1 (dot_1), at most 0"),
         ({"spill_bytes": 8}, "spill_bytes 8, at most 0"),
+        ({"host_waits": ["while.6"]}, "host_waits 1 (while.6), at most 0"),
         (
             {"buffers_in_flight": {"row_matmul": 3, "paged_decode": 1, "another": 1}},
             "buffers_in_flight: 1 of paged_decode, at least 2",
@@ -92,6 +95,19 @@ def test_layers_with_experts_may_have_more_kernels():
     assert check.limits_of(job, BUDGET)["kernels_per_layer"] == 24
     assert check.limits_of(dataclasses.replace(job, model="qwen3-8b"), BUDGET)["ratio"] == 1.05
     assert check.limits_of(STEP, BUDGET)["kernels_per_layer"] == 14
+
+
+def test_choosing_tokens_greedily_is_a_few_kernels_for_which_no_host_waits():
+    job = ChooseJob("llama-3.1-8b", "h100", 64)
+    result = {"temp_bytes": 157 << 20, "host_waits": []}
+    for name in VARIANTS:
+        result |= {f"{name}_ratio": 1.08, f"{name}_kernels": 5}
+    assert check.mark_of(job, result, BUDGET) == ""
+    assert "greedy 1.08 x the logits in 5 kernels, temperature" in check.row(job, result, "")
+    for change in (
+        {"host_waits": ["everything cond.9"]}, {"greedy_kernels": 9}, {"greedy_ratio": 1.2}
+    ):  # fmt: skip
+        assert check.mark_of(job, result | change, BUDGET) == "FAIL"
 
 
 def test_not_compiled_is_past_every_limit():

@@ -108,6 +108,44 @@ ENTRY %main.3 (x: f32[100]) -> f32[100] {
 """
 
 
+POINTWISE = """
+%fused_gather (p0: f32[1000,16], p1: s32[4], p2: s32[1000]) -> f32[4,16] {
+  %p0 = f32[1000,16]{1,0} parameter(0)
+  %p1 = s32[4]{0} parameter(1)
+  %p2 = s32[1000]{0} parameter(2)
+  %wide.1 = s32[1000,16]{1,0} broadcast(%p2), dimensions={0}
+  %zero.1 = s32[] constant(0)
+  %zeros.1 = s32[1000,16]{1,0} broadcast(%zero.1), dimensions={}
+  %allowed.1 = pred[1000,16]{1,0} compare(%wide.1, %zeros.1), direction=GT
+  %negate.1 = f32[1000,16]{1,0} negate(%p0)
+  %select.1 = f32[1000,16]{1,0} select(%allowed.1, %p0, %negate.1)
+  %bitcast.1 = s32[4,1]{1,0} bitcast(%p1)
+  ROOT %gather.1 = f32[4,16]{1,0} gather(%select.1, %bitcast.1), offset_dims={1}, slice_sizes={1,16}
+}
+
+%fused_negate (p0: f32[1000,16]) -> f32[1000,16] {
+  %p0 = f32[1000,16]{1,0} parameter(0)
+  ROOT %negate.2 = f32[1000,16]{1,0} negate(%p0)
+}
+
+ENTRY %main.9 (x: f32[1000,16], rows: s32[4], mask: s32[1000]) -> f32[4,16] {
+  %x = f32[1000,16]{1,0} parameter(0)
+  %rows = s32[4]{0} parameter(1)
+  %mask = s32[1000]{0} parameter(2)
+  %whole = f32[1000,16]{1,0} fusion(%x), kind=kLoop, calls=%fused_negate
+  ROOT %some = f32[4,16]{1,0} fusion(%whole, %rows, %mask), kind=kLoop, calls=%fused_gather
+}
+"""
+
+
+def test_what_is_computed_of_a_value_is_computed_where_it_is_asked_for():
+    """A gather of 4 rows out of 1000, of values that two paths lead to."""
+    assert moved(hlo.kernels(module(POINTWISE))) == {
+        "whole": (1, 64_000, 64_000),
+        "some": (1, 2 * 256 + 16 + 16, 256),
+    }
+
+
 def test_a_loop_counts_as_often_as_it_runs():
     found = hlo.kernels(module(LOOP), trips=(5,))
     assert moved(found) == {"twice": (5, 800, 400), "less": (6, 8, 1)}

@@ -115,6 +115,9 @@ def test_the_table_says_what_gpus_send_each_other():
         spill_bytes=None,
         spilling=[],
         max_shared_bytes=0,
+        host_waits=[],
+        graphs=1,
+        launches=0,
     )
     found = plan("qwen3-32b", "h100", tp_size=4, max_model_len=8192)
 
