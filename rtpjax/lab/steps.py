@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,7 @@ ROWS, SMALL_ROWS = (1, 8, 64), (1, 2)
 CONTEXT, SMALL_CONTEXT = 1024, 64
 EXTEND, SMALL_EXTEND = 2048, 32
 _OF_NORMAL = 0.02  # the spread of random weights: activations stay finite
+_MOST_DRAWN = 1 << 28  # numbers; larger arrays repeat them
 
 
 def model_config(lab: Lab) -> ModelConfig:
@@ -69,13 +71,18 @@ def rows_of(lab: Lab) -> tuple[int, ...]:
 
 @functools.cache
 def _maker(shape: tuple[int, ...], dtype: DTypeLike, where: Sharding | None) -> Any:
+    times = -(-math.prod(shape) // _MOST_DRAWN)
+    part = -(-shape[0] // times), *shape[1:]
+
     def make(seed: jax.Array) -> jax.Array:
         if jnp.issubdtype(dtype, jnp.integer):
             info = jnp.iinfo(dtype)
-            drawn = jax.random.randint(jax.random.key(seed), shape, info.min // 2, info.max // 2)
-            return drawn.astype(dtype)
-        drawn = jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
-        return (drawn * jnp.bfloat16(_OF_NORMAL)).astype(dtype)
+            drawn = jax.random.randint(jax.random.key(seed), part, info.min // 2, info.max // 2)
+        else:
+            drawn = jax.random.normal(jax.random.key(seed), part, jnp.bfloat16)
+            drawn = drawn * jnp.bfloat16(_OF_NORMAL)
+        drawn = drawn.astype(dtype)
+        return jnp.concatenate([drawn] * times)[: shape[0]] if times > 1 else drawn
 
     return jax.jit(make, out_shardings=where)
 
@@ -93,13 +100,15 @@ def packed(layout: Layout, queries: Sequence[tuple[int, int]]) -> np.ndarray:
         queries: start and count of each row; they fill the bucket's tokens.
     """
     vector = np.zeros(layout.size, np.int32)
-    parts, width = layout.split(vector), layout.table_width
+    parts = layout.split(vector)
     parts.tokens[3], parts.query_start[:] = NO_SLOT, sum(count for _, count in queries)
     parts.rows[:, RowInputs._fields.index("sample_slots")] = NO_SLOT
-    rng, at = np.random.default_rng(0), 0
+    rng, at, next_page = np.random.default_rng(0), 0, 1
     for row, (start, count) in enumerate(queries):
         positions = np.arange(start, start + count)
-        parts.page_table[row] = 1 + row * width + np.arange(width)
+        num_pages = kv_cache.pages_for(start + count, PAGE_SIZE)
+        parts.page_table[row, :num_pages] = next_page + np.arange(num_pages)
+        next_page += num_pages
         pages = parts.page_table[row][positions // PAGE_SIZE]
         parts.tokens[:, at : at + count] = np.stack(
             [
@@ -140,10 +149,9 @@ class Steps:
 
     def shape(self, bucket: Bucket) -> plan_step.StepShape:
         """Of a step; all share the caches."""
-        pages = kv_cache.pages_for(self.max_model_len, PAGE_SIZE)
-        return plan_step.StepShape(
-            bucket, self.max_model_len, PAGE_SIZE, 1 + self.max_rows * pages, self.max_rows
-        )
+        pages = self.max_rows * kv_cache.pages_for(self.context, PAGE_SIZE)
+        pages = max(pages, kv_cache.pages_for(self.num_extended, PAGE_SIZE))
+        return plan_step.StepShape(bucket, self.max_model_len, PAGE_SIZE, 1 + pages, self.max_rows)
 
     def decode(self, rows: int) -> Bucket:
         return Bucket("decode", rows, rows)

@@ -27,7 +27,7 @@ def run(lab: Lab) -> None:
     sheet = DataSheet.of(lab)
     calls = lab.pick(5, 1)
     memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 1 << 30)
-    size = lab.pick(min(8 << 30, memory // 4) >> 26 << 26, 1 << 20)
+    size = lab.pick(min(2 << 30, memory // 8) >> 26 << 26, 1 << 20)
     with lab.record.attempt("ceiling.read"):
         numbers = random_array("read", (size // 2,))
         add_up = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
