@@ -58,7 +58,7 @@ class Resources:
     buffers: int | None = None
 
 
-def dump_options(folder: Path | str) -> dict[str, str]:
+def dump_options(folder: Path | str) -> dict[str, str | bool]:
     """Options of the compiler with which it writes what `read_dump` reads."""
     # From 0.11 on no PTX is written unless the pass that emits it is named.
     return {"xla_dump_to": str(folder), "xla_dump_emitter_re": "ptx"}

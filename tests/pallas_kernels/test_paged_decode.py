@@ -92,7 +92,7 @@ def test_any_lengths(lens, splits, num_shared):
     assert_matches(_JITTED[splits](operands), operands, Scores(0.3, 21, None))
 
 
-@pytest.mark.parametrize("page_size", [1, 3, 8, 16, 32, 128])
+@pytest.mark.parametrize("page_size", [3, 32])
 def test_pages_smaller_and_larger_than_a_tile(page_size):
     """A tile is in one page, or gathers one id a token; the last row fills its table."""
     lens = [0, 1, page_size, 31, 32, 33, 128]
