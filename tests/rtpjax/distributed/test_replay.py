@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +21,7 @@ def runner() -> Iterator[Runner]:
     """With the variants that a GPU has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "variants_of", lambda _: variants_of("gpu"))
-        yield tiny.make_runner()
+        yield tiny.make_runner(dataclasses.replace(tiny.CONFIG, max_num_seqs=2))
 
 
 def test_calls_played_again_choose_the_same(
@@ -43,14 +44,14 @@ def test_calls_played_again_choose_the_same(
     monkeypatch.setattr(runner, "choose", lambda forwarded, _: choose(forwarded, {0: mask}))
     monkeypatch.setattr(runner, "execute", recorded)
     runner.reset()
-    prompts = [tiny.prompt(length, seed=length) for length in (3, 17, 40, 8, 21, 30)]
-    sampling = [  # some of them end first, so that what is left wants less and less
-        tiny.params(max_tokens=40),
-        tiny.params(max_tokens=30, temperature=1.0, seed=7),
-        tiny.params(max_tokens=8, logit_bias=((50, 20.0),), frequency_penalty=0.5),
-        tiny.params(max_tokens=8, bad_words=((60,), (61, 62)), min_tokens=4),
-        tiny.params(max_tokens=8, allowed_token_ids=(10, 11, 12)),
-        tiny.params(max_tokens=14, temperature=1.0, top_p=0.9, seed=8),
+    prompts = [tiny.prompt(length, seed=length) for length in (3, 40, 17, 8, 21, 30)]
+    sampling = [  # the first runs beside one of the others at a time, and alone in the end
+        tiny.params(max_tokens=60),
+        tiny.params(max_tokens=6, temperature=1.0, seed=7),
+        tiny.params(max_tokens=6, temperature=1.0, top_p=0.9, seed=8),
+        tiny.params(max_tokens=6, logit_bias=((50, 20.0),), frequency_penalty=0.5),
+        tiny.params(max_tokens=6, bad_words=((60,), (61, 62)), min_tokens=4),
+        tiny.params(max_tokens=6, allowed_token_ids=(10, 11, 12)),
     ]
     tiny.make_engine(runner).generate(prompts, sampling)
     monkeypatch.undo()
