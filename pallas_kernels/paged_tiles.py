@@ -103,26 +103,31 @@ class Operands(NamedTuple):
         return columns, columns < self.q.shape[2]
 
 
-def fitting(operands: Operands, block_m: int, block_s: int) -> tuple[int, int]:
+def fitting(
+    operands: Operands, block_m: int, block_s: int, *, most_stages: int = 3
+) -> tuple[int, int]:
     """Tokens of a tile and num_stages with which a program's shared memory suffices.
 
     Three stages are two tiles in shared memory, one of which is loaded while the other one is
-    computed on; tiles are halved for that, down to 16 tokens.
+    computed on; tiles are halved for that, down to 16 tokens. More stages are more tiles.
 
     Args:
         operands: The arrays.
         block_m: Query rows of a program.
         block_s: Tokens of context that are wanted in a tile.
+        most_stages: As many as are of use.
     """
     itemsize = jnp.dtype(operands.compute_dtype).itemsize
 
-    def size(block_s: int) -> int:
+    def size(block_s: int, num_stages: int) -> int:
         pages = operands.block_h * operands.k_pages.dtype.itemsize
-        return block_m * (operands.head_bytes + block_s * itemsize) + 2 * 2 * block_s * pages
+        tiles = (num_stages - 1) * 2 * block_s * pages
+        return block_m * (operands.head_bytes + block_s * itemsize) + tiles
 
-    while size(block_s) > shared_bytes() and block_s > 16:
+    while size(block_s, 3) > shared_bytes() and block_s > 16:
         block_s //= 2
-    return block_s, 3 if size(block_s) <= shared_bytes() else 2
+    counts = range(most_stages, 2, -1)
+    return block_s, next((n for n in counts if size(block_s, n) <= shared_bytes()), 2)
 
 
 class Scores(NamedTuple):

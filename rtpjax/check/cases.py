@@ -65,6 +65,7 @@ class Case:
         options: Static keyword arguments of the op.
         num_rows: Leading rows of the result that have a meaning; None for all.
         tolerance: Of an element, relative to 1 + its size; None goes by the result's format.
+        tolerance_of: Another one for implementations that round more, by name.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Case:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     num_rows: int | None = None
     tolerance: float | None = None
+    tolerance_of: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def shapes(self) -> Call:
         """The arrays' shapes and dtypes."""
@@ -81,7 +83,10 @@ class Case:
 
 def planned(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Case:
     """Random numbers in shapes: (trees of) ShapeDtypeStruct."""
-    return Case(name, partial(_random_call, arguments), options=options)
+    # act(gate) * up has the error of gate times up, which is several times its mean somewhere.
+    is_gated = getattr(options.get("around"), "gated", None) is not None
+    tolerance = 4 * attention.TOLERANCE["bfloat16"] if is_gated else None
+    return Case(name, partial(_random_call, arguments), options=options, tolerance=tolerance)
 
 
 def _random_call(arguments: tuple[Any, ...], drawn: Drawn, places: tuple[()]) -> Call:
@@ -193,7 +198,12 @@ def quantized_matmul_cases(small: bool) -> Iterator[Case]:
         yield Case(f"int8 [{rows}] {shape}", make, tolerance=1e-3)
         for group in (32, 128):
             make = partial(_int4_call, rows, size, group)
-            yield Case(f"int4 group {group} [{rows}] {shape}", make, tolerance=1e-3)
+            yield Case(
+                f"int4 group {group} [{rows}] {shape}",
+                make,
+                tolerance=1e-3,
+                tolerance_of={"xla": 2e-2},  # it multiplies weights that are rounded to bf16
+            )
 
 
 def _int8_call(rows: int, size: tuple[int, int], drawn: Drawn, places: tuple[()]) -> Call:

@@ -328,7 +328,7 @@ class Runner:
         shardings = self._replicated, self._by_group
         jitted = jax.jit(step, donate_argnums=3, out_shardings=shardings)
         lowered = jitted.lower(logits, packed_rows, has_mask, *self._tokens_and_rest())
-        return lowered.compile(choose_options(self._platform))
+        return lowered.compile(choose_options(self._platform, wants))
 
     def _tokens_and_rest(self) -> tuple[jax.Array, SlotState]:
         """The state, what choose writes apart from what it reads."""

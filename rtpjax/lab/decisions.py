@@ -86,10 +86,15 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "Do loops belong into the graphs of sampling? (choose.filters.no_while.64 / "
-        "choose.filters.64)",
-        ("choose.filters.no_while.64", "choose.filters.64"),
+        "Do loops belong into the graphs of top-k and top-p? (choose.filters.no_while.64 / "
+        "choose.filters.while.64)",
+        ("choose.filters.no_while.64", "choose.filters.while.64"),
         _ratio(lambda r: "yes" if r > 1.1 else "it makes no difference: use the plain option"),
+    ),
+    Question(
+        "And into those of conditionals? (choose.held.everything.no_while.64 / .while.64)",
+        ("choose.held.everything.no_while.64", "choose.held.everything.while.64"),
+        _ratio(lambda r: "yes: the host waits without" if r > 1.5 else "it makes no difference"),
     ),
     Question(
         "Does one long row hold up short ones? (decode_attention.skewed, us for so many bytes)",

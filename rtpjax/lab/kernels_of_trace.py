@@ -1,7 +1,8 @@
 """Which kernels a profile saw, what each took, and which part of the model it is.
 
-A profile names the instruction of the compiled program that each kernel is of (`hlo_op`); the
-program's text says which weights the instruction reads.
+A kernel has the name of the instruction that it was compiled for, as far as PTX allows it, and
+equal ones share it; outside of CUDA graphs a profile also says the instruction itself (`hlo_op`).
+The program's text says which weights an instruction reads.
 """
 
 from __future__ import annotations
@@ -61,15 +62,19 @@ def events(folder: Path) -> Iterator[tuple[str, str | None, float]]:
 
 
 def parts(module: hlo.Module, argument_names: Sequence[str]) -> dict[str, str]:
-    """The part of the model that each instruction reads the weights of."""
+    """The part of the model that each instruction reads the weights of, by its name in PTX."""
     found = {}
     for instruction in module.entry.values():
         numbers = _parameters(module.entry, instruction)
         leaves = {_leaf(argument_names[n]) for n in numbers if n < len(argument_names)}
         part = _PARTS.get(frozenset(leaves - {None}))  # type: ignore[arg-type]
         if part is not None:
-            found[instruction.name] = part
+            found[_in_ptx(instruction.name)] = part
     return found
+
+
+def _in_ptx(name: str) -> str:
+    return re.sub(r"[.\-]", "_", name)
 
 
 def _parameters(entry: hlo.Computation, instruction: hlo.Instruction) -> Iterator[int]:
@@ -92,7 +97,8 @@ def times(seen: Iterator[tuple[str, str | None, float]], names: Mapping[str, str
     """Kernels by part, the one that takes most first."""
     found: dict[str, list[Any]] = defaultdict(lambda: [0, 0.0])
     for kernel, operation, us in seen:
-        part = names.get(operation or "") or re.sub(r"[._]?\d+", "", kernel) or kernel
+        part = names.get(_in_ptx(operation or "")) or names.get(_in_ptx(kernel))
+        part = part or re.sub(r"_+\d+$", "", kernel)
         found[part][0] += 1
         found[part][1] += us
     listed = [Time(part, calls, us) for part, (calls, us) in found.items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +32,8 @@ class Product:
         outputs: Of each weight.
         inputs: Of all.
         gated: The activation between gate and up.
-        is_normed: Whether a norm stands before it; where not, a residual stands after.
+        is_normed: Whether a norm stands before it.
+        has_residual: Whether a residual stands after it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Product:
     inputs: int
     gated: str | None = None
     is_normed: bool = False
+    has_residual: bool = False
 
     @property
     def bytes(self) -> int:
@@ -52,10 +55,10 @@ def products_of(model: ModelConfig) -> dict[str, Product]:
     heads, kv_heads = model.num_attention_heads * H, model.num_key_value_heads * H
     found = (
         Product("qkv", (heads, kv_heads, kv_heads), D, is_normed=True),
-        Product("o", (D,), heads),
+        Product("o", (D,), heads, has_residual=True),
         Product("gate_up", (F, F), D, gated=model.hidden_act, is_normed=True),
-        Product("down", (D,), F),
-        Product("lm_head", (model.vocab_size,), D, is_normed=True),
+        Product("down", (D,), F, has_residual=True),
+        Product("lm_head", (model.vocab_size,), D),
     )
     return {product.name: product for product in found}
 
@@ -79,7 +82,7 @@ def operands_of(product: Product, rows: int, calls: int, format: Any = None) -> 
             ),
             biases=(None,) * len(product.outputs),
             norm=ones if product.is_normed else None,
-            residual=None if product.is_normed else residual,
+            residual=residual if product.has_residual else None,
         )
         for i in range(calls)
     ]
@@ -101,6 +104,15 @@ def around_of(product: Product) -> Around:
     return Around(product.gated, 1e-5, jnp.dtype(jnp.bfloat16))
 
 
+def compile_chain(
+    product: Product, rows: int, run: Run, *, is_small: bool, format: Any = None
+) -> Any:
+    """The program of all calls, from shapes alone; takes what operands_of makes."""
+    calls = num_calls(product, is_small=is_small)
+    shapes = jax.eval_shape(partial(operands_of, product, rows, calls, format))
+    return jax.jit(chain(product, run)).lower(shapes).compile()
+
+
 def chain(product: Product, run: Run) -> Callable[[Sequence[Operands]], jax.Array]:
     """A program of all calls; what one makes is a residual or x of the next."""
     around = around_of(product)
@@ -108,10 +120,10 @@ def chain(product: Product, run: Run) -> Callable[[Sequence[Operands]], jax.Arra
     def call(every: Sequence[Operands]) -> jax.Array:
         made: jax.Array | None = None
         for operands in every:
-            if made is not None and product.is_normed:
-                operands = operands._replace(x=made[:, : product.inputs])
-            elif made is not None:
+            if made is not None and product.has_residual:
                 operands = operands._replace(residual=made)
+            elif made is not None:
+                operands = operands._replace(x=made[:, : product.inputs])
             made = run(operands, around)[0].astype(jnp.bfloat16)
         assert made is not None
         return made

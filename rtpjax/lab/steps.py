@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
+from pallas_kernels.registry import using
 from rtpjax import gpus, sharding
 from rtpjax.checkpoint import read_config
 from rtpjax.config import EngineSettings, precision_of
@@ -150,7 +151,7 @@ class Steps:
     def shape(self, bucket: Bucket) -> plan_step.StepShape:
         """Of a step; all share the caches."""
         pages = self.max_rows * kv_cache.pages_for(self.context, PAGE_SIZE)
-        pages = max(pages, kv_cache.pages_for(self.num_extended, PAGE_SIZE))
+        pages += kv_cache.pages_for(self.num_extended, PAGE_SIZE)
         return plan_step.StepShape(bucket, self.max_model_len, PAGE_SIZE, 1 + pages, self.max_rows)
 
     def decode(self, rows: int) -> Bucket:
@@ -159,10 +160,23 @@ class Steps:
     def extend(self) -> Bucket:
         return Bucket("extend", self.num_extended, self.max_rows)
 
-    def compile(self, bucket: Bucket, options: dict[str, Any] | None = None) -> Any:
-        """The runner's `forward` for a bucket; options go to XLA."""
+    def compile(
+        self,
+        bucket: Bucket,
+        options: dict[str, Any] | None = None,
+        *,
+        named: Mapping[str, str] | None = None,
+    ) -> Any:
+        """The runner's `forward` for a bucket.
+
+        Args:
+            bucket: The step's shape.
+            options: Go to XLA.
+            named: Implementations by op (pallas_kernels.registry.using).
+        """
         arguments = (self.model, self.precision, self.shape(bucket), self.mesh)
-        lowered = plan_step.forward(*arguments).lower(*plan_step.abstract_arguments(*arguments))
+        with using(named or {}):
+            lowered = plan_step.forward(*arguments).lower(*plan_step.abstract_arguments(*arguments))
         return lowered.compile(COMPILER_OPTIONS | (options or {}))
 
     def allocate(self) -> None:
@@ -178,13 +192,14 @@ class Steps:
         )
         self.tokens = jnp.zeros(tokens.shape, tokens.dtype, device=tokens.sharding)
 
-    def vector(self, bucket: Bucket) -> jax.Array:
-        """A step of a bucket: rows of the whole context, or one prompt."""
+    def vector(self, bucket: Bucket, *, num_decodes: int = 0) -> jax.Array:
+        """A step of a bucket: rows of the whole context, or one prompt behind some of them."""
         layout = self.shape(bucket).layout
         if bucket.kind == "decode":
             queries = [(self.context - 1, 1)] * bucket.num_rows
         else:
-            queries = [(0, bucket.num_tokens)]
+            decodes = [(self.context - 1, 1)] * num_decodes
+            queries = [*decodes, (0, bucket.num_tokens - num_decodes)]
         return jax.device_put(packed(layout, queries))
 
     def call(self, program: Any, vector: jax.Array) -> tuple[jax.Array, jax.Array]:

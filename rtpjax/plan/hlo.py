@@ -410,8 +410,8 @@ def library_calls(module: Module) -> list[str]:
 def products(module: Module) -> list[str]:
     """Names of the kernels that multiply matrices: fusions of a dot, and kernels of our own.
 
-    A kernel of ours that ends in `_merge` adds up partial results, `rotate` turns vectors, and
-    `quantized_write` rounds them: they multiply no matrices.
+    A kernel of ours that ends in `_merge` adds up partial results, `rotate` turns vectors,
+    `rms_norm` divides and `quantized_write` rounds them: they multiply no matrices.
     """
     found = []
     for body in module.computations.values():
@@ -421,7 +421,7 @@ def products(module: Module) -> list[str]:
                 found.append(i.name)
             elif "triton" in _target(i) or "mosaic_gpu" in _target(i):
                 name = _kernel_name(i)
-                if not name.endswith(("_merge", "rotate", "quantized_write")):
+                if not name.endswith(("_merge", "rotate", "rms_norm", "quantized_write")):
                     found.append(name)
     return found
 

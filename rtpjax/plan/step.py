@@ -187,7 +187,7 @@ def compile_choose(
     with _tracing_for(gpu):
         lowered = function.lower(*arguments)
     platform = mesh.devices.flat[0].platform
-    return lowered.compile(engine_step.choose_options(platform) | (options or {}))
+    return lowered.compile(engine_step.choose_options(platform, wants) | (options or {}))
 
 
 def _tracing_for(gpu: Gpu | None) -> contextlib.AbstractContextManager[None]:

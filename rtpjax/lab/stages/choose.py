@@ -1,7 +1,8 @@
 """Choosing tokens: each variant's time, and whether it holds up the host while a step is under way.
 
 What XLA drives from the host makes `choose` wait for all that was started before, so the host
-cannot prepare the next step meanwhile. `no_while` is what XLA itself takes into a CUDA graph.
+cannot prepare the next step meanwhile. `while` takes loops into CUDA graphs, `no_while` does not;
+the runner compiles each variant as it does best (rtpjax.engine.step.choose_options).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rtpjax.lab.steps import ROWS, Steps
 from rtpjax.lab.timing import seconds_each
 from rtpjax.plan.step import compile_choose
 
-_NO_WHILE = {COMMAND_BUFFERS: OPTIONS["plain"]}
+_WHILE, _NO_WHILE = ({COMMAND_BUFFERS: OPTIONS[name]} for name in ("while", "plain"))
 _FILTERED: dict[str, float] = {"temperature": 0.8, "top_p": 0.9}
 _ROWS: dict[str, dict[str, float]] = {
     "greedy": {},
@@ -45,15 +46,20 @@ def run(lab: Lab) -> None:
             (n, name, suffix): pool.submit(_compile, steps, n, name, options)
             for n in wanted
             for name in VARIANTS
-            for suffix, options in (("", {}), (".no_while", _NO_WHILE))
-            if not suffix or name in ("filters", "everything")  # the others have no loops
+            for suffix, options in _ways(name).items()
         }
         steps.allocate()
-        state = _state(steps)
-        for (n, name, suffix), program in programs.items():
-            with lab.record.attempt(f"choose.{name}{suffix}.{n}"):
-                forward = forwards[n].result()
-                _measure(steps, forward, program.result(), state, (n, name, suffix))
+    state = _state(steps)
+    for (n, name, suffix), program in programs.items():
+        with lab.record.attempt(f"choose.{name}{suffix}.{n}"):
+            forward = forwards[n].result()
+            _measure(steps, forward, program.result(), state, (n, name, suffix))
+
+
+def _ways(name: str) -> dict[str, dict[str, Any]]:
+    """As it is; of variants with loops also with and without them in graphs."""
+    has_loops = name in ("filters", "everything")
+    return {"": {}} | ({".while": _WHILE, ".no_while": _NO_WHILE} if has_loops else {})
 
 
 def _compile(steps: Steps, n: int, name: str, options: dict[str, Any]) -> Any:

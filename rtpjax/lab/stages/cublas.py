@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from rtpjax.lab.products import Product, num_calls, products_of
 from rtpjax.lab.stage import Lab

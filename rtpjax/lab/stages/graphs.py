@@ -23,8 +23,8 @@ def run(lab: Lab) -> None:
             for n, name in wanted
         }
         steps.allocate()
-        for n, name in wanted:
-            with lab.record.attempt(f"graphs.{name}.{n}"):
-                program, vector = programs[n, name].result(), steps.vector(steps.decode(n))
-                s = seconds_each(partial(steps.call, program, vector), calls=lab.pick(50, 2))
-                lab.record.measured(f"graphs.{name}.{n}", 1e3 * s, "ms", rows=n)
+    for n, name in wanted:
+        with lab.record.attempt(f"graphs.{name}.{n}"):
+            program, vector = programs[n, name].result(), steps.vector(steps.decode(n))
+            s = seconds_each(partial(steps.call, program, vector), calls=lab.pick(50, 2))
+            lab.record.measured(f"graphs.{name}.{n}", 1e3 * s, "ms", rows=n)

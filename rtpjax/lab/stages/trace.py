@@ -25,9 +25,9 @@ def run(lab: Lab) -> None:
     with ThreadPoolExecutor(len(rows)) as pool:
         programs = {n: pool.submit(steps.compile, steps.decode(n)) for n in rows}
         steps.allocate()
-        for n in rows:
-            with lab.record.attempt(f"trace.{n}"):
-                _trace(lab, steps, n, programs[n].result())
+    for n in rows:
+        with lab.record.attempt(f"trace.{n}"):
+            _trace(lab, steps, n, programs[n].result())
 
 
 def _trace(lab: Lab, steps: Steps, n: int, program: object) -> None:
