@@ -84,8 +84,11 @@ def paged_prefill_mosaic(
         interpret=interpret or None,
         kernel_name="paged_prefill_mosaic",
     )
+    # An array of its own: Mosaic's launch asks for buffers at multiples of 256 bytes, and XLA would
+    # hand it a part of the step's packed vector.
+    page_table = jnp.maximum(operands.page_table, 0)
     out, log_totals = kernel(
-        q, operands.k_pages, operands.v_pages, operands.page_table, jnp.stack(tiles, axis=1)
+        q, operands.k_pages, operands.v_pages, page_table, jnp.stack(tiles, axis=1)
     )
     out = by_token(out, operands.query_start, T, tiling)
     if operands.sinks is None:

@@ -1,8 +1,10 @@
 """Which kernels a profile saw, what each took, and which part of the model it is.
 
-A kernel has the name of the instruction that it was compiled for, as far as PTX allows it, and
-equal ones share it; outside of CUDA graphs a profile also says the instruction itself (`hlo_op`).
-The program's text says which weights an instruction reads.
+The program's text says which weights an instruction reads. A kernel of XLA has the name of the
+instruction that it was compiled for, as far as PTX allows it. One of ours has the name that
+pallas_call was given, and a number: different kernels of a name count up (row_matmul, row_matmul__1,
+...) in the order of the program, equal ones share one. Outside of CUDA graphs a profile also says
+the instruction itself (`hlo_op`).
 """
 
 from __future__ import annotations
@@ -62,14 +64,23 @@ def events(folder: Path) -> Iterator[tuple[str, str | None, float]]:
 
 
 def parts(module: hlo.Module, argument_names: Sequence[str]) -> dict[str, str]:
-    """The part of the model that each instruction reads the weights of, by its name in PTX."""
-    found = {}
+    """The part of the model that each kernel reads the weights of, by its name in PTX."""
+    found: dict[str, str] = {}
+    numbered: dict[str, list[str]] = defaultdict(list)
     for instruction in module.entry.values():
+        name = instruction.name
+        if instruction.opcode == "custom-call":
+            name = hlo.kernel_name(instruction)
+            code = re.sub(r"metadata=\{.*?\}", "", instruction.attributes)
+            if code not in numbered[name]:
+                numbered[name].append(code)
+            number = numbered[name].index(code)
+            name = f"{name}__{number}" if number else name
         numbers = _parameters(module.entry, instruction)
         leaves = {_leaf(argument_names[n]) for n in numbers if n < len(argument_names)}
         part = _PARTS.get(frozenset(leaves - {None}))  # type: ignore[arg-type]
         if part is not None:
-            found[_in_ptx(instruction.name)] = part
+            found[_in_ptx(name)] = part
     return found
 
 

@@ -420,7 +420,7 @@ def products(module: Module) -> list[str]:
             if i.opcode == "fusion" and any(x.opcode == "dot" for x in called.values()):
                 found.append(i.name)
             elif "triton" in _target(i) or "mosaic_gpu" in _target(i):
-                name = _kernel_name(i)
+                name = kernel_name(i)
                 if not name.endswith(("_merge", "rotate", "rms_norm", "quantized_write")):
                     found.append(name)
     return found
@@ -431,7 +431,7 @@ def _target(i: Instruction) -> str:
     return match.group(1) if match and i.opcode == "custom-call" else ""
 
 
-def _kernel_name(i: Instruction) -> str:
+def kernel_name(i: Instruction) -> str:
     """A kernel of our own has the name that pallas_call was given."""
     match = re.search(r'\bname ?= ?\\?"([^"\\]+)', i.attributes)
     return match.group(1) if match else i.name

@@ -19,7 +19,12 @@ FIGURES = {
     "ceilings": {"ceiling.read", "ceiling.copy", "ceiling.l2", "ceiling.dot", "ceiling.launch"},
     "forward": {"forward.1", "forward.2", "extend", "mixed"},
     "trace": {"trace.1.lm_head", "trace.1.down", "trace.1.kernels"},
-    "choose": {"choose.greedy.1", "choose.held.greedy.1", "choose.filters.no_while.1", "choose.everything.while.1"},
+    "choose": {
+        "choose.greedy.1",
+        "choose.held.greedy.1",
+        "choose.filters.no_while.1",
+        "choose.everything.while.1",
+    },
     "graphs": {"graphs.off.1", "graphs.while.1"},
     "engine": {"engine.1", "engine.2", "engine.prompts.2x32", "engine.sampling.top_p.2"},
     "decode_attention": {"decode_attention.8x1k", "decode_attention.skewed.xla"},

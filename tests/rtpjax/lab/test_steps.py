@@ -38,6 +38,7 @@ def test_a_packed_step_writes_each_token_to_a_slot_of_its_own_row(bucket, querie
     assert len(set(pages)) == len(pages)
 
 
+# ruff: noqa: E501
 MODULE = """HloModule jit_forward, entry_computation_layout={()->()}
 
 ENTRY %main.1 (a: bf16[8,4], b: bf16[8,4], c: bf16[4,8], d: s32[2], n: bf16[4]) -> bf16[2,8] {
@@ -47,9 +48,11 @@ ENTRY %main.1 (a: bf16[8,4], b: bf16[8,4], c: bf16[4,8], d: s32[2], n: bf16[4]) 
   %d = s32[2]{0} parameter(3)
   %n = bf16[4]{0} parameter(4)
   %seen = bf16[8,4]{1,0} bitcast(%b)
-  %row_matmul.1 = bf16[2,8]{1,0} custom-call(%d, %a, %seen, %n), custom_call_target="x"
-  %row_matmul.2 = bf16[2,4]{1,0} custom-call(%row_matmul.1, %c), custom_call_target="x"
-  ROOT %other.3 = bf16[2,8]{1,0} fusion(%row_matmul.1), kind=kLoop, calls=%f
+  %pallas_call.1 = bf16[2,8]{1,0} custom-call(%d, %a, %seen, %n), custom_call_target="x", metadata={op_name="a" id=1}, backend_config={name = "row_matmul", ir = "two"}
+  %pallas_call.2 = bf16[2,4]{1,0} custom-call(%pallas_call.1, %c), custom_call_target="x", backend_config={name = "row_matmul", ir = "one"}
+  %pallas_call.3 = bf16[2,8]{1,0} custom-call(%d, %a, %seen, %n), custom_call_target="x", metadata={op_name="b" id=2}, backend_config={name = "row_matmul", ir = "two"}
+  %loop_fusion.4 = bf16[2,4]{1,0} fusion(%c), kind=kLoop, calls=%f
+  ROOT %other.3 = bf16[2,8]{1,0} fusion(%pallas_call.3), kind=kLoop, calls=%f
 }
 """
 NAMES = [
@@ -63,7 +66,7 @@ NAMES = [
 
 def test_a_kernel_is_of_the_part_whose_weights_it_reads():
     found = kernels_of_trace.parts(hlo.parse(MODULE), NAMES)
-    assert found == {"row_matmul_1": "gate_up", "row_matmul_2": "down"}
+    assert found == {"row_matmul": "gate_up", "row_matmul__1": "down", "loop_fusion_4": "down"}
 
 
 def test_times_are_added_up_by_part():
