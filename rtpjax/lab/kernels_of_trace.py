@@ -2,9 +2,9 @@
 
 The program's text says which weights an instruction reads. A kernel of XLA has the name of the
 instruction that it was compiled for, as far as PTX allows it. One of ours has the name that
-pallas_call was given, and a number: different kernels of a name count up (row_matmul, row_matmul__1,
-...) in the order of the program, equal ones share one. Outside of CUDA graphs a profile also says
-the instruction itself (`hlo_op`).
+pallas_call was given, and a number: different kernels of a name count up (row_matmul,
+row_matmul__1, ...) in the order of the program, equal ones share one. Outside of CUDA graphs a
+profile also says the instruction itself (`hlo_op`).
 """
 
 from __future__ import annotations
