@@ -61,7 +61,7 @@ gpu-check: $(GPU_CHECK)/ready
 
 # What the tests of the check itself compile.
 gpu-test: $(VENV)/test $(GPU_CHECK)/ready
-	JAX_PLATFORMS=cpu $(GPU_CHECK)/bin/python -m pytest tests/rtpjax/plan/test_analyze.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu $(GPU_CHECK)/bin/python -m pytest tests/rtpjax/plan/test_analyze.py tests/rtpjax/plan/test_ptx.py $(PYTEST_ARGS)
 
 lab-kit: $(VENV)/python
 	@$(BIN)/python -m rtpjax.lab.kit build build/lab-kit

@@ -122,6 +122,7 @@ def test_only_entry_points_read_the_environment():
         "rtpjax.plan.__main__",
         "rtpjax.plan.check",
         "rtpjax.check.__main__",
+        "rtpjax.lab.cli",
         "checkpoints_conv.__main__",
         "server.chat",
     }

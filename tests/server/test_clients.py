@@ -44,6 +44,7 @@ def test_guide_with_the_installed_client(server: LiveServer) -> None:
     check_guide(run_guide(sys.executable, server.port))
 
 
+@pytest.mark.slow
 def test_guide_with_the_old_client(server: LiveServer) -> None:
     result = run_guide(client_python("old-openai"), server.port)
     assert result["version"] == "1.3.9"

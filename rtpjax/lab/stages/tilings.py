@@ -25,9 +25,10 @@ _NARROW = 32
 
 
 def run(lab: Lab) -> None:
+    products = products_of(model_config(lab))
     cases = [
-        (product, rows)
-        for product in products_of(model_config(lab)).values()
+        (products[name], rows)
+        for name in lab.pick(tuple(products), ("gate_up", "down"))
         for rows in lab.pick(ROWS, (64,))
     ]
     with ThreadPoolExecutor(lab.pick(12, 2)) as pool:

@@ -43,6 +43,7 @@ def test_a_killed_stage_and_a_late_one_cost_only_themselves(tmp_path, monkeypatc
     late = dataclasses.replace(driver.STAGES["forward"], limit_s=0.2)
     monkeypatch.setitem(driver.STAGES, "forward", late)
     made = visit(tmp_path, "facts", "moe", "forward", "facts")
+    others = set(psutil.Process().children(recursive=True))
     killer = threading.Thread(target=kill_when_it_runs, args=("moe",))
     killer.start()
     ends = driver.drive(made)
@@ -57,7 +58,7 @@ def test_a_killed_stage_and_a_late_one_cost_only_themselves(tmp_path, monkeypatc
     page = (made.out / "lab.md").read_text()
     assert "| moe | signal 9" in page and "facts.first_program" in page
     assert "===== facts" in (made.out / "logs.txt").read_text()
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= others
 
 
 def test_no_time_left_is_said_and_nothing_hangs(tmp_path):

@@ -32,7 +32,7 @@ FIGURES = {
     "quantized": {"quantized.down.int4.2", "quantized.gate_up.fp8.2", "quantized.down.bf16.2"},
     "moe": {"moe.2", "moe.4", "moe.starts.loop", "moe.starts.no_loop"},
     "kernels": {"kernels.ok"},
-    "tilings": {"tilings.down.64", "tilings.down.before.64", "tilings.lm_head.xla.64"},
+    "tilings": {"tilings.down.64", "tilings.down.before.64", "tilings.gate_up.xla.64"},
     "cublas": {"cublas.down.1", "cublas.lm_head.2"},
     "peer": {"peer.eager.1", "peer.extend", "peer.transformers"},
     "server": {"server.1", "server.2.ttft", "server.2.tpot"},

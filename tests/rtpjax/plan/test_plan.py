@@ -115,6 +115,7 @@ def test_the_table_says_what_gpus_send_each_other():
         spill_bytes=None,
         spilling=[],
         max_shared_bytes=0,
+        buffers_in_flight={},
         host_waits=[],
         graphs=1,
         launches=0,
