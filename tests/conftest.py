@@ -29,8 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes warnings errors, but for deprecations between other people's packages."""
     config.addinivalue_line("filterwarnings", "error")
     config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:(?!({OURS})\\b)")
-    # Warned of while JAX's and torch's compiled extensions are imported.
-    config.addinivalue_line("filterwarnings", "ignore:builtin type Swig:DeprecationWarning")
+    # Warned of by compiled extensions of JAX and torch; where they cannot raise, an error ends Python.
+    config.addinivalue_line("filterwarnings", "ignore:builtin type:DeprecationWarning")
     skips.pytest_configure(config)
 
 

@@ -51,7 +51,8 @@ def events(folder: Path) -> Iterator[tuple[str, str | None, float]]:
     from jax.profiler import ProfileData
 
     for path in sorted(folder.rglob("*.xplane.pb")):
-        planes = list(ProfileData.from_file(str(path)).planes)
+        profile = ProfileData.from_file(str(path))  # its planes do not keep it
+        planes = list(profile.planes)
         devices = [plane for plane in planes if plane.name.startswith("/device:GPU")]
         for plane in devices or planes:
             for line in plane.lines:
