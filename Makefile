@@ -30,7 +30,7 @@ serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
 
 test: $(VENV)/test
-	$(PYTEST) $(PARALLEL) -m "not slow and not nightly and not reference" $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m "not slow and not nightly and not reference and not processes" $(PYTEST_ARGS)
 
 # What .ci/run runs: also those against transformers on torch.
 test-ci: $(VENV)/reference

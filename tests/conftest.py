@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes warnings errors, but for deprecations between other people's packages."""
     config.addinivalue_line("filterwarnings", "error")
     config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:(?!({OURS})\\b)")
-    # Warned of by compiled extensions of JAX and torch; where they cannot raise, an error ends Python.
+    # Warned of by compiled extensions; where they cannot raise, an error would end Python.
     config.addinivalue_line("filterwarnings", "ignore:builtin type:DeprecationWarning")
     skips.pytest_configure(config)
 

@@ -116,6 +116,7 @@ def test_bench_serve(server: Server, capsys):
     assert "3 requests, 0 errors" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_a_vocabulary_without_room_for_bytes(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 64}))
     command = [sys.executable, "-m", "rtpjax.cli", "serve", "--load_format", "dummy"]

@@ -133,6 +133,7 @@ def check_ends(group: Group, how: signal.Signals) -> None:
     assert group.leader.process.wait(20) == 1, group.logs()
 
 
+@pytest.mark.processes
 def test_two_processes_choose_the_tokens_of_one_until_one_is_killed(
     model: Path, tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_a_port_in_use_is_said_at_once(model_path, server):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.processes
 def test_sigterm_lets_running_answers_end(model_path, cache_dir, tmp_path):
     """Its programs are those of the shared server, so they come from the compile cache."""
     own = Server(tmp_path / "log", CHECKPOINT_PATH=str(model_path), ACT_TYPE="FP32", **SMALL)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import multiprocessing
 
+import pytest
+
 from pallas_kernels.registry import Target
 from rtpjax.check import lanes
 from tests.rtpjax.check import faults
@@ -18,6 +20,7 @@ def run(jobs, *, parallel=1, case_limit_s=60.0):
     return {(r.implementation, r.case): (r.status, r.detail) for r in results}
 
 
+@pytest.mark.processes
 def test_faults_are_told_apart_and_end_only_their_own_process():
     well = functools.partial(faults.job, "well")
     ill = functools.partial(faults.job, "ill")
@@ -39,6 +42,7 @@ def test_faults_are_told_apart_and_end_only_their_own_process():
     assert len(found) == len(jobs)
 
 
+@pytest.mark.processes
 def test_the_one_of_several_compilations_that_ends_the_process_is_found(monkeypatch):
     """All three end with it; one at a time tells which it was. It is the last that may fail so."""
     monkeypatch.setattr(lanes, "_MAX_FAULTS", 1)
@@ -56,6 +60,7 @@ def test_the_one_of_several_compilations_that_ends_the_process_is_found(monkeypa
     )
 
 
+@pytest.mark.processes
 def test_a_process_that_does_not_start():
     """It is asked for a GPU, which is not there."""
     jobs = [faults.job("pallas", f) for f in (faults.right, faults.wrong)]

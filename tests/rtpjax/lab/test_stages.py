@@ -52,6 +52,8 @@ def test_the_table_and_the_files_are_the_same_stages():
 
 
 def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    if name == "server":
+        return (pytest.mark.processes,)
     return (pytest.mark.reference,) if STAGES[name].uses == "torch" else ()
 
 
