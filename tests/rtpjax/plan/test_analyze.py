@@ -75,7 +75,7 @@ def test_a_quantized_cache_is_written_by_one_kernel_a_layer_in_place(cache):
     names = argument_names(two, precision, num_caches=1)
     assert len({names[i] for i in module.aliased}) == 4 + 1
     assert not hlo.copied_parameters(module) and not hlo.gathered_parameters(module)
-    found = [hlo._kernel_name(i) for i in module.entry.values() if hlo._target(i)]
+    found = [hlo.kernel_name(i) for i in module.entry.values() if hlo._target(i)]
     assert found.count("quantized_write") == 2
 
 
@@ -102,7 +102,10 @@ def test_a_step_of_all_layers_is_what_was_extrapolated():
 @needs_compiler
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_host_never_waits_while_tokens_are_chosen(variant, tmp_path):
-    """All is in one graph. Without loops in graphs, the variant that has everything waits."""
+    """Without loops in graphs, the variant that has everything would; with them it is one graph.
+
+    The loops of top-k and top-p run a known number of times, and stay out of graphs.
+    """
     h100, wants = gpus.load("h100"), VARIANTS[variant]
     mesh = topology.make_mesh(h100, 1)
     captured = {}
@@ -112,7 +115,9 @@ def test_the_host_never_waits_while_tokens_are_chosen(variant, tmp_path):
         options |= {} if kinds is None else {COMMAND_BUFFERS: kinds}
         compiled = compile_choose(SMOLLM2, 8, SHAPE, mesh, h100, wants=wants, options=options)
         captured[kinds] = thunks.read_dump(folder, hlo.parse(compiled.as_text() or ""))
-    assert captured[None] == thunks.HostWork((), num_graphs=1, num_launches=0)
+    assert captured[None].waits == ()
+    if variant != "filters":
+        assert captured[None] == thunks.HostWork((), num_graphs=1, num_launches=0)
     assert bool(captured["FUSION,CONDITIONAL"].waits) == (variant == "everything")
     if variant == "greedy":
         assert captured[""] == thunks.HostWork((), num_graphs=0, num_launches=5)
