@@ -85,7 +85,7 @@ def _serve(
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others use the same device
+    os.environ.update(XLA_PYTHON_CLIENT_PREALLOCATE="false")  # others use the same device
     if target.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     found = current_target()
