@@ -208,9 +208,7 @@ def find_gpu(named: str | None) -> Gpu | None:
     """The data of the GPU that jax runs on; None if nobody has described it."""
     if named is not None:
         return gpus.load(named)
-    kind = jax.devices()[0].device_kind
-    known = (gpus.load(name) for name in gpus.names())
-    return next((gpu for gpu in known if gpu.full_name == kind), None)
+    return gpus.of_device(jax.devices()[0].device_kind)
 
 
 def measure_bandwidth(model: Model, gpu: Gpu | None) -> list[Result]:
