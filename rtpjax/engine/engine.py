@@ -273,7 +273,7 @@ class LLMEngine:
         It does not raise: what goes wrong ends requests, or all of them (see `failure`).
         """
         started, waited = time.perf_counter(), self.timings.wait_s
-        rows: list[ScheduledRow] = []
+        rows: list[ScheduledRow] | None = None
         outputs: list[RequestOutput] = []
         collected, self._in_flight = self._in_flight, None
         try:
@@ -295,7 +295,8 @@ class LLMEngine:
             self._check_books()
         except BaseException as error:  # noqa: BLE001 (see report)
             collecting = collected.batch.rows.values() if collected else ()
-            self._recover([*collecting, *rows], error, outputs)
+            # Where scheduling itself failed, it may be for any request.
+            self._recover([] if rows is None else [*collecting, *rows], error, outputs)
         self._is_stalled = not (rows or collected or self._is_device_lost)
         if self.failure is not None:
             self._in_flight = None
@@ -487,6 +488,7 @@ class LLMEngine:
     def _end(self, sequence: Sequence, finish_reason: FinishReason, **fields) -> RequestOutput:
         """Takes the sequence out and makes its one terminal output."""
         request_id = sequence.request.request_id
+        self._has_probe_ended |= sequence.request is self.probe
         del self._live[request_id]
         self._constrained.pop(request_id, None)
         self._timed.pop(request_id, None)
@@ -508,7 +510,7 @@ class LLMEngine:
 
     def _judge(self, finish_reason: FinishReason) -> None:
         """A probe has ended."""
-        self._probe, self._has_probe_ended = None, True
+        self._probe = None
         if finish_reason == "length":
             self._num_failed_probes = 0
         elif finish_reason == "error":
