@@ -53,7 +53,8 @@ class Range:
         """Whether a value is in it; NaN is in none."""
         if value is None:
             return self.is_optional
-        if isinstance(value, bool) or not isinstance(value, Integral if self.is_whole else Real):
+        kind: Any = Integral if self.is_whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
         return (self.low < value if self.is_open else self.low <= value) and value <= self.high
 
@@ -179,7 +180,7 @@ def _check_range(name: str, value: Any, allowed: Range) -> None:
 
 def _shown(value: Any) -> str:
     """A value in an error: short, whatever it is."""
-    if isinstance(value, Integral) and abs(value) > MAX_INT64:
+    if isinstance(value, int) and abs(value) > MAX_INT64:
         return "a number of over 64 bits"
     if value is None or isinstance(value, bool | Real):
         return str(value)

@@ -243,10 +243,10 @@ class AsyncLLMEngine:
             while not self._is_stopping:
                 engine.wake.clear()
                 self._receive(engine)
-                if engine.has_work:
-                    self._tell(engine.step())
+                outputs = engine.step() if engine.has_work else []
+                self.failure = self.failure or engine.failure
+                self._tell(outputs)
                 if engine.failure is not None:
-                    self.failure = engine.failure
                     break
                 if not self._inbox and not self._is_stopping:
                     engine.wait()
