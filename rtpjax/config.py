@@ -174,6 +174,7 @@ def resolve(
         if seat_bytes > spare:
             budget -= (seat_bytes - spare) * Split.of(model, settings.tp_size).kv_heads
             max_model_len = _max_model_len(settings, model, budget, page_size, bytes_per_page)
+    _warn_of_length(settings, max_model_len, model.max_position_embeddings, budget)
     most = max_num_seqs * kv_cache.pages_for(max_model_len, page_size) + 1
     config = EngineConfig(
         precision=precision,
@@ -219,6 +220,12 @@ def _max_model_len(
             f"and {budget / MIB:.0f} MiB are there. Set MAX_SEQ_LEN to at most {longest}, or "
             f"KV_CACHE_MEM_MB to at least {-(-needed // MIB)}."
         )
+    return max_model_len
+
+
+def _warn_of_length(
+    settings: EngineSettings, max_model_len: int, trained: int, budget: int
+) -> None:
     if settings.max_model_len is None and max_model_len < trained:
         logger.warning(
             "The context is cut from %d to %d tokens: that is what %.0f MiB of cache hold. "
@@ -229,7 +236,6 @@ def _max_model_len(
             "MAX_SEQ_LEN %d is more than the %d tokens that the model was trained for.",
             max_model_len, trained,
         )  # fmt: skip
-    return max_model_len
 
 
 def describe(config: EngineConfig, bytes_per_page: int) -> str:
