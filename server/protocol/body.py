@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, TypeVar
 
@@ -81,6 +82,7 @@ def _same(value: Any, neutral: Any) -> bool:
 
 def load_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body, or a RequestError that says what it is instead."""
+    assert not _is_on_event_loop(), "bodies are read in server.preparation, never on the event loop"
     if not body:
         raise RequestError("the request body is empty, expected a JSON object")
     try:
@@ -102,6 +104,14 @@ def load_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, found {describe(value)}")
     return value
+
+
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> float:
