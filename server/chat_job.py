@@ -16,6 +16,7 @@ from server.function_calls.support import CallSupport
 from server.generation import Job, adapt_sampling, check_choices, sampling_of
 from server.grammars.chat import chat_grammar
 from server.grammars.wanted import wanted_grammar
+from server.lanes import SLOW, NeedsLane
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.body import field_error
@@ -106,6 +107,8 @@ def _call_support(context: ModelContext, body: ChatRequest) -> CallSupport:
     if not context.config.allow_user_template:
         reason = "not allowed by this server (its setting ALLOW_USER_TEMPLATE)"
         raise field_error("user_template", reason)
+    if context.lane != SLOW:  # it may run for seconds, which the others must not wait for
+        raise NeedsLane(SLOW)
     template = _user_template(context, body.user_template)
     return context.calls.with_template(template)
 

@@ -11,6 +11,7 @@ from server.chat_template import ChatTemplate
 from server.config import ServerConfig
 from server.engine_protocol import Engine
 from server.function_calls.support import CallSupport
+from server.lanes import SMALL
 from server.metrics import Metrics
 from server.preparation import Preparation
 from server.prompt import PromptEncoder
@@ -24,12 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 class ModelContext:
-    """What preparing a request needs: settings, and what is derived from the tokenizer."""
+    """What preparing a request needs: settings, and what is derived from the tokenizer.
+
+    Attributes:
+        lane: In which of the lanes of `server.lanes` requests are prepared with it.
+    """
 
     def __init__(self, engine: Engine, config: ServerConfig):
         """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
+        self.lane = SMALL
         template = ChatTemplate.from_tokenizer(
             engine.tokenizer, timeout_s=config.template_timeout_s
         )

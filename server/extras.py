@@ -71,6 +71,7 @@ class WithExtras:
 
     def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         body = self._answer.whole(choices, usage)
+        assert isinstance(body, dict), "an answer with extras is taken apart here"
         self._add_prompt(body, range(len(choices)))
         for choice in body["choices"]:
             if self._extras.token_ids:

@@ -7,7 +7,7 @@ from asyncio import ReadTransport
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from sanic import HTTPResponse, Request
 
@@ -137,14 +137,15 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
         return None
     body = await run_whole(context, job)
     note_usage(request, job.usage)
-    return HTTPResponse(dumps(body), content_type="application/json")
+    return HTTPResponse(body, content_type="application/json")
 
 
-async def run_whole(context: ServerContext, job: Job) -> dict[str, Any]:
-    """Runs the job and returns its answer in one piece."""
+async def run_whole(context: ServerContext, job: Job) -> bytes:
+    """Runs the job and returns its answer in one piece, as JSON."""
     async with _deltas(context, job) as stream:
         choices = join([delta async for delta in stream])
-    return job.answer.whole(choices, job.usage)
+    whole = job.answer.whole(choices, job.usage)
+    return whole if isinstance(whole, bytes) else dumps(whole)
 
 
 @asynccontextmanager

@@ -40,13 +40,17 @@ Prepare = Callable[[bytes, ModelContext], Prepared]
 
 
 class Reply:
-    """An answer that needs no engine; its JSON is made while preparing, as it can be long."""
+    """An answer that needs no engine; its JSON is made while preparing, as it can be long.
+
+    Attributes:
+        content: The JSON.
+    """
 
     def __init__(self, value: Any):
-        self._content = dumps(value)
+        self.content = dumps(value)
 
     async def respond(self, request: Request, context: ServerContext) -> HTTPResponse:
-        return HTTPResponse(self._content, content_type="application/json")
+        return HTTPResponse(self.content, content_type="application/json")
 
 
 def all_routes() -> Iterator[Route]:

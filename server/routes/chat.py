@@ -9,7 +9,6 @@ from sanic import HTTPResponse, Request
 
 from rtpjax.errors import RequestError
 from server.access_log import note_usage
-from server.answer import dumps
 from server.chat_job import chat_job
 from server.context import ModelContext, ServerContext
 from server.generation import Job, run_whole
@@ -48,7 +47,8 @@ class Batch:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         note_usage(request, *(job.usage for job in self.jobs))
-        return HTTPResponse(dumps({"responses": responses}), content_type="application/json")
+        content = b'{"responses":[%b]}' % b",".join(responses)
+        return HTTPResponse(content, content_type="application/json")
 
 
 def _job(context: ModelContext, where: str, body: ChatRequest) -> Job:

@@ -39,9 +39,9 @@ def _job(content: bytes, context: ModelContext, *, is_batch: bool) -> Job:
     recorder = recorder_of(context, sampling, requests)
     return Job(
         requests=requests,
-        answer=RawAnswer(body, recorder),
+        answer=RawAnswer(body.form, recorder),
         usage=Usage(choices_per_prompt=sampling.n),
-        is_stream=body.is_stream,
+        is_stream=body.form.is_stream,
         include_usage=False,
         recorder=recorder,
         end=RAW_DONE,
