@@ -60,7 +60,8 @@ class Turn(Generic[ResultT]):
         """Does the work."""
         self.has_begun = True
         work, self._work = self._work, None
-        assert work is not None, "a turn that was given up has been cancelled"
+        if work is None:
+            raise TimeoutError("given up in the moment in which it began")
         return work(self)
 
     def give_up(self) -> None:

@@ -43,8 +43,8 @@ class Preparation:
         self._timeout_s = context.config.prepare_timeout_s
         self._lanes = {
             SMALL: Lane(SMALL, LaneSize(min(4, cores), 4096, 128 * MIB)),
-            LARGE: Lane(LARGE, LaneSize(max(1, min(4, cores // 2)), 512, 256 * MIB)),
-            SLOW: Lane(SLOW, LaneSize(1, 16, 128 * MIB)),
+            LARGE: Lane(LARGE, LaneSize(max(1, min(8, cores // 2)), 512, 256 * MIB)),
+            SLOW: Lane(SLOW, LaneSize(max(1, min(4, cores // 4)), 32, 256 * MIB)),
         }
         self._workers: list[Worker] = []
         self._of_thread = threading.local()
