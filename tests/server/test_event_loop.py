@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -39,7 +41,7 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module")
-def roomy() -> LiveServer:
+def roomy() -> Iterator[LiveServer]:
     engine = ScriptedEngine()
     engine.max_model_len = 2**24
     with LiveServer(engine) as server:
@@ -65,10 +67,8 @@ def _slowest_probe(server: LiveServer, path: str, body: bytes) -> float:
             sock.sendall(body)
             sent.set()
             sock.settimeout(WATCHED_S)
-            try:
+            with contextlib.suppress(TimeoutError):
                 sock.recv(1)
-            except TimeoutError:
-                pass
 
     sender = threading.Thread(target=send)
     sender.start()
