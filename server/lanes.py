@@ -96,6 +96,7 @@ class Lane:
         """
         self._enter(num_bytes)
         turn = Turn(work, timeout_s)
+        del work  # only the turn holds the body
         # The context has what log lines say of the request.
         future: Future[ResultT] = self._threads.submit(contextvars.copy_context().run, turn.take)
         future.add_done_callback(lambda _: self._leave(num_bytes))

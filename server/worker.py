@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from rtpjax.errors import RequestError, RequestTimeoutError
 from server.lanes import NeedsLane
@@ -147,7 +147,8 @@ class Worker:
         if self._connection is None or self._process is None or not self._process.is_alive():
             self.close()
             _FORKS.set_forkserver_preload(_PRELOADED)
-            ours, theirs = _FORKS.Pipe()
+            # (Its type has Windows' connections, too.)
+            ours, theirs = cast(tuple[Connection, Connection], _FORKS.Pipe())
             engine = self._context.engine
             facts = EngineFacts(engine.tokenizer, engine.model_name, engine.max_model_len)
             self._process = _FORKS.Process(target=_serve, args=(theirs,), daemon=True)

@@ -124,8 +124,9 @@ def test_no_route_gets_at_a_body_by_itself() -> None:
     folder = Path(server.__path__[0])
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            is_body = isinstance(node, ast.Attribute) and node.attr in _BODY_ATTRIBUTES
-            if is_body and isinstance(node.value, ast.Name) and "request" in node.value.id:
+            if not isinstance(node, ast.Attribute) or node.attr not in _BODY_ATTRIBUTES:
+                continue
+            if isinstance(node.value, ast.Name) and "request" in node.value.id:
                 readers.add(path.relative_to(folder).as_posix())
     # (A replica passes bytes on.)
     assert readers == {"routes/__init__.py", "replicas/replica.py"}

@@ -193,14 +193,14 @@ ENDLESS = (
 
 
 def test_what_takes_too_long_is_ended(engine: ScriptedEngine) -> None:
-    settings = {"allow_user_template": True, "prepare_timeout_s": 1.5}
+    settings = {"allow_user_template": True, "prepare_timeout_s": 4}
     with LiveServer(engine, **settings) as server:
         started = time.monotonic()
         response = server.chat("x", user_template=ENDLESS)
         assert response.status_code == 504
-        assert "took longer than 1.5 s; send a smaller one" in response.text
+        assert "took longer than 4 s; send a smaller one" in response.text
         assert response.headers["x-should-retry"] == "false"
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 7
         assert server.chat("x", user_template="{{ messages[0].content }}").status_code == 200
 
 
@@ -210,10 +210,10 @@ def test_templates_of_callers_hold_up_nobody(engine: ScriptedEngine) -> None:
         for _ in range(10):
             started = time.monotonic()
             assert server.chat("x", max_tokens=1).status_code == 200
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 2
         for sock in socks:
             sock.close()
         # Those that waited are gone, and the one that ran has been ended.
         started = time.monotonic()
         assert server.chat("x", user_template="{{ messages[0].content }}").status_code == 200
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5  # of 8 times 5 s
