@@ -158,11 +158,12 @@ def check_request(
         raise _error("request_id", "expected a text that is not empty")
     if request.cache_salt != "":
         _check_texts("cache_salt", (request.cache_salt,), CACHE_SALT)
-    _check_prompt(request, num_tokens)
+    _check_count("prompt", request.prompt_token_ids, MAX_INT32)
+    _check_lengths(len(request.prompt_token_ids), sampling, config.max_model_len)
+    _check_ids("prompt", request.prompt_token_ids, num_tokens)  # after its length: no long loop
     for name, tokens in TOKENS.items():
         _check_tokens(name, getattr(sampling, name), tokens, num_tokens)
     _check_biases(sampling, len(end_token_ids), num_tokens)
-    _check_lengths(len(request.prompt_token_ids), sampling, config.max_model_len)
     _check_grammar(request.grammar)
     if request.grammar is not None:
         _check_grammar(request.grammar.instead, is_inner=True)
@@ -205,13 +206,6 @@ def _check_count(name: str, values: Any, most: int) -> None:
         raise _error(name, f"expected a list, found {_shown(values)}")
     if len(values) > most:
         raise _error(name, f"expected at most {most}, found {len(values)}")
-
-
-def _check_prompt(request: GenerationRequest, num_tokens: int) -> None:
-    _check_count("prompt", request.prompt_token_ids, MAX_INT32)
-    if len(request.prompt_token_ids) == 0:
-        raise RequestError("The prompt is empty: it must have at least one token.", param="prompt")
-    _check_ids("prompt", request.prompt_token_ids, num_tokens)
 
 
 def _check_tokens(name: str, values: Any, allowed: TokenLists, num_tokens: int) -> None:
@@ -260,6 +254,8 @@ def _check_biases(sampling: SamplingParams, num_ends: int, num_tokens: int) -> N
 
 def _check_lengths(num_prompt: int, sampling: SamplingParams, longest: int) -> None:
     max_tokens = sampling.max_tokens
+    if num_prompt == 0:
+        raise RequestError("The prompt is empty: it must have at least one token.", param="prompt")
     if num_prompt + (1 if max_tokens is None else max_tokens) > longest:
         output = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         raise RequestError(
