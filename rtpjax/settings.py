@@ -62,6 +62,12 @@ def _load_format(text: str) -> str:
     return text.lower()
 
 
+def _unknown_fields(text: str) -> str:
+    if text.lower() not in ("refuse", "ignore"):
+        raise ValueError("expected refuse or ignore")
+    return text.lower()
+
+
 def _log_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
@@ -225,6 +231,12 @@ SETTINGS = (
     ),
     Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
+    Setting(
+        "UNKNOWN_FIELDS",
+        _unknown_fields,
+        "refuse",
+        "refuse, or ignore: what becomes of request fields that are not known (docs/api.md)",
+    ),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
     Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),

@@ -297,6 +297,7 @@ def _prepare(
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
         model_type=model_type,
+        ignores_unknown_fields=settings["UNKNOWN_FIELDS"] == "ignore",
         load_format=settings["LOAD_FORMAT"],
     )
     return engine, server_config, leader

@@ -10,7 +10,7 @@ from server.answer_parser import AnswerSyntax
 from server.beam_search import recorder_of
 from server.chat_answer import ChatAnswer
 from server.chat_template import ChatTemplate
-from server.constrained import constrained_requests
+from server.constrained import constrained_requests, drop_idle_budget
 from server.context import ServerContext
 from server.debug_info import DebugInfo
 from server.extras import Extras, with_extras
@@ -19,7 +19,7 @@ from server.generation import Job, adapt_sampling, check_choices, sampling_of
 from server.grammars.chat import chat_grammar
 from server.grammars.wanted import wanted_grammar
 from server.output import Usage
-from server.prompt import EncodedPrompt, check_lengths
+from server.prompt import EncodedPrompt, check_length
 from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
 
@@ -31,15 +31,17 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
         RequestError: The template refuses the messages, or they do not fit the context.
     """
     prompt, requests, syntax = await chat_requests(context, body)
+    usage = Usage(choices_per_prompt=body.n)
     job = Job(
         requests=requests,
         answer=ChatAnswer(
             context.engine.model_name,
             context.token_text,
             with_usage=body.include_usage,
+            usage_so_far=usage if body.has_usage_in_chunks else None,
             dialect=body.calls.dialect,
         ),
-        usage=Usage(choices_per_prompt=body.n),
+        usage=usage,
         is_stream=body.stream,
         include_usage=body.include_usage,
         syntax=syntax,
@@ -60,7 +62,6 @@ async def chat_requests(
     body: ChatRequest,
     *,
     param: str = "messages",
-    is_cut_to_fit: bool = False,
 ) -> tuple[EncodedPrompt, list[GenerationRequest], AnswerSyntax | None]:
     """The prompt of a chat request, a request for the engine per choice, and how to read answers.
 
@@ -68,7 +69,6 @@ async def chat_requests(
         context: The server's.
         body: The chat request.
         param: The field that an error about the prompt's length names.
-        is_cut_to_fit: Fewer tokens than asked for are generated if the context has no more room.
 
     Raises:
         RequestError: The template refuses the messages, they do not fit the context, or what is
@@ -76,15 +76,16 @@ async def chat_requests(
     """
     check_choices(body, 1, context)
     support = await _call_support(context, body)
+    if body.thinking_budget is None and body.num_beams == 1:
+        body.thinking_budget = support.budget_of(body.reasoning_effort)
+    drop_idle_budget(context, support, body)
     prompt = await _encode(context, body, support)
     syntax = support.syntax(body.calls, prompt.text)
     grammar = chat_grammar(wanted_grammar(body), body.calls, syntax)
-    num_prompt, max_tokens = len(prompt.token_ids), body.max_new_tokens
-    longest = context.engine.max_model_len
-    if is_cut_to_fit and max_tokens is not None:
-        max_tokens = max(1, min(max_tokens, longest - num_prompt))
-    check_lengths(num_prompt, max_tokens, longest, param=param)
-    params = await sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
+    check_length(len(prompt.token_ids), context.engine.max_model_len, param=param)
+    params = await sampling_of(
+        body, context, max_tokens=body.max_new_tokens, logprobs=body.num_logprobs
+    )
     params = adapt_sampling(params, syntax, context)
     return prompt, constrained_requests(support, body, [prompt], params, grammar), syntax
 
@@ -95,10 +96,15 @@ async def encode_chat(context: ServerContext, body: ChatRequest) -> EncodedPromp
 
 
 async def _encode(context: ServerContext, body: ChatRequest, support: CallSupport) -> EncodedPrompt:
+    variables = body.template_kwargs
     if body.reasoning_effort is not None:
-        support.check_effort(body.reasoning_effort)
+        effort = support.effort_variables(body.reasoning_effort)
+        if effort is None:
+            why = "the model's chat template has no switch for it"
+            context.fields.say(f"reasoning effort {body.reasoning_effort}", why)
+        variables = (effort or {}) | variables
     encoder = context.encoder.with_calls(support)
-    return await encoder.encode_chat(body.messages, body.template_kwargs, body.calls)
+    return await encoder.encode_chat(body.messages, variables, body.calls)
 
 
 async def _call_support(context: ServerContext, body: ChatRequest) -> CallSupport:

@@ -21,6 +21,8 @@ class ServerConfig:
         model_type: As in config.json; it tells how the model writes calls and reasoning.
         tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
             `server/reasoning_parsers`; None goes by template and model type.
+        ignores_unknown_fields: What no field is known by is left out of a request, and logged; else
+            the request is refused.
         load_format: `auto`, or `dummy` where the model's weights are random: /v1/models says so.
     """
 
@@ -36,4 +38,5 @@ class ServerConfig:
     model_type: str = ""
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    ignores_unknown_fields: bool = False
     load_format: str = "auto"

@@ -13,6 +13,7 @@ from server.engine_protocol import Engine
 from server.function_calls.support import CallSupport
 from server.metrics import Metrics
 from server.prompt import PromptEncoder
+from server.protocol.fields import FieldPolicy
 from server.token_text import TokenText
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class ServerContext:
         """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
+        self.fields = FieldPolicy(ignores_unknown=config.ignores_unknown_fields)
         self.metrics = Metrics(engine.stats)
         template = ChatTemplate.from_tokenizer(
             engine.tokenizer, timeout_s=config.template_timeout_s

@@ -26,7 +26,10 @@ def error_json(error: HttpError) -> dict[str, Any]:
     """An error as Anthropic's clients expect it."""
     default = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _ERROR_TYPES.get(error.status, default)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    shown: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.details is not None:
+        shown["details"] = dict(error.details)
+    return {"type": "error", "error": shown}
 
 
 def messages_failure(error: HttpError) -> bytes:

@@ -99,7 +99,8 @@ class ResponsesAnswer:
             events = [
                 self._event(
                     "response.function_call_arguments.done",
-                    **place, name=item.name, arguments=item.text,
+                    **place, name=self._body.tools.written(item.name)["name"],
+                    arguments=item.text,
                 )
             ]  # fmt: skip
         else:
@@ -137,8 +138,9 @@ class ResponsesAnswer:
         """An item as it is now; its content shows once it is done."""
         shown = {"id": self._id_of(item), "status": status}
         if item.kind == "call":
-            call = {"call_id": item.call_id, "name": item.name, "arguments": item.text}
-            return {"type": "function_call", **shown, **call}
+            call = {"call_id": item.call_id, "arguments": item.text}
+            names = self._body.tools.written(item.name)
+            return {"type": "function_call", **shown, **call, **names}
         content = [] if status == "in_progress" else [self._part(item)]
         if item.kind == "reasoning":
             return {"type": "reasoning", **shown, "summary": [], "content": content}
@@ -171,10 +173,10 @@ class ResponsesAnswer:
             "temperature": chat.temperature,
             "text": {"format": request.text.format},
             "tool_choice": self._body.tool_choice,
-            "tools": self._body.tools,
+            "tools": self._body.tools.shown(),
             "top_logprobs": request.top_logprobs,
             "top_p": chat.top_p,
-            "truncation": "disabled",
+            "truncation": request.truncation,
             "usage": None if usage is None else _usage(usage, self._items.num_reasoning_tokens),
         }
 

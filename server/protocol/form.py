@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from server.protocol.sampling import SamplingFields
 from server.protocol.values import Int32
@@ -22,4 +22,6 @@ class FormFields(SamplingFields):
     guided_choice: Any = None
     guided_grammar: Any = None
     structured_outputs: Any = None
-    thinking_budget: Int32 | None = Field(default=None)
+    thinking_budget: Int32 | None = Field(
+        default=None, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget")
+    )

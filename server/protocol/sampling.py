@@ -48,6 +48,7 @@ class StreamOptions(StrictModel):
     """What a stream carries besides the answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False  # padding against traffic analysis; the text is the same
 
 
@@ -100,7 +101,7 @@ class SamplingFields(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _merge_extra_configs(cls, given: Any) -> Any:
-        return with_extra_configs(given) if isinstance(given, dict) else given
+        return with_extra_configs(given, cls.model_fields) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> SamplingFields:
@@ -123,7 +124,13 @@ class SamplingFields(StrictModel):
 
     @property
     def include_usage(self) -> bool:
+        """Whether a stream's last chunk has the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def has_usage_in_chunks(self) -> bool:
+        """Whether all other chunks have it, too, as far as it is known."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def sampling_params(
         self,

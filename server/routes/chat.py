@@ -23,7 +23,7 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     """Answers a conversation."""
     context = context_of(request)
     context.check_available()
-    body = parse_body(request.body, ChatRequest)
+    body = parse_body(request.body, ChatRequest, context.fields)
     return await answer(request, context, await chat_job(context, body))
 
 
@@ -32,7 +32,7 @@ async def batch_chat_completions(request: Request) -> HTTPResponse:
     """Answers several conversations at once; if one of them fails, all do."""
     context = context_of(request)
     context.check_available()
-    bodies = parse_batch(request.body, context.config.max_choices)
+    bodies = parse_batch(request.body, context.config.max_choices, context.fields)
     jobs = [await _job(context, f"requests[{i}]", body) for i, body in enumerate(bodies)]
     watch_for_disconnect(request)
     tasks = [asyncio.create_task(run_whole(context, job)) for job in jobs]

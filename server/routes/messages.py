@@ -19,7 +19,6 @@ from server.protocol.anthropic_messages import (
     parse_count,
     parse_messages,
 )
-from server.reasoning_parsers import NONE
 from server.routes import context_of, takes
 
 
@@ -28,13 +27,9 @@ async def messages(request: Request) -> HTTPResponse | None:
     """Answers a conversation."""
     context = context_of(request)
     context.check_available()
-    body = parse_messages(request.body)
-    if context.calls.reasoning_format == NONE:
-        body.thinking_budget = None  # a model that does not reason keeps to any
+    body = parse_messages(request.body, context.fields)
     try:
-        # Its clients ask for more tokens than a small model's context has; the answer says when
-        # it ends there.
-        prompt, requests, syntax = await chat_requests(context, body, is_cut_to_fit=True)
+        prompt, requests, syntax = await chat_requests(context, body)
     except RequestError as error:
         raise in_our_names(error) from error
     requests = with_names(requests, our_name)
@@ -59,9 +54,10 @@ async def messages(request: Request) -> HTTPResponse | None:
 @takes(CountRequest)
 async def count_tokens(request: Request) -> HTTPResponse:
     """The length of a prompt."""
-    body = parse_count(request.body)
+    context = context_of(request)
+    body = parse_count(request.body, context.fields)
     try:
-        prompt = await encode_chat(context_of(request), body)
+        prompt = await encode_chat(context, body)
     except RequestError as error:
         raise in_our_names(error) from error
     return json({"input_tokens": len(prompt.token_ids)})

@@ -10,7 +10,7 @@ from server.constrained import plain_requests
 from server.context import ServerContext
 from server.generation import Job, answer, check_choices, sampling_of
 from server.output import Usage
-from server.prompt import EncodedPrompt, check_lengths
+from server.prompt import EncodedPrompt, check_length
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
 from server.routes import context_of, takes
@@ -31,14 +31,13 @@ async def batch_infer(request: Request) -> HTTPResponse | None:
 async def _infer(request: Request, *, is_batch: bool) -> HTTPResponse | None:
     context = context_of(request)
     context.check_available()
-    body = parse_raw(request.body, is_batch=is_batch)
+    body = parse_raw(request.body, context.fields, is_batch=is_batch)
     sampling = body.sampling
     check_choices(sampling, len(body.prompts), context)
     params = await sampling_of(sampling, context, max_tokens=sampling.max_tokens, logprobs=None)
     prompts = [await _encode(context, prompt) for prompt in body.prompts]
     for prompt in prompts:
-        num_tokens, longest = len(prompt.token_ids), context.engine.max_model_len
-        check_lengths(num_tokens, sampling.max_tokens, longest, param="prompt")
+        check_length(len(prompt.token_ids), context.engine.max_model_len, param="prompt")
     requests = plain_requests(context, sampling, prompts, params)
     recorder = recorder_of(context, sampling, requests)
     job = Job(

@@ -10,7 +10,7 @@ from server.chat_job import chat_requests
 from server.constrained import with_names
 from server.generation import Job, answer
 from server.output import Usage
-from server.protocol.responses import ResponsesRequest, in_our_names, our_name, parse_responses
+from server.protocol.responses import ResponsesRequest, parse_responses
 from server.responses_answer import ResponsesAnswer
 from server.routes import context_of, takes
 
@@ -20,12 +20,12 @@ async def responses(request: Request) -> HTTPResponse | None:
     """Answers a text, or a list of items."""
     context = context_of(request)
     context.check_available()
-    body = parse_responses(request.body)
+    body = parse_responses(request.body, context.fields)
     try:
         _, requests, syntax = await chat_requests(context, body.chat, param="input")
     except RequestError as error:
-        raise in_our_names(error) from error
-    requests = with_names(requests, our_name)
+        raise body.in_our_names(error) from error
+    requests = with_names(requests, body.our_name)
     has_beams = body.chat.num_beams > 1
     written = ResponsesAnswer(context.engine.model_name, context.token_text, body)
     job = Job(

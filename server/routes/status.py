@@ -45,7 +45,8 @@ async def cache_status(request: Request) -> HTTPResponse:
 @takes(LogLevelRequest)
 async def set_log_level(request: Request) -> HTTPResponse:
     """Changes what the process logs from now on."""
-    level = parse_body(request.body, LogLevelRequest).log_level
+    fields = context_of(request).fields
+    level = parse_body(request.body, LogLevelRequest, fields).log_level
     logging.getLogger().setLevel("DEBUG" if level == "TRACE" else level)
     logger.warning("the log level is %s now", level)
     return json({"status": "ok"})

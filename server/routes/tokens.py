@@ -28,7 +28,7 @@ from server.routes import context_of, takes
 async def render(request: Request) -> HTTPResponse:
     """The prompt of a chat request, as text and as token ids."""
     context = context_of(request)
-    body = parse_body(request.body, ChatRequest)
+    body = parse_body(request.body, ChatRequest, context.fields)
     params = await sampling_of(
         body, context, max_tokens=body.max_new_tokens, logprobs=body.num_logprobs
     )
@@ -42,7 +42,7 @@ async def render(request: Request) -> HTTPResponse:
 async def encode(request: Request) -> HTTPResponse:
     """RTP-LLM's: ids, the text of each token, and where it stands in the prompt."""
     context = context_of(request)
-    body = parse_body(request.body, EncodeRequest)
+    body = parse_body(request.body, EncodeRequest, context.fields)
     backend = context.engine.tokenizer.backend_tokenizer
     encoding = await asyncio.to_thread(backend.encode, body.prompt)
     answer: dict[str, Any] = {
@@ -59,7 +59,7 @@ async def encode(request: Request) -> HTTPResponse:
 async def tokenize(request: Request) -> HTTPResponse:
     """vLLM's: the ids of a text or of a chat's prompt, and how many there are."""
     context = context_of(request)
-    body = parse_tokenize(request.body)
+    body = parse_tokenize(request.body, context.fields)
     token_ids = list((await _encoded(context, body)).token_ids)
     answer: dict[str, Any] = {
         "count": len(token_ids),
@@ -75,7 +75,7 @@ async def tokenize(request: Request) -> HTTPResponse:
 async def detokenize(request: Request) -> HTTPResponse:
     """The text of token ids."""
     context = context_of(request)
-    body = parse_body(request.body, DetokenizeRequest)
+    body = parse_body(request.body, DetokenizeRequest, context.fields)
     _check_known(context, body.tokens)
     text = await asyncio.to_thread(
         context.engine.tokenizer.backend_tokenizer.decode,

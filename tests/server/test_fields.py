@@ -107,7 +107,7 @@ ASSISTANT = {"role": "assistant", "content": "x"}
     [
         ({"user_template": "x"}, "user_template"),
         ({"template_key": "x"}, "template_key"),
-        ({"thinking_budget": 5}, "thinking_budget"),
+        ({"thinking_budget": -1}, "thinking_budget"),
         ({"extra_configs": {"top_k": "x"}}, "extra_configs.top_k"),
         ({"extra_configs": {"num_beams": 11}}, "extra_configs.num_beams"),
         ({"extra_configs": {"bad_words_list": [[]]}}, "extra_configs.bad_words_list[0]"),
