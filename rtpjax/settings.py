@@ -68,6 +68,12 @@ def _unknown_fields(text: str) -> str:
     return text.lower()
 
 
+def _generation_config(text: str) -> str:
+    if text.lower() not in ("auto", "none"):
+        raise ValueError("expected auto or none")
+    return text.lower()
+
+
 def _log_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
@@ -136,6 +142,13 @@ SETTINGS = (
     ),
     Setting(
         "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
+    ),
+    Setting(
+        "GENERATION_CONFIG",
+        _generation_config,
+        "auto",
+        "auto, or none: whether temperature, top_p, top_k, min_p and repetition_penalty of the "
+        "model's generation_config.json stand where a request says nothing",
     ),
     Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
     Setting("START_PORT", _port, 8088, "port to listen on"),

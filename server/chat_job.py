@@ -22,6 +22,7 @@ from server.output import Usage
 from server.prompt import EncodedPrompt, check_length
 from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
+from server.reasoning_tokens import reasoning_counters
 
 
 async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
@@ -31,7 +32,7 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
         RequestError: The template refuses the messages, or they do not fit the context.
     """
     prompt, requests, syntax = await chat_requests(context, body)
-    usage = Usage(choices_per_prompt=body.n)
+    usage = chat_usage(context, syntax, body.n)
     job = Job(
         requests=requests,
         answer=ChatAnswer(
@@ -55,6 +56,14 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
         debug_info=debug_info(context, prompt, requests[0]) if body.debug_info else None,
     )
     return with_extras(context, job, extras)
+
+
+def chat_usage(context: ServerContext, syntax: AnswerSyntax | None, num_choices: int) -> Usage:
+    """The usage of an answer whose reasoning is told apart."""
+    grammar = None if syntax is None else syntax.reasoning
+    is_open = syntax is not None and syntax.is_reasoning_open
+    counters = reasoning_counters(grammar, context.token_text, num_choices, is_open=is_open)
+    return Usage(num_choices, counters)
 
 
 async def chat_requests(

@@ -105,7 +105,7 @@ class MessagesAnswer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"thinking_tokens": self._items.num_reasoning_tokens},
+            "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
         }
 
 

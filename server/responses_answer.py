@@ -177,7 +177,7 @@ class ResponsesAnswer:
             "top_logprobs": request.top_logprobs,
             "top_p": chat.top_p,
             "truncation": request.truncation,
-            "usage": None if usage is None else _usage(usage, self._items.num_reasoning_tokens),
+            "usage": None if usage is None else _usage(usage),
         }
 
     def _entries(self, entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
@@ -199,11 +199,11 @@ def _status(item: Item) -> str:
     return "incomplete" if item.is_cut else "completed"
 
 
-def _usage(usage: Usage, num_reasoning_tokens: int) -> dict[str, Any]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -90,6 +90,12 @@ class CountRequest(StrictModel):
     tool_choice: Any = None
 
 
+class MessagesChat(ChatRequest):
+    """The chat that a body means, with Anthropic's default."""
+
+    temperature: Temperature = 1.0
+
+
 class MessagesRequest(CountRequest):
     """... and how it is answered."""
 
@@ -106,7 +112,7 @@ class MessagesRequest(CountRequest):
 
     def chat_fields(self) -> dict[str, Any]:
         """The fields of a chat request besides those of the prompt."""
-        names = ("max_tokens", "stream", "temperature", "top_k", "top_p")
+        names = {"max_tokens", "stream", "temperature", "top_k", "top_p"} & self.model_fields_set
         return {name: getattr(self, name) for name in names} | {"stop": self.stop_sequences}
 
 
@@ -145,7 +151,7 @@ def _chat(request: CountRequest, fields: dict[str, Any]) -> ChatRequest:
             raise field_error(f"messages[{len(request.messages) - 1}].content", reason)
         fields["continue_final_message"] = True
     try:
-        return check_fields(fields, ChatRequest)
+        return check_fields(fields, MessagesChat)
     except RequestError as error:
         raise in_our_names(error) from error
 

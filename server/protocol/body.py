@@ -26,7 +26,7 @@ from server.protocol.fields import (
 def _with_other_fields(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Adds what is accepted without being read to a model's JSON schema."""
     assert issubclass(model, StrictModel)
-    for name, found in model.others.items():
+    for name, found in shape_of(model).others.items():
         if isinstance(found, Ignored):
             shown: dict[str, Any] = {"description": f"Ignored: {found.why}."}
             values = found.values
@@ -91,7 +91,9 @@ def shape_of(model: type[StrictModel]) -> Shape:
         if isinstance(field.validation_alias, AliasChoices):
             names = [choice for choice in field.validation_alias.choices if isinstance(choice, str)]
         honoured |= dict.fromkeys(names, _shape_in(field.annotation))
-    return Shape(honoured | dict(model.inside), model.others)
+    honoured |= model.inside
+    others = {name: found for name, found in model.others.items() if name not in honoured}
+    return Shape(honoured, others)
 
 
 def _shape_in(annotation: Any) -> Shape | None:

@@ -129,7 +129,7 @@ class FieldPolicy:
         if name in self._said or len(self._said) >= _MAX_SAID:
             return
         self._said.add(name)
-        logger.warning("%r in a request is ignored, %s; this is logged once", name, why)
+        logger.warning("%r in a request is ignored: %s (this is logged once)", name, why)
 
 
 REFUSE = FieldPolicy()

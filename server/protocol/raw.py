@@ -17,9 +17,14 @@ from server.protocol.field_classes import GENERATE_CONFIG, RAW
 from server.protocol.fields import REFUSE, FieldPolicy
 from server.protocol.form import FormFields
 from server.protocol.generate_config import GenerateConfig, config_fields
+from server.protocol.values import Temperature
 
-# Its defaults differ from the chat API's.
-_DEFAULTS = {"temperature": 1.0, "aux_info": True}
+
+class RawSampling(FormFields):
+    """Its defaults differ from the chat API's."""
+
+    temperature: Temperature = 1.0
+    aux_info: bool = True
 
 
 class RawConfig(GenerateConfig):
@@ -109,7 +114,7 @@ def parse_raw(body: bytes, policy: FieldPolicy = REFUSE, *, is_batch: bool) -> R
         raise field_error("return_incremental", "only allowed when yield_generator is true")
     return RawBody(
         prompts=_prompts(request, template_kwargs, policy),
-        sampling=check_fields(_DEFAULTS | settings, FormFields),
+        sampling=check_fields(settings, RawSampling),
         is_batch=is_batch or request.prompt_batch is not None,
         is_multi=is_multi,
         is_stream=is_stream,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any
 
@@ -33,6 +33,8 @@ from server.protocol.values import (
     Unit,
 )
 
+# 0 keeps the most likely token, as any value below its probability does.
+_LEAST_TOP_P = 1e-9
 # RTP-LLM's default, kept for its users; OpenAI's is 1.
 DEFAULT_TEMPERATURE = 0.7
 
@@ -122,6 +124,13 @@ class SamplingFields(StrictModel):
                 raise field_error(name, "not supported together with num_beams")
         return self
 
+    def take_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Takes defaults for what the caller does not say; beams keep to the model's own."""
+        for name, value in defaults.items():
+            is_used = self.num_beams == 1 or name not in _NOT_WITH_BEAMS
+            if is_used and name not in self.model_fields_set:
+                setattr(self, name, value)
+
     @property
     def include_usage(self) -> bool:
         """Whether a stream's last chunk has the usage."""
@@ -164,7 +173,7 @@ class SamplingFields(StrictModel):
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=max(self.top_k, 0),  # vLLM's -1 is "all", too
-            top_p=self.top_p,
+            top_p=max(self.top_p, _LEAST_TOP_P),
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,

@@ -6,11 +6,10 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from rtpjax.errors import RequestError
-from server.chat_job import chat_requests, encode_chat
+from server.chat_job import chat_requests, chat_usage, encode_chat
 from server.constrained import with_names
 from server.generation import Job, answer
 from server.messages_answer import MessagesAnswer, messages_failure
-from server.output import Usage
 from server.protocol.anthropic_messages import (
     CountRequest,
     MessagesRequest,
@@ -35,7 +34,7 @@ async def messages(request: Request) -> HTTPResponse | None:
     requests = with_names(requests, our_name)
     wanted = body.max_tokens or 0
     is_cut = wanted > context.engine.max_model_len - len(prompt.token_ids)
-    usage = Usage()
+    usage = chat_usage(context, syntax, 1)
     job = Job(
         requests=requests,
         answer=MessagesAnswer(

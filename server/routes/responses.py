@@ -6,10 +6,9 @@ from sanic import HTTPResponse, Request
 
 from rtpjax.errors import RequestError
 from server.beam_search import recorder_of
-from server.chat_job import chat_requests
+from server.chat_job import chat_requests, chat_usage
 from server.constrained import with_names
 from server.generation import Job, answer
-from server.output import Usage
 from server.protocol.responses import ResponsesRequest, parse_responses
 from server.responses_answer import ResponsesAnswer
 from server.routes import context_of, takes
@@ -31,7 +30,7 @@ async def responses(request: Request) -> HTTPResponse | None:
     job = Job(
         requests=requests,
         answer=written,
-        usage=Usage(),
+        usage=chat_usage(context, syntax, 1),
         is_stream=body.request.stream,
         include_usage=True,
         syntax=syntax,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
 from typing import Any
 
 import anthropic
@@ -28,14 +27,11 @@ class Speaker(SpeakingEngine):
     """Gives one answer after the other."""
 
     def say(self, *answers: str) -> None:
-        self.answer, *self._next = answers
+        self._next = list(answers)
 
-    async def _generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
-        async with aclosing(super()._generate(request)) as outputs:
-            async for output in outputs:
-                yield output
-        if self._next:
-            self.answer = self._next.pop(0)
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
+        self.answer = self._next.pop(0)
+        return super().generate(request)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ REFUSED = [
     ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
     ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
     ({"temperature": True}, "temperature", "found true"),
-    ({"top_p": 0}, "top_p", "greater than 0"),
+    ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
     ({"top_k": 1.0}, "top_k", "integer"),
     ({"min_p": 2}, "min_p", "less than or equal to 1"),
     ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
