@@ -26,6 +26,7 @@ class ServerConfig:
         ignores_unknown_fields: What no field is known by is left out of a request, and logged; else
             the request is refused.
         sampling_defaults: Fields that a request has where it says nothing of them.
+        prepare_timeout_s: Longest time from a whole body to the engine, waiting included.
         load_format: `auto`, or `dummy` where the model's weights are random: /v1/models says so.
     """
 
@@ -43,4 +44,5 @@ class ServerConfig:
     reasoning_parser: str | None = None
     ignores_unknown_fields: bool = False
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    prepare_timeout_s: float = 60.0
     load_format: str = "auto"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
-from server.context import ServerContext
+from server.context import ModelContext
 from server.function_calls.support import CallSupport
 from server.generation import make_requests
 from server.grammars.wanted import wanted_grammar
@@ -17,7 +17,7 @@ from server.reasoning_parsers import NONE
 
 
 def plain_requests(
-    context: ServerContext,
+    context: ModelContext,
     body: FormFields,
     prompts: Sequence[EncodedPrompt],
     params: Sequence[SamplingParams],
@@ -31,7 +31,7 @@ def plain_requests(
     return constrained_requests(context.calls, body, prompts, params, wanted_grammar(body))
 
 
-def drop_idle_budget(context: ServerContext, support: CallSupport, body: FormFields) -> None:
+def drop_idle_budget(context: ModelContext, support: CallSupport, body: FormFields) -> None:
     """Takes off a limit on the reasoning of a model that does not reason: it keeps to any."""
     if body.thinking_budget and support.reasoning_format == NONE:
         why = "the model does not reason, or not as REASONING_PARSER knows it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from server.reasoning_parsers import ReasoningGrammar
 from server.token_text import TokenText
@@ -105,17 +106,25 @@ class ReasoningCounter:
             self._tokens = [(max(s - at, 0), e - at) for s, e in self._tokens if e > at]
 
 
+@dataclass(frozen=True, slots=True)
+class MarkedText:
+    """The text of tokens: special ones have none, unless they are marks."""
+
+    tokens: TokenText
+    marks: frozenset[str]
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that a token adds."""
+        text = self.tokens.bytes_of(token_id)
+        is_silent = token_id in self.tokens.special_ids and text.decode() not in self.marks
+        return b"" if is_silent else text
+
+
 def reasoning_counters(
     grammar: ReasoningGrammar | None, tokens: TokenText, num_choices: int, *, is_open: bool
 ) -> list[ReasoningCounter]:
     """A counter for each choice of an answer, or none where the model does not reason."""
     if grammar is None:
         return []
-    marks = frozenset(grammar.marks)
-
-    def bytes_of(token_id: int) -> bytes:
-        text = tokens.bytes_of(token_id)
-        is_silent = token_id in tokens.special_ids and text.decode() not in marks
-        return b"" if is_silent else text
-
+    bytes_of = MarkedText(tokens, frozenset(grammar.marks)).bytes_of
     return [ReasoningCounter(grammar, bytes_of, is_open=is_open) for _ in range(num_choices)]

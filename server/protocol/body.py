@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from functools import cache
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -11,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from rtpjax.errors import RequestError
-from server.protocol.described import describe
+from server.protocol.described import describe, shortened
 from server.protocol.fields import (
     REFUSE,
     FieldClass,
@@ -58,6 +59,8 @@ class StrictModel(BaseModel):
     others: ClassVar[Mapping[str, FieldClass]] = {}
     inside: ClassVar[Mapping[str, Shape | Kinds | None]] = {}
 
+
+_MAX_PATH_CHARS = 250
 
 ModelT = TypeVar("ModelT", bound=StrictModel)
 
@@ -106,6 +109,7 @@ def _shape_in(annotation: Any) -> Shape | None:
 
 def load_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body, or a RequestError that says what it is instead."""
+    assert not _is_on_event_loop(), "bodies are read in server.preparation, never on the event loop"
     if not body:
         raise RequestError("the request body is empty, expected a JSON object")
     try:
@@ -129,6 +133,14 @@ def load_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
@@ -143,14 +155,25 @@ def readable(error: ValidationError, *, inside: tuple[int | str, ...] = ()) -> R
 
 def field_error(path: str, reason: str) -> RequestError:
     """The error for one field; pydantic lets it through its validators as it is."""
+    if len(path) > _MAX_PATH_CHARS:
+        path = f"{path[:_MAX_PATH_CHARS]}..."
     return RequestError(f"{path}: {reason}", param=path)
+
+
+def check_count(path: str, values: Sized, most: int, what: str) -> None:
+    """Raises: RequestError: There are more than the most that one field may have."""
+    if len(values) > most:
+        raise field_error(path, f"at most {most} {what} are allowed, found {len(values)}")
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """('messages', 0, 'content') -> 'messages[0].content'."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{shortened(part)}" if path else shortened(part)
     return path
 
 

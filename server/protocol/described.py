@@ -1,8 +1,10 @@
-"""JSON values in the words of an error message."""
+"""JSON values and names in the words of an error message."""
 
 from __future__ import annotations
 
 from typing import Any
+
+_MAX_NAME_CHARS = 80
 
 
 def describe(value: Any) -> str:
@@ -20,3 +22,8 @@ def describe(value: Any) -> str:
     if isinstance(value, int) and abs(value) > 10**20:
         return f"a number of {value.bit_length()} bits"
     return f"{value!r}"
+
+
+def shortened(name: str) -> str:
+    """A caller's name in a path. Names can have megabytes, and paths are made by the thousand."""
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}..."

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from rtpjax.errors import RequestError
-from server.protocol.described import describe
+from server.protocol.described import describe, shortened
 
 logger = logging.getLogger(__name__)
 
 _MAX_SAID = 256  # names that the log repeats; callers choose them
-_MAX_NAME_CHARS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ class FieldPolicy:
 
     def say(self, name: str, why: str) -> None:
         """Logs once per name that something in a request is ignored."""
-        name = name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."
+        name = shortened(name)
         if name in self._said or len(self._said) >= _MAX_SAID:
             return
         self._said.add(name)
@@ -215,13 +214,13 @@ def _path(place: Place | None) -> str:
     """`messages[0].content[1].type`."""
     text = ""
     for key in _keys(place):
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text
+        text += f"[{key}]" if isinstance(key, int) else f".{shortened(key)}"
+    return text.removeprefix(".")
 
 
 def _pattern(place: Place | None) -> str:
     """The same without the indices."""
-    names = ["[]" if isinstance(key, int) else f".{key}" for key in _keys(place)]
+    names = ["[]" if isinstance(key, int) else f".{shortened(key)}" for key in _keys(place)]
     return "".join(names).removeprefix(".")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.protocol.body import describe, field_error
+from server import limits
+from server.protocol.body import check_count, describe, field_error
 from server.protocol.fields import LEFT_OUT
 
 
@@ -21,12 +22,13 @@ class NamedTools:
     Attributes:
         chat_tools: In the order of the request.
         places: Patterns for how chat's errors call them, and how the request does.
+        names: What the model calls those in namespaces, and the fields that name them in an item.
     """
 
     chat_tools: list[Any] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=list)
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
     _called: dict[tuple[str | None, Any], str] = field(default_factory=dict)
-    _written: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(
         self, where: str, function: dict[str, Any], namespace: str | None, *, is_alone: bool
@@ -36,7 +38,7 @@ class NamedTools:
         if namespace is not None and isinstance(name, str):
             called = name if is_alone else f"{namespace}__{name}"
             self._called[namespace, name] = called
-            self._written[called] = {"name": name, "namespace": namespace}
+            self.names[called] = {"name": name, "namespace": namespace}
             function = function | {"name": called}
         self.places.append((rf"tools\[{len(self.chat_tools)}\]\.function", where))
         self.chat_tools.append({"type": "function", "function": function})
@@ -45,15 +47,11 @@ class NamedTools:
         """What the model calls the function of an item."""
         return self._called.get((namespace, name), name)
 
-    def written(self, called: str) -> dict[str, str]:
-        """The fields by which an item names what the model called."""
-        return self._written.get(called, {"name": called})
-
     def shown(self) -> list[dict[str, Any]]:
         """The tools as an answer repeats them."""
         defaults = {"type": "function", "description": None, "parameters": None, "strict": True}
         functions = [tool["function"] for tool in self.chat_tools]
-        return [{**defaults, **each, **self.written(each["name"])} for each in functions]
+        return [{**defaults, **each, **self.names.get(each["name"], {})} for each in functions]
 
 
 def named_tools(tools: Any) -> NamedTools:
@@ -79,6 +77,7 @@ def _functions(
     """The path of each function, the function with chat's fields, and its namespace."""
     if not isinstance(tools, list):
         raise field_error(where, f"expected a list, found {describe(tools)}")
+    check_count(where, tools, limits.MAX_FUNCTIONS, "tools")
     for index, tool in enumerate(tools):
         at = f"{where}[{index}]"
         if tool is LEFT_OUT:
@@ -130,14 +129,21 @@ def _allowed(choice: dict[str, Any], tools: list[Any]) -> tuple[str, list[Any]]:
         raise field_error("tool_choice.mode", reason)
     if not isinstance(allowed, list):
         raise field_error("tool_choice.tools", f"expected a list, found {describe(allowed)}")
-    names = [tool["function"].get("name") for tool in tools]
-    wanted = []
+    check_count("tool_choice.tools", allowed, limits.MAX_FUNCTIONS, "tools")
+    names = {_name_of(tool["function"]) for tool in tools}
+    wanted: set[str] = set()
     for index, tool in enumerate(allowed):
         if isinstance(tool, dict) and tool.get("type", "function") != "function":
             continue  # of a kind that is left out among the tools
-        name = tool.get("name") if isinstance(tool, dict) else None
-        if name not in names:
-            reason = f"there is no function {describe(name)} in the request"
+        name = _name_of(tool)
+        if not name or name not in names:
+            given = tool.get("name") if isinstance(tool, dict) else None
+            reason = f"there is no function {describe(given)} in the request"
             raise field_error(f"tool_choice.tools[{index}].name", reason)
-        wanted.append(name)
-    return mode, [t if t["function"].get("name") in wanted else LEFT_OUT for t in tools]
+        wanted.add(name)
+    return mode, [tool if _name_of(tool["function"]) in wanted else LEFT_OUT for tool in tools]
+
+
+def _name_of(function: Any) -> str:
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""

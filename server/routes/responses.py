@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from sanic import HTTPResponse, Request
-
 from rtpjax.errors import RequestError
 from server.beam_search import recorder_of
 from server.chat_job import chat_requests, chat_usage
 from server.constrained import with_names
-from server.generation import Job, answer
+from server.context import ModelContext
+from server.generation import Job
 from server.protocol.responses import ResponsesRequest, parse_responses
 from server.responses_answer import ResponsesAnswer
-from server.routes import context_of, takes
+from server.routes import takes
 
 
-@takes(ResponsesRequest)
-async def responses(request: Request) -> HTTPResponse | None:
+@takes(ResponsesRequest, generates=True)
+def responses(content: bytes, context: ModelContext) -> Job:
     """Answers a text, or a list of items."""
-    context = context_of(request)
-    context.check_available()
-    body = parse_responses(request.body, context.fields)
+    body = parse_responses(content, context.fields)
     try:
-        _, requests, syntax = await chat_requests(context, body.chat, param="input")
+        _, requests, syntax = chat_requests(context, body.chat, param="input")
     except RequestError as error:
         raise body.in_our_names(error) from error
     requests = with_names(requests, body.our_name)
     has_beams = body.chat.num_beams > 1
     written = ResponsesAnswer(context.engine.model_name, context.token_text, body)
-    job = Job(
+    return Job(
         requests=requests,
         answer=written,
         usage=chat_usage(context, syntax, 1),
@@ -38,7 +35,6 @@ async def responses(request: Request) -> HTTPResponse | None:
         end=b"",
         failure=written.failure,
     )
-    return await answer(request, context, job)
 
 
 ROUTES = [("POST", "/v1/responses", responses), ("POST", "/responses", responses)]
