@@ -90,8 +90,8 @@ def test_budgets_reach_the_engine(
 
 def test_a_model_that_does_not_reason(plain_server: LiveServer) -> None:
     for path, fields in ((CHAT, {"messages": [ASK]}), (TEXT, {"prompt": "a"})):
-        for budget in ({"thinking_budget": 0}, {"thinking_budget": 5, "num_beams": 2}):
-            body = {**fields, **budget}
+        for budget in (0, 5):  # it keeps to any
+            body = {**fields, "thinking_budget": budget}
             response = httpx.post(plain_server.url + path, json=body, timeout=30)
             assert response.status_code == 200, response.text
 

@@ -54,6 +54,7 @@ def test_whole_answer(server: LiveServer, path: str) -> None:
         "completion_tokens": 5,
         "total_tokens": prompt_tokens + 5,
         "prompt_tokens_details": {"cached_tokens": CACHED_TOKENS},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
