@@ -210,6 +210,7 @@ MESSAGES: Classes = {
     **COUNT_TOKENS,
     "compaction": Refused("ask for a summary in a message"),
     "container": Refused("no code is run here"),
+    "prefill": Refused("end the conversation with a message of the assistant", ("", False)),
     "diagnostics": Ignored("it asks why Anthropic's cache missed"),
     **each("fallbacks fallback_credit_token", Ignored("no request is declined for policy")),
     "thread": _THREAD,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from server.protocol.sampling import SamplingFields
+from server.protocol.shapes import FORM_OBJECTS
 from server.protocol.values import Int32
 
 
@@ -15,6 +16,8 @@ class FormFields(SamplingFields):
 
     The `guided_` fields and `structured_outputs` are vLLM's names for what `response_format` says.
     """
+
+    inside = FORM_OBJECTS
 
     response_format: Any = None
     guided_json: Any = None

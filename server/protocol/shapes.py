@@ -65,7 +65,27 @@ _MESSAGE = _shape(
     },
     content=_PARTS,
 )
-CHAT_OBJECTS: Objects = {"messages": _MESSAGE, "tools": _TOOLS, "functions": _FUNCTION}
+# vLLM's; what it has besides of ways to say what an answer looks like.
+FORM_OBJECTS: Objects = {
+    "structured_outputs": _shape(
+        "json regex choice grammar json_object",
+        {
+            **each("disable_fallback", Ignored("there is one grammar engine")),
+            **each(
+                "disable_any_whitespace disable_additional_properties",
+                Refused("say it in the schema", (False,)),
+            ),
+            **each("whitespace_pattern", Refused("white space in JSON is what the server allows")),
+            **each("structural_tag", Refused("send it as response_format")),
+        },
+    )
+}
+CHAT_OBJECTS: Objects = {
+    **FORM_OBJECTS,
+    "messages": _MESSAGE,
+    "tools": _TOOLS,
+    "functions": _FUNCTION,
+}
 
 # Responses.
 _NAMED = _shape(
@@ -148,4 +168,5 @@ MESSAGES_OBJECTS: Objects = {
     "messages": _TURNS,
     "system": _TEXT_BLOCKS,
     "tools": _CLIENT_TOOLS,
+    "tool_choice": _shape("type name disable_parallel_tool_use", {}),
 }

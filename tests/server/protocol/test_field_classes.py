@@ -201,6 +201,7 @@ CHAT_BODY = {
     "reasoning": {},
     "thinking": {"type": "disabled"},
     "chat_template_kwargs": {},
+    "structured_outputs": {"json_object": False},
     "tools": [{"type": "function", "function": FUNCTION}],
     "messages": [
         {"role": "user", "content": [TEXT]},
@@ -265,11 +266,12 @@ COUNT_BODY = {
 }
 STREAMED = {"stream": True, "stream_options": {}}
 CONFIG = {"max_new_tokens": 2}
+COMPLETION = {"prompt": "hi", "max_tokens": 2, "structured_outputs": {"json_object": False}}
 # The API, where it is, and a body.
 BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("chat", "/v1/chat/completions", CHAT_BODY),
     ("chat", "/v1/chat/completions", LEGACY_BODY),
-    ("completions", "/v1/completions", STREAMED | {"prompt": "hi", "max_tokens": 2}),
+    ("completions", "/v1/completions", STREAMED | COMPLETION),
     ("responses", "/v1/responses", RESPONSES_BODY),
     ("messages", "/v1/messages", COUNT_BODY | {"max_tokens": 2}),
     ("count_tokens", "/v1/messages/count_tokens", COUNT_BODY),
