@@ -35,6 +35,7 @@ from bench.serve import add_server_arguments
 _MIB = 1 << 20
 _START_S = 600
 _END_S = 120  # for requests that nobody waits for any more
+_MAX_SLOPE_MIB = 10.0  # a window; less is the allocators' noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +118,8 @@ class Soak:
             found.append("nobody got an answer")
         if self.num_server_errors:
             found.append(f"{self.num_server_errors} answers had a status of 500 or more")
+        if self.slope_mib is not None and self.slope_mib > _MAX_SLOPE_MIB:
+            found.append(f"memory grew by {self.slope_mib:.0f} MiB a window in the second half")
         if self.num_free_tokens != self.num_tokens:
             held = self.num_tokens - self.num_free_tokens
             found.append(f"{held} tokens of the cache are held though nobody asks anything")

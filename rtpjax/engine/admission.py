@@ -253,15 +253,14 @@ def _check_biases(sampling: SamplingParams, num_ends: int, num_tokens: int) -> N
 
 
 def _check_lengths(num_prompt: int, sampling: SamplingParams, longest: int) -> None:
-    max_tokens = sampling.max_tokens
+    """How much is asked for does not matter: max_tokens is cut to what the context leaves."""
     if num_prompt == 0:
         raise RequestError("The prompt is empty: it must have at least one token.", param="prompt")
-    if num_prompt + (1 if max_tokens is None else max_tokens) > longest:
-        output = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
+    if num_prompt >= longest:
         raise RequestError(
-            f"This model's context holds {longest} tokens, prompt and output together. The "
-            f"prompt has {num_prompt} tokens{output}. Shorten the prompt, or ask for fewer.",
-            param="messages" if num_prompt >= longest else "max_tokens",
+            f"This model's context holds {longest} tokens, prompt and output together, but the "
+            f"prompt has {num_prompt}. Shorten the prompt.",
+            param="messages",
             code="context_length_exceeded",
         )
     if sampling.prompt_logprobs is None:

@@ -134,10 +134,6 @@ def test_the_ends_of_each_range_are_honoured(engine, name, end):
     if allowed.is_open and end == "low":
         value = 1e-30
     fields = {name: value, **({"timeout_s": 0.0} if name == "arrived_s" else {})}
-    if name == "max_tokens" and end == "high":
-        with pytest.raises(RequestError, match="context"):
-            engine.add(request(**fields))
-        return
     engine.add(request(**fields))
     [outputs] = tiny.run(engine).values()
     assert outputs[-1].finish_reason in ("length", "error")
