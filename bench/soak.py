@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -187,9 +188,8 @@ async def _soak(args: argparse.Namespace, url: str, pid: int | None) -> Soak:
         soak = Soak()
         end = time.monotonic() + 60 * args.minutes
         num_rude = round(args.rude * args.clients)
-        names = list(RUDE)
         clients = [
-            _rude(place, asked, soak, names[i % len(names)], random.Random(f"{args.seed} {i}"), end)
+            _rude(place, asked, soak, i, random.Random(f"{args.seed} {i}"), end)
             for i in range(num_rude)
         ]
         for i in range(args.clients - num_rude):
@@ -266,9 +266,12 @@ async def _good(
 
 
 async def _rude(
-    place: Place, asked: list[Question], soak: Soak, name: str, rng: random.Random, end: float
+    place: Place, asked: list[Question], soak: Soak, first: int, rng: random.Random, end: float
 ) -> None:
-    while time.monotonic() < end:
+    """Does all that there is in turn."""
+    for name in itertools.islice(itertools.cycle(RUDE), first % len(RUDE), None):
+        if time.monotonic() > end:
+            return
         status, trouble = await misbehave(name, place, rng.choice(asked), rng)
         soak.statuses[name, status] += 1
         soak.now.num_rude += 1

@@ -11,15 +11,18 @@ from bench.cli import main
 from bench.soak import Soak, Window
 from rtpjax.engine.async_engine import AsyncLLMEngine
 from tests.e2e import byte_model
-from tests.server.live_server import LiveServer
+from tests.server.live_server import LiveServer, wait_until
 
 SHORT = ["--clients", "16", "--minutes", "0.2", "--window-s", "4", "--num-questions", "12"]
 
 
+@pytest.mark.processes
 def test_rude_clients_change_nobody_elses_answer(tmp_path, capsys):
-    engine = AsyncLLMEngine(byte_model.make_engine, byte_model.tokenizer(), "bytes")
+    inner = byte_model.make_engine()
+    engine = AsyncLLMEngine(lambda: inner, byte_model.tokenizer(), "bytes")
     results = tmp_path / "soak.json"
     with LiveServer(engine) as server:
+        wait_until(lambda: engine.is_ready)
         where = ["--url", f"{server.url}/v1", "--pid", str(os.getpid()), "--json", str(results)]
         status = main(["soak", *where, *SHORT, "--no-chat"])
     printed = capsys.readouterr().out
