@@ -15,6 +15,11 @@ NULL = b"null"
 class AnswerFormat(Protocol):
     """Writes one answer, as events of a stream or whole."""
 
+    @property
+    def id(self) -> str:
+        """As the caller gets it; "" if the API has none."""
+        ...
+
     def first(self, index: int) -> bytes | None:
         """The event before the first delta of a choice, if the API has one."""
         ...
@@ -31,7 +36,7 @@ class Envelope:
     """The keys around the choices, which stay the same for all chunks and are encoded once."""
 
     def __init__(self, prefix: str, kind: str, model: str, *, with_usage: bool):
-        self.fields = {
+        self.fields: dict[str, Any] = {
             "id": f"{prefix}-{secrets.token_hex(16)}",
             "object": kind,
             "created": int(time.time()),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from rtpjax.errors import DrainingError
 from server.chat_template import ChatTemplate
 from server.config import ServerConfig
+from server.connection import Limits
 from server.engine_protocol import Engine
+from server.errors import STOPPED
 from server.function_calls.support import CallSupport
 from server.metrics import Metrics
 from server.prompt import PromptEncoder
@@ -29,7 +31,12 @@ class ServerContext:
         """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
-        self.metrics = Metrics(engine.stats)
+        self.limits = Limits(
+            max_connections=config.max_connections,
+            max_body_bytes=config.max_bodies_bytes,
+            write_timeout_s=config.write_timeout_s,
+        )
+        self.metrics = Metrics(engine.stats, self.limits)
         template = ChatTemplate.from_tokenizer(
             engine.tokenizer, timeout_s=config.template_timeout_s
         )
@@ -56,7 +63,7 @@ class ServerContext:
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""
         if self.engine.failure is not None:
-            return self.engine.failure
+            return STOPPED
         if self.engine.is_draining:
             return "the server is shutting down"
         if not self.engine.is_ready:

@@ -13,9 +13,10 @@ from sanic import HTTPResponse, Request
 
 from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
 from rtpjax.errors import RequestError
-from server.access_log import note_usage
+from server.access_log import note_answer
 from server.answer import AnswerFormat, dumps
 from server.answer_parser import AnswerSyntax, parsed
+from server.auth import Caller
 from server.context import ServerContext
 from server.engine_protocol import Engine
 from server.errors import HttpError
@@ -126,30 +127,34 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
     watch_for_disconnect(request)
     if job.is_stream:
         async with (
-            _deltas(context, job) as stream,
+            _deltas(request, context, job) as stream,
             aclosing(_events(job, stream)) as events,
         ):
             await send_events(request, events, failure=job.failure)
-        note_usage(request, job.usage)
         return None
-    body = await run_whole(context, job)
-    note_usage(request, job.usage)
+    body = await run_whole(request, context, job)
     return HTTPResponse(dumps(body), content_type="application/json")
 
 
-async def run_whole(context: ServerContext, job: Job) -> dict[str, Any]:
+async def run_whole(request: Request, context: ServerContext, job: Job) -> dict[str, Any]:
     """Runs the job and returns its answer in one piece."""
-    async with _deltas(context, job) as stream:
+    async with _deltas(request, context, job) as stream:
         choices = join([delta async for delta in stream])
     return job.answer.whole(choices, job.usage)
 
 
 @asynccontextmanager
-async def _deltas(context: ServerContext, job: Job) -> AsyncIterator[AsyncGenerator[Delta, None]]:
+async def _deltas(
+    request: Request, context: ServerContext, job: Job
+) -> AsyncIterator[AsyncGenerator[Delta, None]]:
+    """What the engine answers: the one way to it, for what its caller may ask for."""
+    caller: Caller = request.ctx.caller
+    requests = [caller.request(each) for each in job.requests]
+    note_answer(request, job.answer.id, requests, job.usage)
     # A recorder generates as the engine does, which is all that deltas asks of one.
     engine = context.engine if job.recorder is None else cast(Engine, job.recorder)
     async with AsyncExitStack() as stack:
-        stream = deltas(engine, job.requests, job.usage, context.metrics)
+        stream = deltas(engine, requests, job.usage, context.metrics)
         await stack.enter_async_context(aclosing(stream))
         if job.syntax is not None:
             stream = parsed(stream, [job.syntax] * len(job.requests))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -16,9 +17,14 @@ from sanic.server import AsyncioServer
 from rtpjax.errors import ConfigError
 from server.app import create_app
 from server.config import ServerConfig
+from server.connection import Connection
 from server.engine_protocol import Engine
 
 logger = logging.getLogger(__name__)
+
+_OTHER_FILES = 256  # weights, logs, sockets of other hosts
+# Bytes that the operating system keeps for a client that does not read them; it doubles the value.
+_SEND_BUFFER_BYTES = 256 * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -34,6 +40,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host {host!r}: {error}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Without it the system may keep megabytes for each.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         sock.bind((host, port))
         # With SO_REUSEADDR two sockets can bind the same port until one of them listens.
         sock.listen(1024)
@@ -80,6 +88,7 @@ async def serve(
         ConfigError: The port cannot be used, or the chat template is broken.
     """
     app = create_app(engine, config)
+    _allow_open_files(config.max_connections)
     sock = sock or bind(config.host, config.port)
     if stop is None:
         stop = asyncio.Event()
@@ -102,6 +111,23 @@ async def serve(
         await engine.stop()
 
 
+def _allow_open_files(num_connections: int) -> None:
+    """Raises the process's limit of open files for its connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_connections + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < num_connections + _OTHER_FILES:
+        logger.warning(
+            "the limit of open files (ulimit -Hn) is %d, too few for MAX_CONNECTIONS=%d: raise it, "
+            "or lower the setting",
+            hard,
+            num_connections,
+        )
+
+
 def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
     loop = asyncio.get_running_loop()
 
@@ -121,7 +147,7 @@ def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
 
 
 async def _listen(app: Sanic, sock: socket.socket) -> AsyncioServer:
-    server = await app.create_server(sock=sock)
+    server = await app.create_server(sock=sock, protocol=Connection)
     assert server is not None
     await server.startup()
     await server.before_start()

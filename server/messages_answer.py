@@ -26,7 +26,8 @@ def error_json(error: HttpError) -> dict[str, Any]:
     """An error as Anthropic's clients expect it."""
     default = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _ERROR_TYPES.get(error.status, default)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    found: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": error.message}}
+    return found if error.request_id is None else found | {"request_id": error.request_id}
 
 
 def messages_failure(error: HttpError) -> bytes:
@@ -59,6 +60,10 @@ class MessagesAnswer:
             "role": "assistant",
             "model": model,
         }
+
+    @property
+    def id(self) -> str:
+        return self._message["id"]
 
     def first(self, index: int) -> bytes | None:
         message = self._message | {

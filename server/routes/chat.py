@@ -7,7 +7,6 @@ import asyncio
 from sanic import HTTPResponse, Request
 
 from rtpjax.errors import RequestError
-from server.access_log import note_usage
 from server.answer import dumps
 from server.chat_job import chat_job
 from server.context import ServerContext
@@ -15,7 +14,7 @@ from server.generation import Job, answer, run_whole, watch_for_disconnect
 from server.protocol.batch_chat import BatchChatRequest, parse_batch
 from server.protocol.body import parse_body
 from server.protocol.chat import ChatRequest
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 
 @takes(ChatRequest)
@@ -35,14 +34,13 @@ async def batch_chat_completions(request: Request) -> HTTPResponse:
     bodies = parse_batch(request.body, context.config.max_choices)
     jobs = [await _job(context, f"requests[{i}]", body) for i, body in enumerate(bodies)]
     watch_for_disconnect(request)
-    tasks = [asyncio.create_task(run_whole(context, job)) for job in jobs]
+    tasks = [asyncio.create_task(run_whole(request, context, job)) for job in jobs]
     try:
         responses = await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    note_usage(request, *(job.usage for job in jobs))
     return HTTPResponse(dumps({"responses": responses}), content_type="application/json")
 
 
@@ -56,7 +54,7 @@ async def _job(context: ServerContext, where: str, body: ChatRequest) -> Job:
 
 
 ROUTES = [
-    ("POST", "/v1/chat/completions", chat_completions),
-    ("POST", "/chat/completions", chat_completions),
-    ("POST", "/v1/batch/chat/completions", batch_chat_completions),
+    Route("POST", "/v1/chat/completions", chat_completions, "caller"),
+    Route("POST", "/chat/completions", chat_completions, "caller"),
+    Route("POST", "/v1/batch/chat/completions", batch_chat_completions, "caller"),
 ]

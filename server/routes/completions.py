@@ -15,7 +15,7 @@ from server.output import Usage
 from server.prompt import check_lengths
 from server.protocol.body import parse_body
 from server.protocol.completions import CompletionRequest
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 
 @takes(CompletionRequest)
@@ -45,7 +45,9 @@ async def completions(request: Request) -> HTTPResponse | None:
         requests=requests,
         answer=CompletionAnswer(
             engine.model_name,
+            engine.tokenizer,
             context.token_text,
+            requests,
             with_usage=body.include_usage,
             echoes=echoes,
             recorder=recorder if body.scores_echo else None,
@@ -65,4 +67,7 @@ async def completions(request: Request) -> HTTPResponse | None:
     return await answer(request, context, with_extras(context, job, extras))
 
 
-ROUTES = [("POST", "/v1/completions", completions), ("POST", "/completions", completions)]
+ROUTES = [
+    Route("POST", "/v1/completions", completions, "caller"),
+    Route("POST", "/completions", completions, "caller"),
+]

@@ -20,7 +20,7 @@ from server.protocol.anthropic_messages import (
     parse_messages,
 )
 from server.reasoning_parsers import NONE
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 
 @takes(MessagesRequest)
@@ -68,6 +68,6 @@ async def count_tokens(request: Request) -> HTTPResponse:
 
 
 ROUTES = [
-    ("POST", "/v1/messages", messages),
-    ("POST", "/v1/messages/count_tokens", count_tokens),
+    Route("POST", "/v1/messages", messages, "caller"),
+    Route("POST", "/v1/messages/count_tokens", count_tokens, "caller"),
 ]

@@ -13,7 +13,7 @@ from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 
 @takes(RawRequest)
@@ -60,4 +60,4 @@ async def _encode(context: ServerContext, prompt: RawPrompt) -> EncodedPrompt:
     return await encode_chat(context, prompt)
 
 
-ROUTES = [("POST", "/", infer), ("POST", "/batch_infer", batch_infer)]
+ROUTES = [Route("POST", "/", infer, "caller"), Route("POST", "/batch_infer", batch_infer, "caller")]

@@ -12,7 +12,7 @@ from server.generation import Job, answer
 from server.output import Usage
 from server.protocol.responses import ResponsesRequest, in_our_names, our_name, parse_responses
 from server.responses_answer import ResponsesAnswer
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 
 @takes(ResponsesRequest)
@@ -42,4 +42,7 @@ async def responses(request: Request) -> HTTPResponse | None:
     return await answer(request, context, job)
 
 
-ROUTES = [("POST", "/v1/responses", responses), ("POST", "/responses", responses)]
+ROUTES = [
+    Route("POST", "/v1/responses", responses, "caller"),
+    Route("POST", "/responses", responses, "caller"),
+]

@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from server.protocol.body import StrictModel, parse_body
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def _cache(request: Request) -> dict[str, int]:
 
 
 ROUTES = [
-    ("GET", "/worker_status", worker_status),
-    ("POST", "/worker_status", worker_status),
-    ("GET", "/cache_status", cache_status),
-    ("POST", "/cache_status", cache_status),
-    ("POST", "/set_log_level", set_log_level),
+    Route("GET", "/worker_status", worker_status, "operator"),
+    Route("POST", "/worker_status", worker_status, "operator"),
+    Route("GET", "/cache_status", cache_status, "operator"),
+    Route("POST", "/cache_status", cache_status, "operator"),
+    Route("POST", "/set_log_level", set_log_level, "operator"),
 ]

@@ -21,13 +21,14 @@ from server.protocol.tokens import (
     TokenizeRequest,
     parse_tokenize,
 )
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 
 @takes(ChatRequest)
 async def render(request: Request) -> HTTPResponse:
     """The prompt of a chat request, as text and as token ids."""
     context = context_of(request)
+    context.check_available()  # before that the length of the context is not known
     body = parse_body(request.body, ChatRequest)
     params = await sampling_of(
         body, context, max_tokens=body.max_new_tokens, logprobs=body.num_logprobs
@@ -59,6 +60,7 @@ async def encode(request: Request) -> HTTPResponse:
 async def tokenize(request: Request) -> HTTPResponse:
     """vLLM's: the ids of a text or of a chat's prompt, and how many there are."""
     context = context_of(request)
+    context.check_available()
     body = parse_tokenize(request.body)
     token_ids = list((await _encoded(context, body)).token_ids)
     answer: dict[str, Any] = {
@@ -102,9 +104,9 @@ def _check_known(context: ServerContext, token_ids: list[int]) -> None:
 
 
 ROUTES = [
-    ("POST", "/chat/render", render),
-    ("POST", "/v1/chat/render", render),
-    ("POST", "/tokenizer/encode", encode),
-    ("POST", "/tokenize", tokenize),
-    ("POST", "/detokenize", detokenize),
+    Route("POST", "/chat/render", render, "caller"),
+    Route("POST", "/v1/chat/render", render, "caller"),
+    Route("POST", "/tokenizer/encode", encode, "caller"),
+    Route("POST", "/tokenize", tokenize, "caller"),
+    Route("POST", "/detokenize", detokenize, "caller"),
 ]
