@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import SanicException
+from sanic.exceptions import MethodNotAllowed, SanicException
 from sanic.router import Router
 
 from server.access_log import install_access_log, log_disconnects
@@ -33,10 +32,16 @@ _CLOSE_TIMEOUT_S = 24 * 3600
 
 
 class _Router(Router):
-    """Paths with and without slashes at their ends are the same."""
+    """Paths with and without slashes at their ends are the same; a 405 names the methods."""
 
-    def get(self, path: str, method: str, host: str | None):
-        return super().get(path.rstrip("/") or "/", method, None)
+    def get(self, path: str, method: str, host: str | None):  # pyright: ignore (it is cached)
+        path = path.rstrip("/") or "/"
+        try:
+            return super().get(path, method, None)
+        except MethodNotAllowed as error:
+            # Sanic does not know them for a path with a variable.
+            options, *_ = super().get(path, "OPTIONS", None)
+            raise MethodNotAllowed(str(error), method, options.ctx.methods) from None
 
 
 def create_app(engine: Engine, config: ServerConfig) -> Sanic:
@@ -112,16 +117,15 @@ def _add_routes(app: Sanic) -> None:
                 ctx_access=route.access,
             )
         app.add_route(
-            _options(", ".join(sorted(methods))),
+            _options,
             path,
             methods={"OPTIONS"},
             name=f"options-{next(names)}",
             ctx_access="open",
+            ctx_methods=tuple(sorted(methods)),
         )
 
 
-def _options(allow: str) -> Callable[..., Coroutine[Any, Any, HTTPResponse]]:
-    async def options(_request: Request, **_path: str) -> HTTPResponse:
-        return HTTPResponse(status=204, headers={"Allow": allow})
-
-    return options
+async def _options(request: Request, **_: str) -> HTTPResponse:
+    assert request.route is not None
+    return HTTPResponse(status=204, headers={"Allow": ", ".join(request.route.ctx.methods)})

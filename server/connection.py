@@ -206,7 +206,7 @@ class Connection(HttpProtocol):
     def _limits(self) -> Limits:
         return self.app.ctx.server.limits
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
+    def connection_made(self, transport: Any) -> None:
         """Takes a new connection, or refuses one too many."""
         if self._limits.num_connections < self._limits.max_connections:
             self._limits.num_connections += 1

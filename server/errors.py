@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import MethodNotAllowed, NotFound, SanicException, ServiceUnavailable
+from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
 
 from rtpjax.errors import (
     DrainingError,
@@ -118,8 +118,6 @@ def _to_http_error(error: Exception, request_id: str) -> HttpError:
 def _sanics_own(error: SanicException) -> HttpError:
     status = error.status_code
     headers = {name: str(value) for name, value in error.headers.items()}
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = ", ".join(sorted(error.allowed_methods or ()))
     return HttpError(status, str(error), None, _CODES.get(status), headers)
 
 

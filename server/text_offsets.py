@@ -46,6 +46,12 @@ class TextOffsets:
             tokenizer, prompt_token_ids=prompt_token_ids, skip_special_tokens=skip_special_tokens
         )
 
+    @property
+    def next(self) -> int:
+        """Where a character that begins now has its place."""
+        begun, _ = self._decoder.getstate()
+        return self._num_chars + bool(begun)
+
     def of(self, token_id: int) -> int:
         """The offset of the next token."""
         is_skipped = self._skips_special and self._tokens.is_special(token_id)
@@ -82,11 +88,11 @@ def prompt_offsets(
     found = []
     for token_id in token_ids:
         own = tokens.whole_text_of(token_id)
-        if tokens.is_added(token_id) and own and not text.startswith(own, offsets.end):
-            found.append(offsets.end)
+        if tokens.is_added(token_id) and own and not text.startswith(own, offsets.next):
+            found.append(offsets.next)
             continue
         offset = offsets.of(token_id)
-        if own and not text.startswith(own, offset):
+        if own and not text.startswith((own, own.lstrip()), offset):
             found_at = text.find(own, offset, offset + len(own) + _MAX_DRIFT)
             if found_at >= 0:
                 offsets.skip(found_at - offset)

@@ -38,6 +38,7 @@ class LiveServer:
             )
         except Exception as error:  # noqa: BLE001 (handed to the test)
             self.error = error
+            self._sock.close()  # whoever waits for an answer need not wait longer
         finally:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -46,7 +47,12 @@ class LiveServer:
     def __enter__(self) -> LiveServer:
         self._thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=30)
-        wait_until(lambda: self.client.get("/liveness").status_code == 200)
+        try:
+            wait_until(lambda: self.client.get("/liveness").status_code == 200)
+        except httpx.TransportError:
+            if self.error is not None:
+                raise self.error from None
+            raise
         return self
 
     def stop(self) -> None:

@@ -65,8 +65,10 @@ def test_options_and_refused_methods_name_what_is_allowed(server: LiveServer, pa
 def test_slashes_at_the_end_change_nothing(server: LiveServer, route: Route, slashes: str) -> None:
     path = real(route.path)
     for method in (route.method, "OPTIONS"):
-        plain = server.client.request(method, path)
-        slashed = server.client.request(method, server.url + path.rstrip("/") + slashes)
+        headers = {"X-Request-ID": "same"}
+        url = server.url + path.rstrip("/") + slashes
+        plain = server.client.request(method, path, headers=headers)
+        slashed = server.client.request(method, url, headers=headers)
         assert slashed.status_code == plain.status_code != 404
         if route.path != "/metrics":
             assert slashed.content == plain.content
@@ -107,7 +109,7 @@ def test_headers_of_all_responses(engine: ScriptedEngine) -> None:
 
 @pytest.mark.parametrize(
     ("given", "is_taken"),
-    [("a", True), ("x" * 128, True), ("x" * 129, False), ("", False), ("é", False), ("\t", False)],
+    [("a", True), ("x" * 128, True), ("x" * 129, False), ("", False), ("é", False)],
 )
 def test_ids_of_callers_are_checked(server: LiveServer, given: str, is_taken: bool) -> None:
     headers = {b"X-Request-ID": given.encode()}
@@ -130,7 +132,7 @@ def test_while_loading_every_route_works_or_says_so(engine: ScriptedEngine, rout
     engine.max_model_len = 0  # as the real one says
     bodies = {"/tokenizer/encode": {"prompt": "x"}, "/tokenize": {"prompt": "x"}}
     bodies |= {"/detokenize": {"tokens": [1]}, "/set_log_level": {"log_level": "INFO"}}
-    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
+    chat = {"messages": [{"role": "user", "content": "x"}]}
     with LiveServer(engine) as server:
         body = bodies.get(route.path, chat) if route.method == "POST" else None
         response = server.client.request(route.method, real(route.path), json=body)
