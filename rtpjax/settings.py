@@ -287,6 +287,12 @@ SETTINGS = (
         60,
         "a client that reads nothing for this long, while its answer waits, is cut off",
     ),
+    Setting(
+        "PREPARE_TIMEOUT_S",
+        _positive,
+        60,
+        "longest time for checking, rendering and encoding a request, its wait included",
+    ),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),

@@ -309,6 +309,7 @@ def _prepare(
         max_bodies_bytes=settings["MAX_BODIES_MB"] * MIB,
         max_connections=settings["MAX_CONNECTIONS"],
         write_timeout_s=settings["WRITE_TIMEOUT_S"],
+        prepare_timeout_s=settings["PREPARE_TIMEOUT_S"],
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],

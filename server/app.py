@@ -62,7 +62,8 @@ def create_app(engine: Engine, config: ServerConfig) -> Sanic:
         RESPONSE_TIMEOUT=config.response_timeout_s,  # counts a running handler, too
         TOUCHUP=False,  # it rewrites Sanic's classes, which a second app in the process cannot bear
     )
-    app.ctx.server = ServerContext(engine, config)
+    app.ctx.server = context = ServerContext(engine, config)
+    app.register_listener(lambda _: context.preparation.close(), "after_server_stop")
     cors = Cors(config.cors_allow_origins)
     app.ctx.common_headers = lambda request: _id_headers(request) | cors.headers(request)
     install_error_handler(app, {_ANTHROPIC: error_json})
