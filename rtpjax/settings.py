@@ -278,7 +278,7 @@ SETTINGS = (
         "MAX_BODIES_MB",
         _positive,
         512,
-        "bodies of all requests that are worked on, together; further ones get a 503",
+        "bodies of all requests that are received or checked; further ones get a 503",
     ),
     Setting("MAX_CONNECTIONS", _positive, 8192, "connections at once; further ones get a 503"),
     Setting(

@@ -19,7 +19,7 @@ class ServerConfig:
         share_prefixes: Whether requests with different keys share cached prefixes.
         cors_allow_origins: Origins of pages that may call this server; "*" for all.
         max_body_bytes: A larger body gets a 413.
-        max_bodies_bytes: Bodies of all requests that are worked on, together; more get a 503.
+        max_bodies_bytes: Of all requests that are received or prepared; more get a 503.
         max_connections: Further ones get a 503.
         write_timeout_s: A client that reads nothing for this long is cut off.
         max_choices: Most sequences one request may ask for (`n`, or `n` times its prompts).

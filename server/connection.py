@@ -19,6 +19,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from sanic import Request
 from sanic.compat import Header
 from sanic.exceptions import PayloadTooLarge, SanicException
 from sanic.http import Http, Stage
@@ -48,7 +49,7 @@ class Limits:
 
     Attributes:
         max_connections: Further ones get a 503.
-        max_body_bytes: Of the bodies of all requests that are received or answered.
+        max_body_bytes: Of the bodies of all requests, until each has been prepared.
         write_timeout_s: A client that takes nothing for this long, while there is something for it,
             is cut off.
         num_connections, held_body_bytes: What there is now.
@@ -72,6 +73,13 @@ class Limits:
                 "allows; try again later"
             )
         self.held_body_bytes += num_bytes
+
+
+def forget_body(request: Request) -> None:
+    """Lets go of a body that nobody reads any more: its answer may take minutes."""
+    request.body = b""
+    if isinstance(request.stream, HttpRequests):
+        request.stream.release_body()
 
 
 class _ResponseHeaders(Header):
@@ -105,12 +113,12 @@ class HttpRequests(Http):
             if self._is_unread:
                 await self._drop_input()
         finally:
-            self._release_body()
+            self.release_body()
 
     def init_for_request(self) -> None:
         """Forgets the request before."""
         super().init_for_request()
-        self._release_body()
+        self.release_body()
 
     async def http1_request_header(self) -> None:
         """Reads the head of a request."""
@@ -150,7 +158,7 @@ class HttpRequests(Http):
 
     def _skip_body(self) -> None:
         """The answer is there before the body was read: nobody needs it any more."""
-        self._release_body()
+        self.release_body()
         self.expecting_continue = False
         left = self.request_bytes_left
         if self.request_body == "chunked" or left is None or left > len(self.recv_buffer):
@@ -172,7 +180,8 @@ class HttpRequests(Http):
         except (TimeoutError, OSError):
             pass
 
-    def _release_body(self) -> None:
+    def release_body(self) -> None:
+        """The body is held no more."""
         self._limits.held_body_bytes -= self._held_body_bytes
         self._held_body_bytes = 0
 

@@ -19,6 +19,7 @@ from sanic import HTTPResponse, Request
 from server.access_log import Handler
 from server.answer import dumps
 from server.auth import Access
+from server.connection import forget_body
 from server.context import ModelContext, ServerContext
 from server.generation import watch_for_disconnect
 
@@ -95,6 +96,7 @@ def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepa
                 context.check_available()
             watch_for_disconnect(request)
             prepared = await context.preparation.run(prepare, request.body)
+            forget_body(request)
             return await prepared.respond(request, context)
 
         setattr(handler, _BODY, model)

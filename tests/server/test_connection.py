@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 
 import httpx
@@ -134,20 +133,22 @@ def test_connections_over_the_limit(engine: ScriptedEngine) -> None:
 
 
 def test_bodies_over_what_all_may_hold(engine: ScriptedEngine) -> None:
-    engine.delay_s = 0.05
-    with LiveServer(engine, max_bodies_bytes=1_000_000) as server:
-        large = {"max_tokens": 40, "user": "x" * 600_000}
-        first = threading.Thread(target=lambda: server.chat(**large))
-        first.start()
-        wait_until(lambda: bool(engine.running))
-        with httpx.Client(base_url=server.url) as other:
-            body = {"messages": [{"role": "user", "content": "x"}], **large}
-            refused = other.post(CHAT, json=body)
-            assert refused.status_code == 503
-            assert refused.json()["error"]["code"] == "overloaded"
-            assert "MAX_BODIES_MB" in refused.text and refused.headers["retry-after"] == "1"
-            small = other.post(CHAT, json={**body, "user": "x", "max_tokens": 1})
-            assert small.status_code == 200
-        first.join()
+    with LiveServer(engine, max_bodies_bytes=1_000_000) as server, connected(server) as sock:
+        sock.sendall(head("POST", CHAT, Content_Length=700_000) + b" " * 600_000)
+        wait_until(lambda: server.held_body_bytes == 600_000)
+        refused = server.chat(user="x" * 600_000, max_tokens=1)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "overloaded"
+        assert "MAX_BODIES_MB" in refused.text and refused.headers["retry-after"] == "1"
+        assert server.chat(max_tokens=1).status_code == 200
+        sock.close()
         wait_until(lambda: server.held_body_bytes == 0)
-        assert server.chat(**large | {"max_tokens": 1}).status_code == 200
+        assert server.chat(user="x" * 600_000, max_tokens=1).status_code == 200
+
+
+def test_a_body_is_not_held_while_it_is_answered(engine: ScriptedEngine) -> None:
+    engine.delay_s = 0.02
+    with LiveServer(engine) as server, connected(server) as sock:
+        sock.sendall(request(stream=True, max_tokens=400, user="x" * 1_000_000))
+        wait_until(lambda: bool(engine.running))
+        assert server.held_body_bytes == 0
