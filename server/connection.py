@@ -19,7 +19,6 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from sanic import Request
 from sanic.compat import Header
 from sanic.exceptions import PayloadTooLarge, SanicException
 from sanic.http import Http, Stage
@@ -73,13 +72,6 @@ class Limits:
                 "allows; try again later"
             )
         self.held_body_bytes += num_bytes
-
-
-def forget_body(request: Request) -> None:
-    """Lets go of a body that nobody reads any more: its answer may take minutes."""
-    request.body = b""
-    if isinstance(request.stream, HttpRequests):
-        request.stream.release_body()
 
 
 class _ResponseHeaders(Header):
@@ -181,7 +173,7 @@ class HttpRequests(Http):
             pass
 
     def release_body(self) -> None:
-        """The body is held no more."""
+        """Called when nobody needs the body any more: its answer may take minutes."""
         self._limits.held_body_bytes -= self._held_body_bytes
         self._held_body_bytes = 0
 

@@ -19,7 +19,7 @@ from sanic import HTTPResponse, Request
 from server.access_log import Handler
 from server.answer import dumps
 from server.auth import Access
-from server.connection import forget_body
+from server.connection import HttpRequests
 from server.context import ModelContext, ServerContext
 from server.generation import watch_for_disconnect
 
@@ -96,7 +96,9 @@ def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepa
                 context.check_available()
             watch_for_disconnect(request)
             prepared = await context.preparation.run(prepare, request.body)
-            forget_body(request)
+            request.body = b""
+            if isinstance(request.stream, HttpRequests):
+                request.stream.release_body()
             return await prepared.respond(request, context)
 
         setattr(handler, _BODY, model)

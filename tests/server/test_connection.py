@@ -97,10 +97,10 @@ def test_a_client_that_stops_reading_is_cut_off(engine: ScriptedEngine) -> None:
 def test_a_whole_answer_that_is_not_read(engine: ScriptedEngine) -> None:
     with LiveServer(engine, write_timeout_s=1) as server:
         with connected(server, receive_buffer=4096) as sock:
-            fields = {"n": 16, "logprobs": True, "top_logprobs": 20}
+            fields = {"n": 4, "logprobs": True, "top_logprobs": 20}
             sock.sendall(request(stream=False, max_tokens=480, **fields))
-            wait_until(lambda: len(engine.seen) == 16 and not engine.running)
-            wait_until(lambda: server.num_connections == 1, timeout_s=8)
+            wait_until(lambda: len(engine.seen) == 4 and not engine.running)
+            wait_until(lambda: server.num_connections == 1, timeout_s=20)
         assert server.chat(max_tokens=2).status_code == 200
 
 

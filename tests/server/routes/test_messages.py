@@ -134,8 +134,11 @@ def test_errors_have_anthropics_shape(engine: ScriptedEngine) -> None:
         assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
         engine.error_at = 2
         assert post(server).json()["error"]["type"] == "api_error"
-        last = events(post(server, stream=True))[-1]
-        assert last["error"] == {"type": "api_error", "message": "the device caught fire"}
+        response = post(server, stream=True)
+        last = events(response)[-1]
+        assert last["error"]["type"] == "api_error"
+        assert last["request_id"] == response.headers["request-id"]
+        assert last["request_id"] in last["error"]["message"]
 
 
 @pytest.mark.parametrize(
