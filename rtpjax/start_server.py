@@ -104,10 +104,11 @@ def resolve_checkpoint(named: str | None, cache: Path, load_format: str = "auto"
 
     if load_format == DUMMY:
         return find_config(named, lambda hub_id: _from_hub(hub_id, cache, _CONFIG_FILES))
-    if named is None:
-        from checkpoints_conv.default_model import ensure_default_model
+    from checkpoints_conv.package_models import DEFAULT, MODELS, ensure_model
 
-        return ensure_default_model(cache)
+    if (named or DEFAULT) in MODELS and not Path(named or DEFAULT).exists():
+        return ensure_model(cache, MODELS[named or DEFAULT])
+    assert named is not None
     path = Path(named).expanduser()
     if is_config_file(path):
         raise CheckpointError(

@@ -12,6 +12,8 @@ from rtpjax.dummy_checkpoint import DummyCheckpoint, is_config_file
 from rtpjax.errors import CheckpointError
 from rtpjax.expert_tensors import with_stacked_experts
 from rtpjax.gguf_file import only_gguf
+from rtpjax.joined_tensors import with_separate_tensors
+from rtpjax.text_model import with_text_model
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -28,7 +30,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
     """
-    return with_stacked_experts(_open(Path(path)))
+    text = with_text_model(_open(Path(path)))
+    return with_stacked_experts(with_separate_tensors(text))
 
 
 def _open(path: Path) -> Checkpoint:
