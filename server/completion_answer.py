@@ -35,6 +35,7 @@ class CompletionAnswer:
         requests: Sequence[GenerationRequest],
         *,
         with_usage: bool,
+        usage_so_far: Usage | None = None,
         echoes: Sequence[str] = (),
         recorder: Recorder | None = None,
         num_top: int = 0,
@@ -46,7 +47,9 @@ class CompletionAnswer:
         self._recorder = recorder
         self._num_top = num_top
         self._offsets: dict[int, TextOffsets] = {}
-        self._chunk = Envelope("cmpl", "text_completion", model, with_usage=with_usage)
+        self._chunk = Envelope(
+            "cmpl", "text_completion", model, with_usage=with_usage, usage_so_far=usage_so_far
+        )
 
     @property
     def id(self) -> str:

@@ -55,6 +55,7 @@ class HttpError:
     param: str | None = None
     code: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    details: Mapping[str, object] | None = None
     request_id: str | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -97,7 +98,7 @@ def _to_http_error(error: Exception, request_id: str) -> HttpError:
         # Clients repeat what ended with 5xx unless they are told not to.
         return HttpError(504, str(error), error.param, error.code, {"x-should-retry": "false"})
     if isinstance(error, RequestError):
-        return HttpError(400, str(error), error.param, error.code)
+        return HttpError(400, str(error), error.param, error.code, details=error.details)
     if isinstance(error, ModelNotFound):
         return HttpError(404, str(error), "model", "model_not_found")
     if isinstance(error, ServiceUnavailable):

@@ -26,7 +26,10 @@ def error_json(error: HttpError) -> dict[str, Any]:
     """An error as Anthropic's clients expect it."""
     default = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _ERROR_TYPES.get(error.status, default)
-    found: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": error.message}}
+    shown: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.details is not None:
+        shown["details"] = dict(error.details)
+    found = {"type": "error", "error": shown}
     return found if error.request_id is None else found | {"request_id": error.request_id}
 
 
@@ -107,7 +110,7 @@ class MessagesAnswer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"thinking_tokens": self._items.num_reasoning_tokens},
+            "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
         }
 
 

@@ -14,6 +14,9 @@ class TokenText:
 
     byte-level BPE (GPT-2, Llama 3, Qwen): each byte is one printable character, a blank is `Ġ`;
     SentencePiece (Llama 2, Mistral): plain text, `▁` for a blank, and `<0x0A>` for single bytes.
+
+    Attributes:
+        special_ids: Tokens that are no text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -21,7 +24,7 @@ class TokenText:
         self._added = {
             token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items()
         }
-        self._special = frozenset(
+        self.special_ids = frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
         decoder = tokenizer.backend_tokenizer.decoder
@@ -64,7 +67,7 @@ class TokenText:
 
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves the token out of a text."""
-        return token_id in self._special
+        return token_id in self.special_ids
 
     def _look_up(self, token_id: int) -> bytes:
         if token_id in self._added:

@@ -45,6 +45,8 @@ def test_an_empty_variable_is_not_set():
         ("ACT_TYPE", "INT4"),
         ("REUSE_CACHE", "maybe"),
         ("LOG_LEVEL", "LOUD"),
+        ("UNKNOWN_FIELDS", "drop"),
+        ("GENERATION_CONFIG", "vllm"),
     ],
 )
 def test_a_bad_value_is_named(name, value):
