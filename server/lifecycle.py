@@ -22,10 +22,6 @@ from server.engine_protocol import Engine
 
 logger = logging.getLogger(__name__)
 
-_OTHER_FILES = 256  # weights, logs, sockets of other hosts
-# Bytes that the operating system keeps for a client that does not read them; it doubles the value.
-_SEND_BUFFER_BYTES = 256 * 1024
-
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket; take it before loading a model, so that a port in use is found at once.
@@ -40,8 +36,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host {host!r}: {error}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it. Without it the system may keep megabytes for each.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        # What the system keeps for a client that does not read; connections inherit it. (Linux
+        # doubles it.) Without it that can be megabytes for each.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
         sock.bind((host, port))
         # With SO_REUSEADDR two sockets can bind the same port until one of them listens.
         sock.listen(1024)
@@ -114,12 +111,13 @@ async def serve(
 def _allow_open_files(num_connections: int) -> None:
     """Raises the process's limit of open files for its connections, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_connections + _OTHER_FILES
+    needed = num_connections + 256  # weights, logs, sockets of other hosts
+    wanted = needed
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < num_connections + _OTHER_FILES:
+    if wanted < needed:
         logger.warning(
             "the limit of open files (ulimit -Hn) is %d, too few for MAX_CONNECTIONS=%d: raise it, "
             "or lower the setting",
