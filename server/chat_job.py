@@ -22,6 +22,7 @@ from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
+from server.template_process import callers_processes
 
 
 async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
@@ -97,19 +98,28 @@ async def encode_chat(context: ServerContext, body: ChatRequest) -> EncodedPromp
 async def _encode(context: ServerContext, body: ChatRequest, support: CallSupport) -> EncodedPrompt:
     if body.reasoning_effort is not None:
         support.check_effort(body.reasoning_effort)
-    encoder = context.encoder.with_calls(support)
-    return await encoder.encode_chat(body.messages, body.template_kwargs, body.calls)
+    return await context.encoder.encode_chat(
+        support, body.messages, body.template_kwargs, body.calls
+    )
 
 
 async def _call_support(context: ServerContext, body: ChatRequest) -> CallSupport:
-    """The model's, for its template or, if allowed, the request's own."""
-    if body.user_template is None:
-        return context.calls
+    """What renders for the template that the request gets, names, or, if allowed, brings."""
+    has_tools = bool(body.calls.offered)
+    if body.template_key:
+        return context.templates.named(body.template_key, param="template_key")
+    # As in transformers, the name of a template or the text of one.
+    if body.chat_template is not None and body.chat_template in context.templates:
+        return context.templates.named(body.chat_template, param="chat_template")
+    field = "chat_template" if body.chat_template is not None else "user_template"
+    source = getattr(body, field)
+    if source is None:
+        return context.templates.choose(has_tools=has_tools)
     if not context.config.allow_user_template:
         reason = "not allowed by this server (its setting ALLOW_USER_TEMPLATE)"
-        raise field_error("user_template", reason)
-    template = await asyncio.to_thread(_user_template, context, body.user_template)
-    return context.calls.with_template(template)
+        raise field_error(field, reason)
+    template = await asyncio.to_thread(_user_template, context, source, field)
+    return context.templates.with_tools.with_template(template)
 
 
 def debug_info(
@@ -120,13 +130,14 @@ def debug_info(
     return DebugInfo(engine.tokenizer, prompt, request.sampling, engine.max_model_len)
 
 
-def _user_template(context: ServerContext, source: str) -> ChatTemplate:
+def _user_template(context: ServerContext, source: str, field: str) -> ChatTemplate:
     special = context.engine.tokenizer.special_tokens_map.items()
     try:
         return ChatTemplate(
             source,
             {name: str(token) for name, token in special},
             timeout_s=context.config.template_timeout_s,
+            processes=callers_processes(),
         )
-    except (ConfigError, RecursionError) as error:
-        raise field_error("user_template", str(error)) from error
+    except ConfigError as error:
+        raise field_error(field, str(error)) from error

@@ -26,7 +26,9 @@ def plain_requests(
     Raises:
         RequestError: What is asked of the answer's form cannot be honoured.
     """
-    return constrained_requests(context.calls, body, prompts, params, wanted_grammar(body))
+    return constrained_requests(
+        context.templates.without_tools, body, prompts, params, wanted_grammar(body)
+    )
 
 
 def constrained_requests(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rtpjax.errors import RequestError
 from server import limits
-from server.chat_template import ChatTemplate
 from server.function_calls import CallOptions
 from server.function_calls.support import CallSupport
 from server.protocol.body import field_error
@@ -31,24 +29,19 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Makes prompts for one tokenizer and one chat template."""
+    """Makes prompts for one tokenizer."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        template: ChatTemplate,
-        calls: CallSupport | None = None,
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
         # The backend, not the wrapper: the wrapper sets truncation on each call, which fails when
         # two threads encode. A tokenizer.json may switch truncation on; a prompt is never cut.
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._calls = calls or CallSupport(template)
         self.vocab_size = len(tokenizer)
 
     async def encode_chat(
         self,
+        support: CallSupport,
         messages: list[dict[str, Any]],
         variables: dict[str, Any],
         calls: CallOptions = _NO_CALLS,
@@ -56,7 +49,7 @@ class PromptEncoder:
         """Renders and encodes; the template writes the special tokens, so none are added again."""
 
         def work() -> EncodedPrompt:
-            text = self._calls.render(messages, calls, variables)
+            text = support.render(messages, calls, variables)
             encoding = self._backend.encode(text, add_special_tokens=False)
             return EncodedPrompt(tuple(encoding.ids), text)
 
@@ -92,12 +85,6 @@ class PromptEncoder:
             return list(found)
 
         return await asyncio.to_thread(work)
-
-    def with_calls(self, calls: CallSupport) -> PromptEncoder:
-        """The same encoder with what renders for another chat template."""
-        encoder = copy.copy(self)
-        encoder._calls = calls
-        return encoder
 
 
 def _check_bad_word(index: int, token_ids: list[int]) -> None:

@@ -10,8 +10,8 @@ from rtpjax.engine.request import ReasoningLimit
 from rtpjax.errors import RequestError
 from server.answer_parser import AnswerSyntax
 from server.chat_template import ChatTemplate
-from server.function_calls import CallOptions, hermes
-from server.function_calls.history import template_messages
+from server.function_calls import CallOptions, Function, hermes
+from server.function_calls.history import template_messages, with_broken_calls_as_text
 from server.function_calls.react import react_turns
 from server.grammars.calls import CallStyle
 from server.protocol.body import field_error
@@ -88,6 +88,8 @@ class CallSupport:
             RequestError: The template refuses the messages, or their roles are out of order.
         """
         functions = calls.offered
+        if any(map(_is_empty, messages)) and not self._takes_empty_turns:
+            messages = [_with_a_blank(message) for message in messages]
         if functions and self._format_of(calls) == _REACT:
             is_open = bool(variables.get("continue_final_message"))
             turns, open_turn = react_turns(messages, functions, is_last_open=is_open)
@@ -96,18 +98,20 @@ class CallSupport:
             if open_turn:
                 opens = {"continue_final_message": False, "add_generation_prompt": True}
                 variables = variables | opens
-            return self._template.render(turns, **variables) + open_turn
+            return self._template.render(turns, is_rewritten=True, **variables) + open_turn
         if self._template.knows_tools:
             tools = [function.as_tool for function in functions] or None
             if "tool_calls" not in self._template.source:
                 messages = [hermes.with_calls_as_text(message) for message in messages]
+            elif not self._takes_arguments_as_text:
+                messages = [with_broken_calls_as_text(m, self._call_text) for m in messages]
             converted = template_messages(messages, self._template.source)
             return self._template.render(converted, tools=tools, **variables)
         plain = hermes.plain_messages(messages)
         if functions:
             text = hermes.system_text(functions, teaches_format=self.tool_format == DEFAULT)
             plain = hermes.with_text(plain, text, has_system=self._has_system)
-        return self._template.render(plain, **variables)
+        return self._template.render(plain, is_rewritten=True, **variables)
 
     @property
     def is_format_unknown(self) -> bool:
@@ -120,12 +124,47 @@ class CallSupport:
     @cached_property
     def _has_system(self) -> bool:
         """Whether the template takes messages of role system."""
-        probe = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        return self._takes([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+
+    @cached_property
+    def _takes_empty_turns(self) -> bool:
+        """Whether the assistant may have said nothing; Ministral's template wants a text."""
+        user, empty = {"role": "user", "content": "a"}, {"role": "assistant", "content": ""}
+        return self._takes([user, empty, user]) or not self._takes(
+            [user, _with_a_blank(empty), user]
+        )
+
+    @cached_property
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether the template writes a call's arguments that are no mapping, and so can be none of
+        those that it goes through one by one."""
+        text = "arguments as text"
+        call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": text}}
+        probe = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call00000", "name": "f", "content": "b"},
+        ]
+        tools = [Function({"name": "f", "description": "f"}).as_tool]
         try:
-            self._template.render(probe)
+            messages = template_messages(probe, self._template.source)
+            return text in self._template.render(messages, tools=tools)
+        except RequestError:
+            return False
+
+    def _takes(self, messages: list[dict[str, Any]]) -> bool:
+        try:
+            self._template.render(messages)
         except RequestError:
             return False
         return True
+
+    def _call_text(self, name: str, arguments: str) -> str:
+        """A call as the model writes it, with arguments as they are."""
+        written = tool_formats()[self.tool_format].written_by(self._template.source)
+        lines = "\n" if written.arguments is not None else ""
+        call = written.begin + written.call.replace("{name}", name).replace("{index}", "0")
+        return f"{call}{arguments}{lines}{written.end}{written.section_end}"
 
     def syntax(self, calls: CallOptions, prompt: str) -> AnswerSyntax | None:
         """How answers to a prompt are read; None where all of them are plain text.
@@ -196,3 +235,13 @@ class CallSupport:
             written = () if syntax.style is None else syntax.style.marks
             marks = (*marks, *syntax.tools.grammar.marks, *written)
         return not self._special_tokens.isdisjoint(marks)
+
+
+def _is_empty(message: dict[str, Any]) -> bool:
+    """Whether it is a turn of the assistant in which nothing is said or called."""
+    is_said = message["content"].strip() or message.get("tool_calls")
+    return message["role"] == "assistant" and not is_said
+
+
+def _with_a_blank(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": " "} if _is_empty(message) else message

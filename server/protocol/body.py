@@ -32,7 +32,6 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "suffix": ("inserting before a suffix is not supported", ("",)),
     "web_search_options": ("web search is not supported", ()),
     "verbosity": ("it is not supported; say in the prompt how long the answer shall be", ()),
-    "template_key": ("this server has one template", ("",)),
     "adapter_name": ("LoRA adapters are not supported yet", ("", [])),
     "return_logits": ("logits are not given out; ask for logprobs", (False,)),
     "return_hidden_states": ("hidden states are not given out", (False,)),
@@ -146,6 +145,13 @@ def _explain(path: str, error: ErrorDetails) -> str:
     return f"{path}: {message}, found {describe(error['input'])}"
 
 
+def quoted(value: Any) -> str:
+    """A name or an id for an error message, shortened: there is no function 'nope'."""
+    if not isinstance(value, str):
+        return describe(value)
+    return repr(value if len(value) <= 40 else value[:40] + "...")
+
+
 def describe(value: Any) -> str:
     """Names a JSON value for an error message, shortened."""
     if value is None:
@@ -157,7 +163,7 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, str):
-        return f"the string {value if len(value) <= 40 else value[:40] + '...'!r}"
+        return f"the string {quoted(value)}"
     if isinstance(value, int) and abs(value) > 10**20:
         return f"a number of {value.bit_length()} bits"
     return f"{value!r}"

@@ -11,7 +11,8 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from server.protocol.body import describe, field_error, field_path
+from server.protocol.body import describe, field_error, field_path, quoted
+from server.protocol.history import arguments_text
 
 # OpenAI renamed `system`; templates know the old name only.
 _ROLES = {
@@ -24,8 +25,13 @@ _ROLES = {
     "observation": "tool",
 }
 
-# Clients append the assistant message they got, with all its keys. These do not reach the prompt.
-_IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
+# Clients append the assistant message they got, with all its keys and some that they add. These do
+# not reach the prompt.
+_IGNORED_IN_MESSAGE = frozenset({
+    "refusal", "annotations", "id", "reasoning_details", "thinking_blocks",
+    "provider_specific_fields",
+})  # fmt: skip
+_IGNORED_IN_PART = frozenset({"type", "text", "refusal", "annotations", "cache_control"})
 _NO_CALL = (
     "a function's result without a call before it: put the assistant's message with the call "
     "before it (after a text, role 'function' with one of the request's names)"
@@ -60,8 +66,9 @@ def _message(index: int, value: Any) -> dict[str, Any]:
     calls = _calls(where, index, given)
     if calls and role != "assistant":
         raise field_error(f"{where}.role", "only the assistant makes calls")
-    if calls or (role == "assistant" and ("reasoning_content" in given or "reasoning" in given)):
-        given.setdefault("content", "")
+    if role == "assistant":
+        # Of an answer that was cut inside its reasoning, many clients send back nothing at all.
+        given.setdefault("content", given.get("refusal", ""))
     message: dict[str, Any] = {"role": role, "content": _content(where, given)}
     for key in given.keys() - {"role", "content"} - _IGNORED_IN_MESSAGE:
         _check_extra(where, key, given[key])
@@ -111,7 +118,7 @@ def _match_results(messages: list[dict[str, Any]]) -> None:
             named = [key for key in waiting if open_calls[key] == message.get("name")]
             call_id = (named or waiting)[0]
         elif call_id not in open_calls:
-            reason = f"no call before it has the id {describe(call_id)}"
+            reason = f"no call before it has the id {quoted(call_id)}"
             raise field_error(f"{where}.tool_call_id", reason)
         answered.add(call_id)
         message["tool_call_id"] = call_id
@@ -146,7 +153,7 @@ def _calls(where: str, index: int, given: dict[str, Any]) -> list[dict[str, Any]
         if not isinstance(call_id, str):
             raise field_error(f"{at}.id", f"expected a string, found {describe(call_id)}")
         if call_id in [other["id"] for other in checked]:
-            raise field_error(f"{at}.id", f"{describe(call_id)} is there already")
+            raise field_error(f"{at}.id", f"there is a call with the id {quoted(call_id)} already")
         checked.append(_call(f"{at}.function", call_id, call.get("function")))
     return checked
 
@@ -162,7 +169,7 @@ def _call(where: str, call_id: str, function: Any) -> dict[str, Any]:
     if not isinstance(arguments, str | None):
         reason = f"expected JSON in a string, found {describe(arguments)}"
         raise field_error(f"{where}.arguments", reason)
-    function = {"name": name, "arguments": arguments or "{}"}
+    function = {"name": name, "arguments": arguments_text(arguments)}
     return {"id": call_id, "type": "function", "function": function}
 
 
@@ -182,14 +189,17 @@ def _content(where: str, given: dict[str, Any]) -> str:
 def _text_part(where: str, part: Any) -> str:
     if not isinstance(part, dict):
         raise field_error(f"{where}", f"expected an object, found {describe(part)}")
-    if part.get("type") != "text":
-        found = describe(part.get("type"))
+    kind = part.get("type")
+    if kind not in ("text", "refusal"):
+        found = describe(kind)
         raise field_error(f"{where}.type", f"only 'text' parts are supported, found {found}")
-    if not isinstance(part.get("text"), str):
-        raise field_error(f"{where}.text", f"expected a string, found {describe(part.get('text'))}")
-    for key in part.keys() - {"type", "text"}:
-        raise field_error(f"{where}.{key}", "unknown field")
-    return part["text"]
+    text = part.get(kind)
+    if not isinstance(text, str):
+        raise field_error(f"{where}.{kind}", f"expected a string, found {describe(text)}")
+    for key in part.keys() - _IGNORED_IN_PART:
+        if part[key] is not None:
+            raise field_error(f"{where}.{key}", "unknown field")
+    return text
 
 
 def _check_extra(where: str, key: str, value: Any) -> None:

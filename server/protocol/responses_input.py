@@ -53,7 +53,8 @@ def _message(history: History, where: str, item: dict[str, Any]) -> None:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
         raise field_error(f"{where}.role", f"unknown role, found {describe(role)}")
-    text = _text(f"{where}.content", item.get("content"))
+    content = item.get("content", "" if role == "assistant" else None)
+    text = _text(f"{where}.content", content)
     if role == "assistant":
         history.write(text)
     else:
@@ -61,9 +62,8 @@ def _message(history: History, where: str, item: dict[str, Any]) -> None:
 
 
 def _call(history: History, where: str, item: dict[str, Any]) -> None:
-    call_id, name, arguments = (
-        _string(where, item, key) for key in ("call_id", "name", "arguments")
-    )
+    call_id, name = (_string(where, item, key) for key in ("call_id", "name"))
+    arguments = _string(where, {"arguments": "", **item}, "arguments")
     history.call(f"{where}.call_id", call_id, name, arguments)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.protocol.body import describe, field_error
+from server.protocol.body import describe, field_error, quoted
 
 # Errors name the caller's fields.
 NAMES = (
@@ -78,7 +78,7 @@ def _allowed(
     for index, tool in enumerate(allowed):
         name = tool.get("name") if isinstance(tool, dict) else None
         if name not in names:
-            reason = f"there is no function {describe(name)} in the request"
+            reason = f"there is no function {quoted(name)} in the request"
             raise field_error(f"tool_choice.tools[{index}].name", reason)
         wanted.append(name)
     return mode, [tool for tool in tools if tool["function"].get("name") in wanted]

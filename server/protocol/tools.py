@@ -7,7 +7,7 @@ from typing import Any
 
 from server import limits
 from server.function_calls import CallOptions, Function
-from server.protocol.body import describe, field_error
+from server.protocol.body import describe, field_error, quoted
 
 _NAME = re.compile(r"[\w.:/-]{1,128}")
 
@@ -37,7 +37,7 @@ def call_options(
     if choice == "required" and not offered:
         raise field_error(field, "a call is asked for, but there are no functions to call")
     if named is not None and named not in [function.name for function in offered]:
-        raise field_error(field, f"there is no function {describe(named)} in the request")
+        raise field_error(field, f"there is no function {quoted(named)} in the request")
     return CallOptions(offered, choice, named, is_parallel, dialect)
 
 
@@ -50,7 +50,9 @@ def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
     for index, entry in enumerate(entries):
         where, function = check(f"{field}[{index}]", entry)
         if function.name in found:
-            raise field_error(f"{where}.name", f"{describe(function.name)} is there already")
+            raise field_error(
+                f"{where}.name", f"there is a function {quoted(function.name)} already"
+            )
         found[function.name] = function
     return tuple(found.values())
 

@@ -29,7 +29,7 @@ async def messages(request: Request) -> HTTPResponse | None:
     context = context_of(request)
     context.check_available()
     body = parse_messages(request.body)
-    if context.calls.reasoning_format == NONE:
+    if context.templates.choose(has_tools=bool(body.calls.offered)).reasoning_format == NONE:
         body.thinking_budget = None  # a model that does not reason keeps to any
     try:
         # Its clients ask for more tokens than a small model's context has; the answer says when
