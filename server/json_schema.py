@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server import limits
-from server.protocol.body import describe, field_error
+from server.protocol.body import describe, field_error, shortened
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 FORMATS = frozenset(
@@ -126,7 +126,9 @@ class _Normaliser:
             expected = "an object" if kind is dict else "a list"
             raise field_error(path, f"expected {expected} of schemas, found {describe(parts)}")
         where: Callable[[Any], str] = (
-            (lambda key: f"{path}.{key}") if kind is dict else (lambda key: f"{path}[{key}]")
+            (lambda key: f"{path}.{shortened(key)}")
+            if kind is dict
+            else (lambda key: f"{path}[{key}]")
         )
         items = parts.items() if isinstance(parts, dict) else enumerate(parts)
         return {
@@ -166,9 +168,10 @@ def _has_key(value: Any, key: str, depth: int) -> bool:
 def _named_properties(schema: dict[str, Any], path: str) -> dict[str, Any]:
     """`properties` as a dict, and `required` as a list of names."""
     properties, required = schema["properties"], schema.get("required")
-    names = list(required) if isinstance(required, list) else []
-    if not all(isinstance(name, str) for name in names):
+    given = required if isinstance(required, list) else []
+    if not all(isinstance(name, str) for name in given):
         raise field_error(f"{path}.required", "expected a list of names")
+    names = dict.fromkeys(given)
     if isinstance(properties, list):
         properties = dict(_pair(p, f"{path}.properties[{i}]") for i, p in enumerate(properties))
     if not isinstance(properties, dict):
@@ -177,11 +180,11 @@ def _named_properties(schema: dict[str, Any], path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in properties.items():
         if isinstance(value, dict) and isinstance(value.get("required"), bool):
-            if value["required"] and name not in names:
-                names.append(name)
+            if value["required"]:
+                names[name] = None
             value = {k: v for k, v in value.items() if k != "required"}
         found[name] = value
-    return {"properties": found, "required": names}
+    return {"properties": found, "required": list(names)}
 
 
 def _pair(item: Any, path: str) -> tuple[str, Any]:

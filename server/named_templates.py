@@ -16,11 +16,14 @@ logger = logging.getLogger(__name__)
 class NamedTemplates:
     """Chooses as transformers' `get_chat_template` does. Each template has a CallSupport of its
     own, for the template says how a model writes its calls and its reasoning.
+
+    Attributes:
+        supports: By the names of the templates.
     """
 
     def __init__(self, supports: Mapping[str, CallSupport]):
         """Logs which templates no request gets unless it names them."""
-        self._supports = dict(supports)
+        self.supports = dict(supports)
         others = sorted(supports.keys() - {DEFAULT, TOOL_USE})
         if others:
             logger.warning(
@@ -45,21 +48,21 @@ class NamedTemplates:
             )
 
     def __contains__(self, name: str) -> bool:
-        return name in self._supports
+        return name in self.supports
 
     def _found(self, has_tools: bool) -> CallSupport | None:
-        found = self._supports.get(TOOL_USE) if has_tools else None
-        return found or self._supports.get(DEFAULT)
+        found = self.supports.get(TOOL_USE) if has_tools else None
+        return found or self.supports.get(DEFAULT)
 
     @property
     def with_tools(self) -> CallSupport:
         """The one that requests with tools get; any one where they must name it."""
-        return self._found(True) or next(iter(self._supports.values()))
+        return self._found(True) or next(iter(self.supports.values()))
 
     @property
     def without_tools(self) -> CallSupport:
         """The one that requests without tools get; any one where they must name it."""
-        return self._found(False) or next(iter(self._supports.values()))
+        return self._found(False) or next(iter(self.supports.values()))
 
     def named(self, name: str, *, param: str) -> CallSupport:
         """The one of that name.
@@ -67,10 +70,10 @@ class NamedTemplates:
         Raises:
             RequestError: There is none; it names `param`.
         """
-        if name not in self._supports:
-            known = ", ".join(sorted(self._supports))
+        if name not in self.supports:
+            known = ", ".join(sorted(self.supports))
             raise field_error(param, f"this model has no chat template {name!r}; it has {known}")
-        return self._supports[name]
+        return self.supports[name]
 
     def choose(self, *, has_tools: bool) -> CallSupport:
         """The one for a request that names none.
@@ -80,7 +83,7 @@ class NamedTemplates:
         """
         found = self._found(has_tools)
         if found is None:
-            known = ", ".join(sorted(self._supports))
+            known = ", ".join(sorted(self.supports))
             kind = "with" if has_tools else "without"
             message = f"this model has no chat template for requests {kind} tools"
             raise RequestError(

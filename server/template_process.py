@@ -16,10 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from rtpjax.errors import QueueFullError, RequestError
-from server.template_worker import ANSWER_HEAD, JOB_HEAD, Answer, Job, max_chars
+from server.template_worker import ANSWER_HEAD, GRACE_S, JOB_HEAD, Answer, Job, max_chars
 
-# Time in which a process that was asked to stop does so.
-_GRACE_S = 1.0
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 
 
@@ -45,7 +43,7 @@ class TemplateProcesses:
             raise RequestError("messages: nested too deeply", param="messages") from error
         process = self._take(job.timeout_s)
         try:
-            answer = process.run(payload, job.timeout_s + _GRACE_S)
+            answer = process.run(payload, job.timeout_s + GRACE_S)
         except BaseException:
             process.end()
             self._give(None)

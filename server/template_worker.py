@@ -38,6 +38,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.function_calls.history import ArgumentsText
 
+# Time in which a process that was asked to stop does so.
+GRACE_S = 1.0
+
 JOB_HEAD = struct.Struct(">Q")
 ANSWER_HEAD = struct.Struct(">IQ")
 
@@ -231,10 +234,13 @@ def _bounded(payload: bytes) -> Answer:
         job: Job = pickle.loads(payload)
         _limit_memory(_virtual_bytes() + _MAX_BYTES + _MAX_BYTES_PER_BYTE * len(payload))
         signal.setitimer(signal.ITIMER_REAL, job.timeout_s)
+        # Ends the process inside a call of C, which Python's handlers cannot, and without a server.
+        signal.setitimer(signal.ITIMER_PROF, job.timeout_s + GRACE_S)
         try:
             answer = _work(job)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except _LateError:
         return Answer("late")
     except MemoryError:

@@ -61,8 +61,8 @@ class ParameterRules:
         """
         if not schema.keys() <= _OBJECT or "object" not in schema.get("type", "object"):
             raise NotWritable("the parameters are no plain object")
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not set(required) <= properties.keys():
+        properties, required = schema.get("properties", {}), set(schema.get("required", []))
+        if not required <= properties.keys():
             raise NotWritable("a required parameter is not described")
         written: list[tuple[str, bool]] = []
         for i, (key, value) in enumerate(properties.items()):

@@ -12,6 +12,10 @@ def arguments_text(text: str | None) -> str:
     return "{}" if text is None or text.strip() in ("", "null") else text
 
 
+class _Texts(list[str]):
+    """What becomes one text. Joined once: there can be thousands, or very long ones."""
+
+
 class History:
     """Collects messages; what the assistant wrote without a break is one message."""
 
@@ -24,10 +28,13 @@ class History:
     def messages(self) -> list[dict[str, Any]]:
         """In chat_messages' form. Reasoning at the end that neither text nor a call follows is left
         out: it is no turn yet."""
-        messages = self._messages
         only_reasoning = {"role", "content", "reasoning_content"}
-        is_open = messages and messages[-1].keys() == only_reasoning
-        return messages[:-1] if is_open and not messages[-1]["content"] else list(messages)
+        joined = [
+            {key: "\n".join(v) if isinstance(v, _Texts) else v for key, v in message.items()}
+            for message in self._messages
+        ]
+        is_open = joined and joined[-1].keys() == only_reasoning and not joined[-1]["content"]
+        return joined[:-1] if is_open else joined
 
     def say(self, role: str, text: str) -> None:
         """Adds a message of the user or the system."""
@@ -70,12 +77,13 @@ class History:
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
     def _append(self, key: str, text: str) -> None:
-        message = self._assistant()
-        message[key] = "\n".join(filter(None, (message.get(key), text)))
+        texts = self._assistant().setdefault(key, _Texts())
+        if text:
+            texts.append(text)
 
     def _assistant(self) -> dict[str, Any]:
         """The message that the assistant is at."""
         if not self._messages or self._messages[-1]["role"] != "assistant":
             self._open_calls, self._answered = {}, set()
-            self._messages.append({"role": "assistant", "content": ""})
+            self._messages.append({"role": "assistant", "content": _Texts()})
         return self._messages[-1]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from server import limits
 from server.function_calls import CallOptions, Function
-from server.protocol.body import describe, field_error, quoted
+from server.protocol.body import check_count, describe, field_error, quoted
 
 _NAME = re.compile(r"[\w.:/-]{1,128}")
 
@@ -44,8 +45,7 @@ def call_options(
 def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
     if not isinstance(entries, list):
         raise field_error(field, f"expected a list, found {describe(entries)}")
-    if len(entries) > limits.MAX_FUNCTIONS:
-        raise field_error(field, f"at most {limits.MAX_FUNCTIONS}, found {len(entries)}")
+    check_count(field, entries, limits.MAX_FUNCTIONS, "functions")
     found: dict[str, Function] = {}
     for index, entry in enumerate(entries):
         where, function = check(f"{field}[{index}]", entry)
@@ -54,6 +54,7 @@ def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
                 f"{where}.name", f"there is a function {quoted(function.name)} already"
             )
         found[function.name] = function
+    _check_size(field, found.values())
     return tuple(found.values())
 
 
@@ -79,21 +80,26 @@ def _function(where: str, entry: Any) -> tuple[str, Function]:
     parameters = entry.get("parameters")
     if parameters is not None:
         _check_object(f"{where}.parameters", parameters)
-        if not _is_shallow(parameters):
-            reason = f"nested more than {limits.MAX_SCHEMA_DEPTH} levels deep"
-            raise field_error(f"{where}.parameters", reason)
         _check_properties(f"{where}.parameters.properties", parameters.get("properties"))
     return where, Function({key: value for key, value in entry.items() if value is not None})
 
 
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(limits.MAX_SCHEMA_DEPTH):
-        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
-        level = [x for values in inner for x in values if isinstance(x, dict | list)]
-        if not level:
-            return True
-    return False
+def _check_size(field: str, functions: Iterable[Function]) -> None:
+    """Refuses parameters that are nested too deeply, or too large, all together."""
+    num_values = 0
+    for index, function in enumerate(functions):
+        level: list[Any] = [function.parameters]
+        for _ in range(limits.MAX_SCHEMA_DEPTH):
+            inner = [v.values() if isinstance(v, dict) else v for v in level]
+            num_values += sum(map(len, inner))
+            level = [x for values in inner for x in values if isinstance(x, dict | list)]
+        if level:
+            where = f"{field}[{index}]" if field == "functions" else f"{field}[{index}].function"
+            reason = f"nested more than {limits.MAX_SCHEMA_DEPTH} levels deep"
+            raise field_error(f"{where}.parameters", reason)
+    if num_values > limits.MAX_TOOL_VALUES:
+        reason = f"their parameters have {num_values} values, at most {limits.MAX_TOOL_VALUES}"
+        raise field_error(field, f"{reason} are allowed; offer fewer functions")
 
 
 def _check_properties(where: str, properties: Any) -> None:
