@@ -231,6 +231,12 @@ SETTINGS = (
         "longest time for checking, rendering and encoding a request, its wait included",
     ),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
+    Setting(
+        "ALLOW_CONTROL_TOKENS_IN_CONTENT",
+        _switch,
+        False,
+        "let text in a chat request, such as <|im_end|>, become control tokens",
+    ),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
     Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),

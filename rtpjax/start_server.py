@@ -297,6 +297,7 @@ def _prepare(
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
+        allow_control_tokens_in_content=settings["ALLOW_CONTROL_TOKENS_IN_CONTENT"],
         model_type=model_type,
         load_format=settings["LOAD_FORMAT"],
     )

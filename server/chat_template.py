@@ -38,6 +38,7 @@ class ChatTemplate:
     Attributes:
         source: The template's text.
         knows_tools: Whether it renders the functions that a request offers.
+        literals: The texts in it that it writes or looks for.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ChatTemplate:
         if answer.kind != "done":
             raise ConfigError(self._stopped(answer))
         self.knows_tools = answer.knows_tools
+        self.literals = tuple(answer.literals)
 
     @classmethod
     def from_tokenizer(

@@ -46,7 +46,9 @@ class ModelContext:
             for name, template in templates.items()
         }
         self.templates = NamedTemplates(supports)
-        self.encoder = PromptEncoder(engine.tokenizer)
+        self.encoder = PromptEncoder(
+            engine.tokenizer, allows_control_tokens=config.allow_control_tokens_in_content
+        )
 
     @cached_property
     def token_text(self) -> TokenText:

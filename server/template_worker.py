@@ -100,6 +100,7 @@ class Answer:
         reason: Of an error.
         place: The message, call or tool that the template was at, as `messages[1].tool_calls[0]`.
         knows_tools: Whether the template looks at tools.
+        literals: The texts that the template has in it.
         is_last: Whether the process ends.
     """
 
@@ -108,6 +109,7 @@ class Answer:
     reason: str = ""
     place: str = ""
     knows_tools: bool = False
+    literals: tuple[str, ...] = ()
     is_last: bool = False
 
 
@@ -119,6 +121,7 @@ class _LateError(BaseException):
 class _Compiled:
     template: jinja2.Template
     knows_tools: bool
+    literals: tuple[str, ...]
 
 
 @lru_cache(_KEPT_TEMPLATES)
@@ -129,8 +132,12 @@ def _compiled(source: str) -> _Compiled:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    knows_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
-    return _Compiled(environment.from_string(source), knows_tools)
+    parsed = environment.parse(source)
+    texts = (node.data for node in parsed.find_all(nodes.TemplateData))
+    constants = (node.value for node in parsed.find_all(nodes.Const))
+    literals = dict.fromkeys((*texts, *(text for text in constants if isinstance(text, str))))
+    knows_tools = "tools" in meta.find_undeclared_variables(parsed)
+    return _Compiled(environment.from_string(source), knows_tools, tuple(literals))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -191,7 +198,7 @@ def _work(job: Job) -> Answer:
     except _FAILURES as error:
         return Answer("syntax", reason=str(error) or type(error).__name__)
     if job.values is None:
-        return Answer("done", knows_tools=compiled.knows_tools)
+        return Answer("done", knows_tools=compiled.knows_tools, literals=compiled.literals)
     try:
         text = _render(compiled.template, job.values)
         text.encode()  # half of a surrogate pair is no text

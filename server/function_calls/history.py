@@ -45,6 +45,17 @@ class ArgumentsText(str):
     __slots__ = ()
 
 
+class ReadArguments(str):
+    """Arguments as text, with what they shall be read as."""
+
+    def __new__(cls, text: str, value: dict[str, Any]) -> ReadArguments:
+        made = super().__new__(cls, text)
+        made.value = value
+        return made
+
+    value: dict[str, Any]
+
+
 def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list[dict[str, Any]]:
     """The messages as a template that knows tools expects them.
 
@@ -75,13 +86,15 @@ def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list
 def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
     text = function["arguments"]
-    value = _object(text)
-    arguments = ArgumentsText(text) if value is None else Arguments(text, value)
+    value = json_object(text)
+    arguments = ArgumentsText(text) if value is None else Arguments(str(text), value)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
     """The JSON object in a text; None where it has something else."""
+    if isinstance(text, ReadArguments):
+        return text.value
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -99,7 +112,7 @@ def with_broken_calls_as_text(
         write: Makes the text of a call of its function's name and its arguments.
     """
     calls = message.get("tool_calls", [])
-    broken = [call for call in calls if _object(call["function"]["arguments"]) is None]
+    broken = [call for call in calls if json_object(call["function"]["arguments"]) is None]
     if not broken:
         return message
     texts = [write(call["function"]["name"], call["function"]["arguments"]) for call in broken]

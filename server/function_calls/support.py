@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from rtpjax.engine.request import ReasoningLimit
 from rtpjax.errors import RequestError
 from server.answer_parser import AnswerSyntax
 from server.chat_template import ChatTemplate
+from server.control_tokens import ControlTokens, control_tokens
 from server.function_calls import CallOptions, Function, hermes
 from server.function_calls.history import template_messages, with_broken_calls_as_text
 from server.function_calls.react import react_turns
 from server.grammars.calls import CallStyle
+from server.parsing.tagged_reasoning import TaggedReasoning
 from server.protocol.body import field_error
 from server.reasoning_parsers import (
     NONE,
@@ -51,8 +55,18 @@ class CallSupport:
         model_type: str = "",
         tool_call_parser: str | None = None,
         reasoning_parser: str | None = None,
+        literals: Sequence[str] = (),
     ):
-        """Raises: ConfigError: There is no parser of that name."""
+        """Args:
+            template: The chat template.
+            special_tokens: The tokenizer's.
+            model_type: As in config.json.
+            tool_call_parser, reasoning_parser: Names of formats; None goes by template and type.
+            literals: Texts of other templates whose control tokens are control tokens here, too.
+
+        Raises:
+            ConfigError: There is no parser of that name.
+        """
         self._make = partial(
             CallSupport,
             special_tokens=special_tokens,
@@ -62,6 +76,8 @@ class CallSupport:
         )
         source = template.source
         self._template = template
+        self._own_literals = tuple(literals)
+        self._control_tokens: ControlTokens | None = None
         self._special_tokens = special_tokens
         self._is_react_model = model_type in _REACT_MODELS and not template.knows_tools
         found = find_tool_format(source, model_type) if template.knows_tools else DEFAULT
@@ -73,7 +89,43 @@ class CallSupport:
 
     def with_template(self, template: ChatTemplate) -> CallSupport:
         """The same model with another template."""
-        return self._make(template)
+        return self._make(template, literals=(*self._own_literals, *self._template.literals))
+
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._template.source
+
+    @cached_property
+    def literals(self) -> tuple[str, ...]:
+        """The texts that are written into prompts besides what callers wrote."""
+        ways = tool_formats()[self.tool_format].written
+        written = [text for way in ways for text in (way.begin, way.call, way.end, way.section_end)]
+        texts = (*self._own_literals, *self._template.literals, *written, *hermes.TEXTS)
+        return tuple(dict.fromkeys((*texts, *_all_marks())))
+
+    @cached_property
+    def assistant_marks(self) -> frozenset[str]:
+        """Marks of reasoning and calls, which are legitimate in what the assistant said.
+
+        Of special tokens only tags around the model's own reasoning are: others end turns.
+        """
+        tools = tool_formats()
+        formats = (tools[self.tool_format], tools[DEFAULT])
+        calls = {mark for f in formats for way in f.written for mark in f.marks_of(way)}
+        tags = {
+            name: found.grammar.marks
+            for name, found in reasoning_formats().items()
+            if isinstance(found.grammar, TaggedReasoning)
+        }
+        marks = calls.union(*tags.values()) - self._special_tokens
+        return frozenset(marks.union(tags.get(self.reasoning_format, ())))
+
+    def control_tokens(self, backend: Tokenizer) -> ControlTokens:
+        """The tokens that a caller's text must not become, of the model's tokenizer."""
+        if self._control_tokens is None:
+            self._control_tokens = control_tokens(backend, self.literals)
+        return self._control_tokens
 
     def _format_of(self, calls: CallOptions) -> str:
         is_react = self._is_react_model and calls.dialect == "functions" and not self._is_chosen
@@ -235,6 +287,14 @@ class CallSupport:
             written = () if syntax.style is None else syntax.style.marks
             marks = (*marks, *syntax.tools.grammar.marks, *written)
         return not self._special_tokens.isdisjoint(marks)
+
+
+@cache
+def _all_marks() -> tuple[str, ...]:
+    """Marks of calls and reasoning in all formats: models know more than their template shows."""
+    tools = (mark for f in tool_formats().values() for way in f.written for mark in f.marks_of(way))
+    reasoning = (mark for f in reasoning_formats().values() for mark in f.grammar.marks)
+    return tuple(dict.fromkeys((*tools, *reasoning)))
 
 
 def _is_empty(message: dict[str, Any]) -> bool:
