@@ -15,6 +15,7 @@ from server.metrics import Metrics
 from server.named_templates import NamedTemplates
 from server.preparation import Preparation
 from server.prompt import PromptEncoder
+from server.protocol.fields import FieldPolicy
 from server.token_text import TokenText
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ModelContext:
         """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
+        self.fields = FieldPolicy(ignores_unknown=config.ignores_unknown_fields)
         self.lane = SMALL
         templates = chat_templates(engine.tokenizer, timeout_s=config.template_timeout_s)
         special = _special_tokens(engine.tokenizer)

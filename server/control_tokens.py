@@ -160,8 +160,8 @@ def control_tokens(backend: Tokenizer, literals: Iterable[str]) -> ControlTokens
         if token.special or token.content in written or _MARK.fullmatch(token.content)
     ]
     normalizer = backend.normalizer
-    is_normal = normalizer is None or not any(token.normalized for token in tokens)
-    normalize = None if is_normal else normalizer.normalize_str
+    is_normalized = any(token.normalized for token in tokens)
+    normalize = normalizer.normalize_str if normalizer is not None and is_normalized else None
     return ControlTokens((token.content for token in tokens), literals, normalize)
 
 

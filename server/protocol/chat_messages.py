@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from server import limits
-from server.protocol.body import check_count, describe, field_error, field_path, quoted
+from server.protocol.body import check_count, describe, field_error, field_path
+from server.protocol.described import quoted
 from server.protocol.history import arguments_text
 
 # OpenAI renamed `system`; templates know the old name only.
@@ -27,13 +28,8 @@ _ROLES = {
     "observation": "tool",
 }
 
-# Clients append the assistant message they got, with all its keys and some that they add. These do
-# not reach the prompt.
-_IGNORED_IN_MESSAGE = frozenset({
-    "refusal", "annotations", "id", "reasoning_details", "thinking_blocks",
-    "provider_specific_fields",
-})  # fmt: skip
-_IGNORED_IN_PART = frozenset({"type", "text", "refusal", "annotations", "cache_control"})
+# Clients append the assistant message they got, with all its keys. These do not reach the prompt.
+_IGNORED_IN_MESSAGE = frozenset({"refusal", "annotations"})
 _NO_CALL = (
     "a function's result without a call before it: put the assistant's message with the call "
     "before it (after a text, role 'function' with one of the request's names)"
@@ -70,7 +66,7 @@ def _message(index: int, value: Any) -> dict[str, Any]:
         raise field_error(f"{where}.role", "only the assistant makes calls")
     if role == "assistant":
         # Of an answer that was cut inside its reasoning, many clients send back nothing at all.
-        given.setdefault("content", given.get("refusal", ""))
+        given.setdefault("content", "")
     message: dict[str, Any] = {"role": role, "content": _content(where, given)}
     for key in given.keys() - {"role", "content"} - _IGNORED_IN_MESSAGE:
         _check_extra(where, key, given[key])
@@ -222,14 +218,11 @@ def _text_part(where: str, part: Any) -> str:
         raise field_error(f"{where}", f"expected an object, found {describe(part)}")
     kind = part.get("type")
     if kind not in ("text", "refusal"):
-        found = describe(kind)
-        raise field_error(f"{where}.type", f"only 'text' parts are supported, found {found}")
+        reason = f"only 'text' parts are supported, found {describe(kind)}"
+        raise field_error(f"{where}.type", reason)
     text = part.get(kind)
     if not isinstance(text, str):
         raise field_error(f"{where}.{kind}", f"expected a string, found {describe(text)}")
-    for key in part.keys() - _IGNORED_IN_PART:
-        if part[key] is not None:
-            raise field_error(f"{where}.{key}", "unknown field")
     return text
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.protocol.body import field_error, quoted
+from server.protocol.body import field_error
+from server.protocol.described import quoted
 
 
 def arguments_text(text: str | None) -> str:

@@ -55,7 +55,7 @@ class Model:
         special = frozenset(token.content for token in added.values() if token.special)
         source = template or made.chat_template or CHATML
         assert isinstance(source, str)
-        names = {"bos_token": made.bos_token or "", "eos_token": made.eos_token or ""}
+        names = {"bos_token": str(made.bos_token or ""), "eos_token": str(made.eos_token or "")}
         chat = ChatTemplate(source, names, timeout_s=5)
         self.support = CallSupport(chat, special, model_type=model_type)
         self.encoder = PromptEncoder(made, allows_control_tokens=allows)
