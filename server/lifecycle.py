@@ -14,13 +14,16 @@ import uvloop
 from sanic import Sanic
 from sanic.server import AsyncioServer
 
-from rtpjax.errors import ConfigError
+from rtpjax.errors import ConfigError, EngineError
 from server.app import create_app
 from server.config import ServerConfig
 from server.connection import Connection
 from server.engine_protocol import Engine
 
 logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_FAREWELL_S = 3.0  # in which callers and /health hear that the engine has failed
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -83,6 +86,7 @@ async def serve(
 
     Raises:
         ConfigError: The port cannot be used, or the chat template is broken.
+        EngineError: The engine has failed. Whoever started the process should start it again.
     """
     app = create_app(engine, config)
     _allow_open_files(config.max_connections)
@@ -99,7 +103,7 @@ async def serve(
             await starting  # raises what went wrong while loading
             if on_ready is not None:
                 on_ready(_url(config.host, sock.getsockname()[1]))
-            await stop.wait()
+            await _stop_or_failure(stopping, engine)
             await _drain(engine, config)
     finally:
         starting.cancel()
@@ -152,6 +156,16 @@ async def _listen(app: Sanic, sock: socket.socket) -> AsyncioServer:
     await server.after_start()
     app.set_serving(True)
     return server
+
+
+async def _stop_or_failure(stopping: asyncio.Task[bool], engine: Engine) -> None:
+    """Waits for the stop; raises if the engine fails before."""
+    while engine.failure is None:
+        done, _ = await asyncio.wait([stopping], timeout=_POLL_S)
+        if done:
+            return
+    await asyncio.wait([stopping], timeout=_FAREWELL_S)
+    raise EngineError(engine.failure)
 
 
 async def _drain(engine: Engine, config: ServerConfig) -> None:
