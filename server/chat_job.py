@@ -37,7 +37,7 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
             context.engine.model_name,
             context.token_text,
             with_usage=body.include_usage,
-            dialect=body.calls.dialect,
+            calls=body.calls,
         ),
         usage=Usage(choices_per_prompt=body.n),
         is_stream=body.stream,

@@ -148,11 +148,12 @@ async def run_whole(context: ServerContext, job: Job) -> dict[str, Any]:
 async def _deltas(context: ServerContext, job: Job) -> AsyncIterator[AsyncGenerator[Delta, None]]:
     # A recorder generates as the engine does, which is all that deltas asks of one.
     engine = context.engine if job.recorder is None else cast(Engine, job.recorder)
+    ended: set[int] = set()
     async with AsyncExitStack() as stack:
-        stream = deltas(engine, job.requests, job.usage, context.metrics)
+        stream = deltas(engine, job.requests, job.usage, context.metrics, ended)
         await stack.enter_async_context(aclosing(stream))
         if job.syntax is not None:
-            stream = parsed(stream, [job.syntax] * len(job.requests))
+            stream = parsed(stream, [job.syntax] * len(job.requests), ended)
             await stack.enter_async_context(aclosing(stream))
         yield stream
 

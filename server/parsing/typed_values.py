@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from server.json_schema.references import follow
+from server.json_schema.types import kind_of
 from server.parsing.source import Pieces, joined
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
@@ -27,21 +29,20 @@ def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[
         parts = schema.get(key)
         for part in parts if isinstance(parts, list) else ():
             found |= types_of(part, root, depth + 1)
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/"):
-        target: Any = root
-        for part in reference[2:].split("/"):
-            target = target.get(part) if isinstance(target, Mapping) else None
-        found |= types_of(target, root, depth + 1)
+    if "$ref" in schema:
+        try:
+            found |= types_of(follow(schema["$ref"], root), root, depth + 1)
+        except (LookupError, ValueError):
+            return found
     return found
 
 
 def _own_types(schema: Mapping[str, Any]) -> Iterator[str]:
-    kinds = schema.get("type")
-    if isinstance(kinds, str):
-        yield kinds
-    elif isinstance(kinds, list):
-        yield from (kind for kind in kinds if isinstance(kind, str))
+    names = schema.get("type")
+    if isinstance(names, str | list):
+        names = [names] if isinstance(names, str) else names
+        kinds = ("null" if name is None else kind_of(name) for name in names)
+        yield from (kind for kind in kinds if kind)
     else:
         values = schema["enum"] if isinstance(schema.get("enum"), list) else []
         values = [*values, schema["const"]] if "const" in schema else values

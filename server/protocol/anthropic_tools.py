@@ -13,8 +13,8 @@ NAMES = (
     (r"tool_choice\.function", "tool_choice"),
 )
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-# Arguments fit the schema anyhow, and stream as they are written.
-_SILENT = frozenset({"type", "cache_control", "strict", "eager_input_streaming"})
+# Arguments stream as they are written anyhow.
+_SILENT = frozenset({"type", "cache_control", "eager_input_streaming"})
 _NEUTRAL = {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}
 
 
@@ -36,12 +36,14 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
     if given.get("type", "custom") != "custom":
         reason = f"only tools of your own can be called, found {describe(given['type'])}"
         raise field_error(f"{where}.type", reason)
-    for key in given.keys() - _SILENT - {"name", "description", "input_schema"}:
+    for key in given.keys() - _SILENT - {"name", "description", "input_schema", "strict"}:
         if key not in _NEUTRAL or given[key] != _NEUTRAL[key]:
             raise field_error(f"{where}.{key}", "not supported here")
     if "input_schema" not in given:
         raise field_error(f"{where}.input_schema", "this field is required")
     function = {key: given[key] for key in ("name", "description") if key in given}
+    if given.get("strict"):
+        function["strict"] = given["strict"]
     return {"type": "function", "function": function | {"parameters": given["input_schema"]}}
 
 
@@ -59,11 +61,12 @@ def chat_choice(choice: Any) -> dict[str, Any]:
         raise field_error("tool_choice.type", reason)
     for key in choice.keys() - {"type", "name", "disable_parallel_tool_use"}:
         raise field_error(f"tool_choice.{key}", "unknown field")
-    is_single = choice.get("disable_parallel_tool_use") or False
-    if not isinstance(is_single, bool):
+    is_single = choice.get("disable_parallel_tool_use")
+    if not isinstance(is_single, bool | None):
         reason = f"expected true or false, found {describe(is_single)}"
         raise field_error("tool_choice.disable_parallel_tool_use", reason)
     wanted: Any = {"type": "function", "function": {"name": choice.get("name")}}
     if kind != "tool":
         wanted = _CHOICES[kind]
-    return {"tool_choice": wanted, "parallel_tool_calls": not is_single}
+    fields: dict[str, Any] = {"tool_choice": wanted}
+    return fields if is_single is None else fields | {"parallel_tool_calls": not is_single}

@@ -13,7 +13,7 @@ _NAME = re.compile(r"[\w.:/-]{1,128}")
 
 
 def call_options(
-    *, tools: Any, tool_choice: Any, functions: Any, function_call: Any, is_parallel: bool
+    *, tools: Any, tool_choice: Any, functions: Any, function_call: Any, is_parallel: bool | None
 ) -> CallOptions:
     """Checks what a request says about calls; None is a field that is absent.
 
@@ -78,15 +78,16 @@ def _function(where: str, entry: Any) -> tuple[str, Function]:
     if parameters is not None:
         _check_object(f"{where}.parameters", parameters)
         if not _is_shallow(parameters):
-            reason = f"nested more than {limits.MAX_SCHEMA_DEPTH} levels deep"
-            raise field_error(f"{where}.parameters", reason)
-        _check_properties(f"{where}.parameters.properties", parameters.get("properties"))
+            entry = entry | {"parameters": _shallow(parameters, limits.MAX_PARAMETERS_DEPTH)}
+    if not isinstance(entry.get("strict") or False, bool):
+        reason = f"expected true or false, found {describe(entry['strict'])}"
+        raise field_error(f"{where}.strict", reason)
     return where, Function({key: value for key, value in entry.items() if value is not None})
 
 
 def _is_shallow(value: Any) -> bool:
     level = [value]
-    for _ in range(limits.MAX_SCHEMA_DEPTH):
+    for _ in range(limits.MAX_PARAMETERS_DEPTH):
         inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
         level = [x for values in inner for x in values if isinstance(x, dict | list)]
         if not level:
@@ -94,15 +95,15 @@ def _is_shallow(value: Any) -> bool:
     return False
 
 
-def _check_properties(where: str, properties: Any) -> None:
-    if isinstance(properties, list):
-        for index, entry in enumerate(properties):
-            _check_object(f"{where}[{index}]", entry)
-            if not isinstance(entry.get("name"), str):
-                reason = f"expected a string, found {describe(entry.get('name'))}"
-                raise field_error(f"{where}[{index}].name", reason)
-    elif properties is not None and not isinstance(properties, dict):
-        raise field_error(where, f"expected an object or a list, found {describe(properties)}")
+def _shallow(value: Any, depth: int) -> Any:
+    """A copy without what is too deep to be copied, rendered and compiled."""
+    if not isinstance(value, dict | list):
+        return value
+    if not depth:
+        return type(value)()
+    if isinstance(value, dict):
+        return {key: _shallow(part, depth - 1) for key, part in value.items()}
+    return [_shallow(part, depth - 1) for part in value]
 
 
 def _tool_choice(value: Any) -> tuple[Any, str | None]:

@@ -42,13 +42,21 @@ class SpeakingEngine(ScriptedEngine):
     async def _generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
         self.seen.append(request)
         pieces = [self.answer[i : i + self.size] for i in range(0, len(self.answer), self.size)]
-        for number, piece in enumerate(pieces or [""]):
-            is_last = number >= len(pieces) - 1
-            yield RequestOutput(
-                request_id=request.request_id,
-                text=piece,
-                token_ids=(1,),
-                finish_reason=self.end if is_last else None,  # pyright: ignore
-                num_prompt_tokens=len(request.prompt_token_ids),
-                num_output_tokens=number + 1,
-            )
+        self.running.add(request.request_id)
+        is_last = False
+        try:
+            for number, piece in enumerate(pieces or [""]):
+                is_last = number >= len(pieces) - 1
+                yield RequestOutput(
+                    request_id=request.request_id,
+                    text=piece,
+                    token_ids=(1,),
+                    finish_reason=self.end if is_last else None,  # pyright: ignore
+                    num_prompt_tokens=len(request.prompt_token_ids),
+                    num_output_tokens=number + 1,
+                    stop_reason=self.stop_with if is_last else None,
+                )
+        finally:
+            self.running.discard(request.request_id)
+            if not is_last:
+                self.aborted.append(request.request_id)
