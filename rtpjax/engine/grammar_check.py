@@ -10,12 +10,13 @@ import json
 from functools import cache
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from rtpjax.engine.grammar import check_size, check_start, to_llguidance
 from rtpjax.engine.request import Grammar
 from rtpjax.errors import RequestError
+
+END = 256
 
 
 def schema_error(schema: dict[str, Any]) -> str | None:
@@ -26,27 +27,42 @@ def schema_error(schema: dict[str, Any]) -> str | None:
 def grammar_error(grammar: Grammar) -> str | None:
     """Why a grammar cannot be compiled, or that no text fits it; None if all is well."""
     try:
-        for part in (grammar, grammar.instead):
-            if part is not None:
-                check_size(part)
-        tokenizer = _bytes()
-        limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(tokenizer, to_llguidance(grammar, {}), log_level=0, limits=limits)
-        if matcher.is_error():
-            return matcher.get_error()
-        check_start(grammar, tokenizer, matcher)
+        byte_matcher(grammar)
     except (RequestError, ValueError, KeyError, TypeError, RecursionError) as error:
         return str(error)
     return None
 
 
+def byte_matcher(grammar: Grammar) -> LLMatcher:
+    """A grammar, compiled, for the bytes of a text and END as tokens.
+
+    Raises:
+        RequestError, ValueError, KeyError, TypeError, RecursionError: It cannot be compiled.
+    """
+    for part in (grammar, grammar.instead):
+        if part is not None:
+            check_size(part)
+    tokenizer = _bytes()
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(tokenizer, to_llguidance(grammar, {}), log_level=0, limits=limits)
+    if matcher.is_error():
+        raise ValueError(matcher.get_error())
+    check_start(grammar, tokenizer, matcher)
+    return matcher
+
+
+class _Bytes:
+    """A tokenizer whose tokens are the 256 bytes, and END."""
+
+    eos_token_id = END
+    bos_token_id = None
+    special_token_ids = (END,)
+    tokens = (*(bytes([byte]) for byte in range(END)), b"<end>")
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
 @cache
 def _bytes() -> LLTokenizer:
-    """A tokenizer of single bytes."""
-    end = "<end>"
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({text: i for i, text in enumerate([*letters, end])}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([end])
-    return LLTokenizer(backend.to_str(), eos_token=[len(letters)], slices=[])
+    return LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[END], slices=[])

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rtpjax.engine.grammar_check import grammar_error
 from rtpjax.engine.request import JSON_OPTIONS, Grammar
@@ -96,24 +97,38 @@ class CallStyle:
             NotWritable: The names alone are.
         """
         functions = offered(calls)
-        by_size = sorted(range(len(functions)), key=lambda i: -len(json.dumps(functions[i].schema)))
-        num_loose = 0
-        while True:
-            rules = _Rules(self, calls, functions, is_exact=is_exact)
+        order = sorted(range(len(functions)), key=lambda i: -len(json.dumps(functions[i].schema)))
+
+        def attempt(num_loose: int) -> tuple[str | None, _Rules, Grammar]:
+            loose = {i: functions[i].loose for i in order[:num_loose]}
+            chosen = [loose.get(i, function) for i, function in enumerate(functions)]
+            rules = _Rules(self, calls, chosen, is_exact=is_exact)
             grammar = make(rules)
-            error = grammar_error(grammar)
-            if error is None:
-                warn_of_calls([*rules.functions, *rules.unwritable])
-                return grammar
-            if num_loose == len(functions):
+            return grammar_error(grammar), rules, grammar
+
+        error, rules, grammar = attempt(0)
+        if error is not None:
+            too_few, enough = 0, len(functions)
+            error, rules, grammar = attempt(enough)
+            if error is not None:
                 raise NotWritable(f"calls of these functions cannot be told apart: {error}")
-            before, num_loose = num_loose, min(len(functions), max(1, 2 * num_loose))
-            for i in by_size[before:num_loose]:
-                functions[i] = functions[i].loose
+            while enough - too_few > 1:
+                middle = (too_few + enough) // 2
+                error, tried, tried_grammar = attempt(middle)
+                if error is None:
+                    enough, rules, grammar = middle, tried, tried_grammar
+                else:
+                    too_few = middle
+        warn_of_calls([*rules.functions, *rules.unwritable])
+        return grammar
 
     def _required(self, rules: _Rules) -> Grammar:
         lines = [f"start: {rules.section(rules.text(self.written.begin))}", *rules.lines]
-        return Grammar("lark", _joined(lines), param=rules.param, marks=self.marks)
+        return self._grammar(rules, lines)
+
+    def _grammar(self, rules: _Rules, lines: Sequence[str], **said: Any) -> Grammar:
+        text = "\n".join(lines) + "\n"
+        return Grammar("lark", text, param=rules.param, marks=self.marks, is_flat=True, **said)
 
     def _triggered(self, rules: _Rules) -> Grammar:
         written = self.written
@@ -124,10 +139,7 @@ class CallStyle:
         else:
             part = rules.calls_from(at - len(written.begin))
         lines = [f"part_0: {part}", *rules.lines]
-        triggers = (written.trigger,)
-        return Grammar(
-            "lark", _joined(lines), param=rules.param, marks=self.marks, triggers=triggers
-        )
+        return self._grammar(rules, lines, triggers=(written.trigger,))
 
     def _bare(self, rules: _Rules) -> Grammar:
         """Calls without a mark: the answer begins with one, up to the function's name."""
@@ -139,10 +151,8 @@ class CallStyle:
             heads.append(begin[:at].replace("{name}", function.name))
             rest = f"{rules.text(begin[at:])} {rules.arguments[i]} {rules.text(written.end)}"
             parts.append(f"part_{i}: {rest} {rules.others} {rules.text(written.section_end)}")
-        return Grammar(
-            "lark", _joined([*parts, *rules.lines]), param=rules.param,
-            marks=self.marks, triggers=tuple(heads), is_at_start=True,
-        )  # fmt: skip
+        lines = [*parts, *rules.lines]
+        return self._grammar(rules, lines, triggers=tuple(heads), is_at_start=True)
 
 
 class _Rules:
@@ -225,7 +235,3 @@ class _Rules:
             self.functions[i] = self.functions[i].without(key, reason)
 
         return parameters.arguments(self.functions[i].schema, f"p_{i}", report)
-
-
-def _joined(lines: Sequence[str]) -> str:
-    return "\n".join(lines) + "\n"

@@ -123,14 +123,13 @@ def _path(schema: Any, path: str, at: Place) -> str:
     """A place as a field's path, as far as the caller's schema has it."""
     parts: list[str | int] = [path]
     for name in at:
-        is_there = name in schema if isinstance(schema, dict) else False
         if isinstance(schema, list):
             name = int(name) if str(name).isdigit() else len(schema)
-            is_there = name < len(schema)
-        if not is_there:
+        try:
+            schema = schema[name]  # pyright: ignore
+        except (LookupError, TypeError):
             break
         parts.append(name)
-        schema = schema[name]
     return field_path(tuple(parts))
 
 

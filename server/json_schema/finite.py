@@ -24,9 +24,12 @@ def endless(definitions: Mapping[str, Any]) -> set[str]:
 
 
 def _ends(schema: Any, known: Set[str]) -> bool:
-    """Whether a finite value fits, if one fits the definitions that are known to have one."""
+    """Whether a finite value fits, if one fits the definitions that are known to have one.
+
+    That no value fits at all is another matter, which the compiler notices.
+    """
     if isinstance(schema, bool):
-        return schema
+        return True
     if "$ref" in schema and schema["$ref"].rpartition("/")[2] not in known:
         return False
     if not all(_ends(part, known) for part in schema.get("allOf", ())):
@@ -47,13 +50,14 @@ def _kind_ends(kind: str, schema: Mapping[str, Any], known: Set[str]) -> bool:
     others = schema.get("additionalProperties" if kind == "object" else "items", True)
     if kind == "array":
         least, first = schema.get("minItems", 0), schema.get("prefixItems", [])
-        needed = first[:least]
+        needed, free = first[:least], [others]
         is_more = least > len(first)
     else:
-        listed = schema.get("properties", {})
-        needed = [listed.get(name, others) for name in schema.get("required", ())]
-        optional = [listed[name] for name in listed if name not in schema.get("required", ())]
-        free = [*optional, *schema.get("patternProperties", {}).values(), others]
+        listed, required = schema.get("properties", {}), schema.get("required", [])
+        needed = [listed.get(name, others) for name in required]
+        free = [listed[name] for name in listed if name not in required]
+        free += [*schema.get("patternProperties", {}).values(), others]
         is_more = schema.get("minProperties", 0) > len(needed)
-        others = any(_ends(part, known) for part in free)
-    return all(_ends(part, known) for part in needed) and (not is_more or _ends(others, known))
+    if not all(_ends(part, known) for part in needed):
+        return False
+    return not is_more or any(_ends(part, known) for part in free if part is not False)

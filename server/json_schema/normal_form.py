@@ -37,10 +37,7 @@ _COUNTS = (
 # What these say if it is this; whatever else they say cannot be enforced.
 _NOTHING: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     "contains": lambda value, schema: schema.get("minContains") == 0,
-    "minContains": lambda value, schema: "contains" not in schema or value == 0,
-    "maxContains": lambda value, schema: "contains" not in schema,
     "not": lambda value, schema: value is False,
-    "if": lambda value, schema: "then" not in schema and "else" not in schema,
     "then": lambda value, schema: "if" not in schema or value in (True, {}),
     "else": lambda value, schema: "if" not in schema or value in (True, {}),
     "dependentRequired": lambda value, schema: not value,
@@ -186,7 +183,8 @@ class _Walk:
             ("unevaluatedProperties", "additionalProperties"),
             ("unevaluatedItems", "items"),
         ):
-            if is_alone and name in new and other not in new:
+            says_something = new.get(name, True) not in (True, {})
+            if is_alone and says_something and other not in new:
                 new[other] = new.pop(name)
         if new.get("uniqueItems") is True:
             new |= self._unique_items(new, at)
