@@ -224,6 +224,12 @@ SETTINGS = (
         "comma-separated keys that callers must send one of (default: any key)",
     ),
     Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
+    Setting(
+        "PREPARE_TIMEOUT_S",
+        _positive,
+        60,
+        "longest time for checking, rendering and encoding a request, its wait included",
+    ),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),

@@ -292,6 +292,7 @@ def _prepare(
         port=settings["START_PORT"],
         api_keys=settings["API_KEYS"],
         max_body_bytes=settings["MAX_BODY_MB"] * MIB,
+        prepare_timeout_s=settings["PREPARE_TIMEOUT_S"],
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],

@@ -24,7 +24,9 @@ class AnswerFormat(Protocol):
         """The last event of a stream, when usage was asked for."""
         ...
 
-    def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]: ...
+    def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any] | bytes:
+        """The answer in one piece: an object, or its JSON where most of it was made before."""
+        ...
 
 
 class Envelope:

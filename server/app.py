@@ -36,7 +36,8 @@ def create_app(engine: Engine, config: ServerConfig) -> Sanic:
         RESPONSE_TIMEOUT=config.response_timeout_s,  # counts a running handler, too
         TOUCHUP=False,  # it rewrites Sanic's classes, which a second app in the process cannot bear
     )
-    app.ctx.server = ServerContext(engine, config)
+    app.ctx.server = context = ServerContext(engine, config)
+    app.register_listener(lambda _: context.preparation.close(), "after_server_stop")
     install_error_handler(app, {"/v1/messages": error_json})
     install_auth(app, config.api_keys)
     install_access_log(app)

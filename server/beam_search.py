@@ -19,7 +19,7 @@ from typing import cast
 from rtpjax.engine.detokenizer import Detokenizer
 from rtpjax.engine.request import GenerationRequest, RequestOutput, SamplingParams, TokenLogprob
 from rtpjax.errors import EngineError
-from server.context import ServerContext
+from server.context import ModelContext
 from server.engine_protocol import Engine
 from server.protocol.sampling import SamplingFields
 from server.recorder import Recorder
@@ -192,7 +192,7 @@ class BeamSearch:
 
 
 def recorder_of(
-    context: ServerContext, body: SamplingFields, requests: Sequence[GenerationRequest]
+    context: ModelContext, body: SamplingFields, requests: Sequence[GenerationRequest]
 ) -> Recorder:
     """Follows the requests of an answer, whether the engine samples them or beams are searched."""
     if body.num_beams == 1:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.errors import ConfigError
 from server.answer_parser import AnswerSyntax
@@ -11,26 +9,27 @@ from server.beam_search import recorder_of
 from server.chat_answer import ChatAnswer
 from server.chat_template import ChatTemplate
 from server.constrained import constrained_requests
-from server.context import ServerContext
+from server.context import ModelContext
 from server.debug_info import DebugInfo
 from server.extras import Extras, with_extras
 from server.function_calls.support import CallSupport
 from server.generation import Job, adapt_sampling, check_choices, sampling_of
 from server.grammars.chat import chat_grammar
 from server.grammars.wanted import wanted_grammar
+from server.lanes import SLOW, NeedsLane
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
 
 
-async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
+def chat_job(context: ModelContext, body: ChatRequest) -> Job:
     """The job of a chat completion.
 
     Raises:
         RequestError: The template refuses the messages, or they do not fit the context.
     """
-    prompt, requests, syntax = await chat_requests(context, body)
+    prompt, requests, syntax = chat_requests(context, body)
     job = Job(
         requests=requests,
         answer=ChatAnswer(
@@ -55,8 +54,8 @@ async def chat_job(context: ServerContext, body: ChatRequest) -> Job:
     return with_extras(context, job, extras)
 
 
-async def chat_requests(
-    context: ServerContext,
+def chat_requests(
+    context: ModelContext,
     body: ChatRequest,
     *,
     param: str = "messages",
@@ -75,8 +74,8 @@ async def chat_requests(
             asked of the answer's form cannot be honoured.
     """
     check_choices(body, 1, context)
-    support = await _call_support(context, body)
-    prompt = await _encode(context, body, support)
+    support = _call_support(context, body)
+    prompt = _encode(context, body, support)
     syntax = support.syntax(body.calls, prompt.text)
     grammar = chat_grammar(wanted_grammar(body), body.calls, syntax)
     num_prompt, max_tokens = len(prompt.token_ids), body.max_new_tokens
@@ -84,43 +83,45 @@ async def chat_requests(
     if is_cut_to_fit and max_tokens is not None:
         max_tokens = max(1, min(max_tokens, longest - num_prompt))
     check_lengths(num_prompt, max_tokens, longest, param=param)
-    params = await sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
+    params = sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
     params = adapt_sampling(params, syntax, context)
     return prompt, constrained_requests(support, body, [prompt], params, grammar), syntax
 
 
-async def encode_chat(context: ServerContext, body: ChatRequest) -> EncodedPrompt:
+def encode_chat(context: ModelContext, body: ChatRequest) -> EncodedPrompt:
     """The prompt of a chat request, by the model's template or, if allowed, the request's own."""
-    return await _encode(context, body, await _call_support(context, body))
+    return _encode(context, body, _call_support(context, body))
 
 
-async def _encode(context: ServerContext, body: ChatRequest, support: CallSupport) -> EncodedPrompt:
+def _encode(context: ModelContext, body: ChatRequest, support: CallSupport) -> EncodedPrompt:
     if body.reasoning_effort is not None:
         support.check_effort(body.reasoning_effort)
     encoder = context.encoder.with_calls(support)
-    return await encoder.encode_chat(body.messages, body.template_kwargs, body.calls)
+    return encoder.encode_chat(body.messages, body.template_kwargs, body.calls)
 
 
-async def _call_support(context: ServerContext, body: ChatRequest) -> CallSupport:
+def _call_support(context: ModelContext, body: ChatRequest) -> CallSupport:
     """The model's, for its template or, if allowed, the request's own."""
     if body.user_template is None:
         return context.calls
     if not context.config.allow_user_template:
         reason = "not allowed by this server (its setting ALLOW_USER_TEMPLATE)"
         raise field_error("user_template", reason)
-    template = await asyncio.to_thread(_user_template, context, body.user_template)
+    if context.lane != SLOW:  # it may run for seconds, which the others must not wait for
+        raise NeedsLane(SLOW)
+    template = _user_template(context, body.user_template)
     return context.calls.with_template(template)
 
 
 def debug_info(
-    context: ServerContext, prompt: EncodedPrompt, request: GenerationRequest
+    context: ModelContext, prompt: EncodedPrompt, request: GenerationRequest
 ) -> DebugInfo:
     """What can be told about a prompt before it is answered."""
     engine = context.engine
     return DebugInfo(engine.tokenizer, prompt, request.sampling, engine.max_model_len)
 
 
-def _user_template(context: ServerContext, source: str) -> ChatTemplate:
+def _user_template(context: ModelContext, source: str) -> ChatTemplate:
     special = context.engine.tokenizer.special_tokens_map.items()
     try:
         return ChatTemplate(

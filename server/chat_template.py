@@ -150,9 +150,10 @@ def _up_to(text: str, content: str) -> str:
     """A rendered prompt without what follows the last message's content."""
     # Templates trim contents, or do not.
     for wanted in (content, content.strip()):
-        at = text.rfind(wanted)
+        # Both the other way round, as Python's search backwards is not always linear.
+        at = text[::-1].find(wanted[::-1])
         if wanted and at >= 0:
-            return text[: at + len(wanted)]
+            return text[: len(text) - at]
     message = "the last message cannot be continued: the chat template does not write it as it is"
     raise RequestError(message, param="messages")
 

@@ -21,6 +21,7 @@ class ServerConfig:
         model_type: As in config.json; it tells how the model writes calls and reasoning.
         tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
             `server/reasoning_parsers`; None goes by template and model type.
+        prepare_timeout_s: Longest time from a whole body to the engine, waiting included.
         load_format: `auto`, or `dummy` where the model's weights are random: /v1/models says so.
     """
 
@@ -36,4 +37,5 @@ class ServerConfig:
     model_type: str = ""
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    prepare_timeout_s: float = 60.0
     load_format: str = "auto"

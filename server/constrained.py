@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
-from server.context import ServerContext
+from server.context import ModelContext
 from server.function_calls.support import CallSupport
 from server.generation import make_requests
 from server.grammars.wanted import wanted_grammar
@@ -16,7 +16,7 @@ from server.protocol.form import FormFields
 
 
 def plain_requests(
-    context: ServerContext,
+    context: ModelContext,
     body: FormFields,
     prompts: Sequence[EncodedPrompt],
     params: Sequence[SamplingParams],

@@ -11,7 +11,9 @@ from server.chat_template import ChatTemplate
 from server.config import ServerConfig
 from server.engine_protocol import Engine
 from server.function_calls.support import CallSupport
+from server.lanes import SMALL
 from server.metrics import Metrics
+from server.preparation import Preparation
 from server.prompt import PromptEncoder
 from server.token_text import TokenText
 
@@ -22,14 +24,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ServerContext:
-    """The engine, the settings and what is derived from the tokenizer (`app.ctx.server`)."""
+class ModelContext:
+    """What preparing a request needs: settings, and what is derived from the tokenizer.
+
+    Attributes:
+        lane: In which of the lanes of `server.lanes` requests are prepared with it.
+    """
 
     def __init__(self, engine: Engine, config: ServerConfig):
         """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
-        self.metrics = Metrics(engine.stats)
+        self.lane = SMALL
         template = ChatTemplate.from_tokenizer(
             engine.tokenizer, timeout_s=config.template_timeout_s
         )
@@ -52,6 +58,16 @@ class ServerContext:
     def token_text(self) -> TokenText:
         """Only requests for logprobs need it."""
         return TokenText(self.engine.tokenizer)
+
+
+class ServerContext(ModelContext):
+    """... and what answering it needs (`app.ctx.server`)."""
+
+    def __init__(self, engine: Engine, config: ServerConfig):
+        """Raises: ConfigError: As ModelContext."""
+        super().__init__(engine, config)
+        self.metrics = Metrics(engine.stats)
+        self.preparation = Preparation(self)
 
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from rtpjax.engine.request import TokenLogprob
 from server.answer import AnswerFormat, dumps
-from server.context import ServerContext
+from server.context import ModelContext
 from server.debug_info import DebugInfo
 from server.generation import Job
 from server.output import Choice, Delta, Usage
@@ -71,6 +71,7 @@ class WithExtras:
 
     def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         body = self._answer.whole(choices, usage)
+        assert isinstance(body, dict), "an answer with extras is taken apart here"
         self._add_prompt(body, range(len(choices)))
         for choice in body["choices"]:
             if self._extras.token_ids:
@@ -118,7 +119,7 @@ class WithExtras:
             body["debug_info"] = self._extras.debug_info.as_json(outputs)
 
 
-def with_extras(context: ServerContext, job: Job, extras: Extras) -> Job:
+def with_extras(context: ModelContext, job: Job, extras: Extras) -> Job:
     """The job, following its requests if some extras are asked for."""
     if extras.any:
         job.recorder = job.recorder or Recorder(context.engine, job.requests)

@@ -7,7 +7,7 @@ from asyncio import ReadTransport
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from sanic import HTTPResponse, Request
 
@@ -16,7 +16,7 @@ from rtpjax.errors import RequestError
 from server.access_log import note_usage
 from server.answer import AnswerFormat, dumps
 from server.answer_parser import AnswerSyntax, parsed
-from server.context import ServerContext
+from server.context import ModelContext, ServerContext
 from server.engine_protocol import Engine
 from server.errors import HttpError
 from server.output import Delta, Usage, deltas, join
@@ -47,8 +47,12 @@ class Job:
     end: bytes = DONE
     failure: Callable[[HttpError], bytes] = openai_failure
 
+    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse | None:
+        """Runs and answers; None if the answer was a stream, which has been sent."""
+        return await answer(request, context, self)
 
-def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext) -> None:
+
+def check_choices(body: SamplingFields, num_prompts: int, context: ModelContext) -> None:
     """Refuses a request for more sequences than the operator allows."""
     most = context.config.max_choices if num_prompts == 1 else max(128, context.config.max_choices)
     if body.n * num_prompts > most:
@@ -56,16 +60,16 @@ def check_choices(body: SamplingFields, num_prompts: int, context: ServerContext
         raise RequestError(message, param="n")
 
 
-async def sampling_of(
+def sampling_of(
     body: SamplingFields,
-    context: ServerContext,
+    context: ModelContext,
     *,
     max_tokens: int | None,
     logprobs: int | None,
 ) -> list[SamplingParams]:
     """The engine's parameters for each choice of a prompt."""
     encoder = context.encoder
-    bad_words = await encoder.encode_bad_words(body.bad_words) if body.bad_words else ()
+    bad_words = encoder.encode_bad_words(body.bad_words) if body.bad_words else ()
     return [
         body.sampling_params(
             choice,
@@ -101,7 +105,7 @@ def make_requests(
 
 
 def adapt_sampling(
-    params: Sequence[SamplingParams], syntax: AnswerSyntax | None, context: ServerContext
+    params: Sequence[SamplingParams], syntax: AnswerSyntax | None, context: ModelContext
 ) -> list[SamplingParams]:
     """The parameters with what a syntax needs: its stop strings, and its marks in the text."""
     if syntax is None:
@@ -123,7 +127,6 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
 
     When the client leaves, Sanic cancels us; closing the stream then aborts the engine's work.
     """
-    watch_for_disconnect(request)
     if job.is_stream:
         async with (
             _deltas(context, job) as stream,
@@ -134,14 +137,15 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
         return None
     body = await run_whole(context, job)
     note_usage(request, job.usage)
-    return HTTPResponse(dumps(body), content_type="application/json")
+    return HTTPResponse(body, content_type="application/json")
 
 
-async def run_whole(context: ServerContext, job: Job) -> dict[str, Any]:
-    """Runs the job and returns its answer in one piece."""
+async def run_whole(context: ServerContext, job: Job) -> bytes:
+    """Runs the job and returns its answer in one piece, as JSON."""
     async with _deltas(context, job) as stream:
         choices = join([delta async for delta in stream])
-    return job.answer.whole(choices, job.usage)
+    whole = job.answer.whole(choices, job.usage)
+    return whole if isinstance(whole, bytes) else dumps(whole)
 
 
 @asynccontextmanager

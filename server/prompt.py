@@ -1,8 +1,7 @@
-"""Text -> token ids, checked against the context. All of it runs in a worker thread."""
+"""Text -> token ids, checked against the context. All of it is part of preparing a request."""
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class PromptEncoder:
         self._calls = calls or CallSupport(template)
         self.vocab_size = len(tokenizer)
 
-    async def encode_chat(
+    def encode_chat(
         self,
         messages: list[dict[str, Any]],
         variables: dict[str, Any],
@@ -55,43 +54,43 @@ class PromptEncoder:
     ) -> EncodedPrompt:
         """Renders and encodes; the template writes the special tokens, so none are added again."""
 
-        def work() -> EncodedPrompt:
-            text = self._calls.render(messages, calls, variables)
-            encoding = self._backend.encode(text, add_special_tokens=False)
-            return EncodedPrompt(tuple(encoding.ids), text)
+        text = self._calls.render(messages, calls, variables)
+        return EncodedPrompt(self._ids(text, add_special_tokens=False), text)
 
-        return await asyncio.to_thread(work)
-
-    async def encode_completion(
+    def encode_completion(
         self, prompt: Prompt, *, add_special_tokens: bool = True
     ) -> EncodedPrompt:
         """Encodes text with the tokenizer's own special tokens, or takes token ids as they are."""
         if isinstance(prompt, str):
-            encoding = await asyncio.to_thread(
-                self._backend.encode, prompt, add_special_tokens=add_special_tokens
-            )
-            return EncodedPrompt(tuple(encoding.ids), prompt)
-        for token_id in prompt:
-            if not 0 <= token_id < self.vocab_size:
-                reason = f"a token id is outside the vocabulary of {self.vocab_size}"
-                raise field_error("prompt", reason)
-        text = await asyncio.to_thread(self._backend.decode, prompt, skip_special_tokens=False)
-        return EncodedPrompt(tuple(prompt), text)
+            ids = self._ids(prompt, add_special_tokens=add_special_tokens)
+            return EncodedPrompt(ids, prompt)
+        if not 0 <= min(prompt) <= max(prompt) < self.vocab_size:
+            reason = f"a token id is outside the vocabulary of {self.vocab_size}"
+            raise field_error("prompt", reason)
+        return EncodedPrompt(tuple(prompt), self.decode(prompt, skip_special_tokens=False))
 
-    async def encode_bad_words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of token ids."""
+        # As in _ids: decode() would keep the interpreter's lock.
+        return self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        # A batch of one: encode() keeps the interpreter's lock until it is done, and so would hold
+        # up the event loop from its thread; encode_batch_fast() lets go of it.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
+
+    def encode_bad_words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         """The token sequences that spell a word, at the start of a text and after a blank."""
 
-        def work() -> list[tuple[int, ...]]:
-            found: dict[tuple[int, ...], None] = {}
-            for index, word in enumerate(words):
-                for text in (word, " " + word.lstrip()):
-                    token_ids = self._backend.encode(text, add_special_tokens=False).ids
-                    _check_bad_word(index, token_ids)
-                    if token_ids:
-                        found[tuple(token_ids)] = None
-            return list(found)
-
-        return await asyncio.to_thread(work)
+        found: dict[tuple[int, ...], None] = {}
+        for index, word in enumerate(words):
+            for text in (word, " " + word.lstrip()):
+                token_ids = self._ids(text, add_special_tokens=False)
+                _check_bad_word(index, token_ids)
+                if token_ids:
+                    found[token_ids] = None
+        return list(found)
 
     def with_calls(self, calls: CallSupport) -> PromptEncoder:
         """The same encoder with what renders for another chat template."""
@@ -100,7 +99,7 @@ class PromptEncoder:
         return encoder
 
 
-def _check_bad_word(index: int, token_ids: list[int]) -> None:
+def _check_bad_word(index: int, token_ids: Sequence[int]) -> None:
     if len(token_ids) > limits.MAX_BAD_WORD_TOKENS:
         reason = f"{len(token_ids)} tokens, at most {limits.MAX_BAD_WORD_TOKENS} are allowed"
         raise field_error(f"bad_words[{index}]", reason)

@@ -9,7 +9,7 @@ from server.answer import dumps
 from server.errors import HttpError
 from server.extras import aux_info
 from server.output import Choice, Delta, Usage
-from server.protocol.raw import RawBody
+from server.protocol.raw import RawForm
 from server.recorder import Record, Recorder
 
 RAW_DONE = b"data:[done]\r\n\r\n"
@@ -23,8 +23,8 @@ def raw_failure(error: HttpError) -> bytes:
 class RawAnswer:
     """Implements AnswerFormat. Each event has all prompts and choices, however few have changed."""
 
-    def __init__(self, body: RawBody, recorder: Recorder):
-        self._body = body
+    def __init__(self, form: RawForm, recorder: Recorder):
+        self._form = form
         self._recorder = recorder
         self._texts = [""] * len(recorder.requests)
         self._is_finished = [False] * len(recorder.requests)
@@ -33,7 +33,7 @@ class RawAnswer:
         return None
 
     def delta(self, delta: Delta) -> bytes:
-        if self._body.is_incremental:
+        if self._form.is_incremental:
             self._texts = [""] * len(self._texts)
         self._texts[delta.index] += delta.text
         self._is_finished[delta.index] |= delta.finish_reason is not None
@@ -49,27 +49,27 @@ class RawAnswer:
         return self._state()
 
     def _state(self) -> dict[str, Any]:
-        n = self._body.sampling.n
+        n = self._form.n
         each = [self._prompt(range(start, start + n)) for start in range(0, len(self._texts), n)]
-        if self._body.is_batch or len(each) > 1:
+        if self._form.is_batch or len(each) > 1:
             return {"response_batch": each}
         return each[0]
 
     def _prompt(self, indices: Sequence[int]) -> dict[str, Any]:
         texts = [self._texts[i] for i in indices]
         records = [self._recorder.records[i] for i in indices]
-        infos = [aux_info([record]) for record in records] if self._body.sampling.aux_info else []
+        infos = [aux_info([record]) for record in records] if self._form.has_aux_info else []
         answer: dict[str, Any] = {"finished": all(self._is_finished[i] for i in indices)}
-        if self._body.is_multi:
+        if self._form.is_multi:
             answer |= {"response": texts, "aux_info": infos}
         else:
             answer |= {"response": texts[0], "aux_info": infos[0] if infos else {}}
-        if self._body.sampling.return_token_ids:
+        if self._form.wants_output_ids:
             answer["output_ids"] = [record.token_ids for record in records]
-        if self._body.wants_input_ids:
+        if self._form.wants_input_ids:
             answer["input_ids"] = [list(self._recorder.requests[indices[0]].prompt_token_ids)]
-        if self._body.loss:
-            answer["loss"] = _loss(records[0], each=self._body.loss == 2)
+        if self._form.loss:
+            answer["loss"] = _loss(records[0], each=self._form.loss == 2)
         return answer
 
 

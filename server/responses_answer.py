@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rtpjax.engine.request import TokenLogprob
+from server.answer import dumps
 from server.answer_items import Change, Item, Items
 from server.errors import HttpError
 from server.output import Choice, Delta, Usage
@@ -25,9 +26,8 @@ class ResponsesAnswer:
 
     def __init__(self, model: str, tokens: TokenText, body: ResponsesBody):
         self._tokens = tokens
-        self._body = body
+        self._shown = _shown(body, model)
         self._id = f"resp_{secrets.token_hex(24)}"
-        self._model = model
         self._created_at = int(time.time())
         self._num_events = 0
         self._items = Items()
@@ -35,7 +35,7 @@ class ResponsesAnswer:
 
     def first(self, index: int) -> bytes | None:
         return b"".join(
-            self._event(f"response.{kind}", response=self._response("in_progress"))
+            self._state_event(kind, self._response("in_progress"))
             for kind in ("created", "in_progress")
         )
 
@@ -44,9 +44,9 @@ class ResponsesAnswer:
 
     def usage(self, usage: Usage) -> bytes:
         status, _ = self._end
-        return self._event(f"response.{status}", response=self._response(status, usage))
+        return self._state_event(status, self._response(status, usage))
 
-    def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
+    def whole(self, choices: list[Choice], usage: Usage) -> bytes:
         [choice] = choices
         self._items.take_whole(choice)
         return self._response(self._end[0], usage)
@@ -54,17 +54,25 @@ class ResponsesAnswer:
     def failure(self, error: HttpError) -> bytes:
         """The last event of a stream that cannot go on."""
         code = "server_error" if error.status >= 500 else error.code or "invalid_prompt"
-        response = self._response("failed") | {"error": {"code": code, "message": error.message}}
-        return self._event("response.failed", response=response)
+        shown = {"code": code, "message": error.message}
+        return self._state_event("failed", self._response("failed", error=shown))
 
     @property
     def _end(self) -> tuple[str, dict[str, str] | None]:
         return _ENDS.get(self._items.finish_reason or "", ("completed", None))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        number = self._num_events
+        return named_event({"type": kind, "sequence_number": self._next_number(), **fields})
+
+    def _state_event(self, state: str, response: bytes) -> bytes:
+        """An event with the response as it is now."""
+        kind = f"response.{state}"
+        head = dumps({"type": kind, "sequence_number": self._next_number()})[:-1]
+        return b'event: %b\ndata: %b,"response":%b}\n\n' % (kind.encode(), head, response)
+
+    def _next_number(self) -> int:
         self._num_events += 1
-        return named_event({"type": kind, "sequence_number": number, **fields})
+        return self._num_events - 1
 
     def _written(self, change: Change) -> bytes:
         """The events of a change."""
@@ -144,39 +152,22 @@ class ResponsesAnswer:
             return {"type": "reasoning", **shown, "summary": [], "content": content}
         return {"type": "message", **shown, "role": "assistant", "content": content}
 
-    def _response(self, status: str, usage: Usage | None = None) -> dict[str, Any]:
-        request, chat = self._body.request, self._body.chat
+    def _response(
+        self, status: str, usage: Usage | None = None, error: dict[str, str] | None = None
+    ) -> bytes:
         is_done = status in ("completed", "incomplete")
         output = [self._item(item, _status(item)) for item in self._items.items if is_done]
-        return {
+        now = {
             "id": self._id,
-            "object": "response",
             "created_at": self._created_at,
             "status": status,
-            "background": False,
             "completed_at": int(time.time()) if status == "completed" else None,
-            "error": None,
+            "error": error,
             "incomplete_details": self._end[1] if is_done else None,
-            "instructions": request.instructions,
-            "max_output_tokens": request.max_output_tokens,
-            "max_tool_calls": request.max_tool_calls,
-            "metadata": self._body.metadata,
-            "model": self._model,
             "output": output,
-            "parallel_tool_calls": chat.parallel_tool_calls,
-            "previous_response_id": None,
-            "reasoning": {"effort": chat.reasoning_effort, "summary": None},
-            "service_tier": "default",
-            "store": False,
-            "temperature": chat.temperature,
-            "text": {"format": request.text.format},
-            "tool_choice": self._body.tool_choice,
-            "tools": self._body.tools,
-            "top_logprobs": request.top_logprobs,
-            "top_p": chat.top_p,
-            "truncation": "disabled",
             "usage": None if usage is None else _usage(usage, self._items.num_reasoning_tokens),
         }
+        return dumps(now)[:-1] + b"," + self._shown[1:]
 
     def _entries(self, entries: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
         return [
@@ -191,6 +182,36 @@ class ResponsesAnswer:
             "logprob": max(logprob, -9999.0),
             "bytes": list(self._tokens.bytes_of(token_id)),
         }
+
+
+def _shown(body: ResponsesBody, model: str) -> bytes:
+    """What stays the same in an answer, as a JSON object. It repeats the request, and can be long:
+    it is encoded once, while the request is prepared.
+    """
+    request, chat = body.request, body.chat
+    return dumps(
+        {
+            "object": "response",
+            "background": False,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "max_tool_calls": request.max_tool_calls,
+            "metadata": body.metadata,
+            "model": model,
+            "parallel_tool_calls": chat.parallel_tool_calls,
+            "previous_response_id": None,
+            "reasoning": {"effort": chat.reasoning_effort, "summary": None},
+            "service_tier": "default",
+            "store": False,
+            "temperature": chat.temperature,
+            "text": {"format": request.text.format},
+            "tool_choice": body.tool_choice,
+            "tools": body.tools,
+            "top_logprobs": request.top_logprobs,
+            "top_p": chat.top_p,
+            "truncation": "disabled",
+        }
+    )
 
 
 def _status(item: Item) -> str:

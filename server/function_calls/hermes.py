@@ -46,6 +46,7 @@ def with_text(messages: list[dict[str, Any]], text: str, *, has_system: bool) ->
 def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Calls and results as text of assistant and user; neighbouring results are one turn."""
     plain: list[dict[str, Any]] = []
+    texts: list[str] = []  # of the turn that results are at
     previous = ""
     for message in messages:
         role = message["role"]
@@ -53,13 +54,20 @@ def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             content = f"<tool_response>\n{message['content']}\n</tool_response>"
             message = {"role": "user", "content": content}
         message = with_calls_as_text(message)
-        if previous == "tool" and message["role"] == "user":
-            content = f"{plain[-1]['content']}\n{message['content']}"
-            plain[-1] = {**plain[-1], "content": content}
-        else:
+        if not (previous == "tool" and message["role"] == "user"):
+            _join(plain, texts)
             plain.append(message)
+        texts.append(message["content"])
         previous = role
+    _join(plain, texts)
     return plain
+
+
+def _join(plain: list[dict[str, Any]], texts: list[str]) -> None:
+    """Puts the texts of a turn into it."""
+    if len(texts) > 1:
+        plain[-1] = {**plain[-1], "content": "\n".join(texts)}
+    texts.clear()
 
 
 def with_calls_as_text(message: dict[str, Any]) -> dict[str, Any]:

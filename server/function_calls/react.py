@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.function_calls import Function
 from server.protocol.body import field_error
@@ -51,6 +51,13 @@ def instruction(functions: Sequence[Function]) -> str:
     return _INSTRUCTION.format(functions="\n\n".join(texts), names=names)
 
 
+class _Turn(NamedTuple):
+    """A turn, its lines still to be joined."""
+
+    role: str
+    texts: list[str]
+
+
 def react_turns(
     messages: Sequence[dict[str, Any]],
     functions: Sequence[Function],
@@ -73,33 +80,34 @@ def react_turns(
     last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     if last_user < 0:
         raise field_error("messages", "expected at least one message of role 'user'")
-    turns: list[dict[str, Any]] = []
+    turns: list[_Turn] = []
     for index, message in enumerate(messages):
         role, content = message["role"], _trimmed(message["content"])
-        follows = turns[-1]["role"] if turns else ""
+        follows = turns[-1].role if turns else ""
         if role == "tool":
-            turns[-1]["content"] += f"\nObservation: {content}"
+            turns[-1].texts.append(f"Observation: {content}")
         elif role == "assistant":
             is_open = is_last_open and index == len(messages) - 1
             text = _open_text(message) if is_open else _assistant(message)
             if follows == "assistant":
-                turns[-1]["content"] += "\n" + text
+                turns[-1].texts.append(text)
                 continue
             if follows != "user":
                 reason = "an assistant message must follow a message of role 'user'"
                 raise field_error(f"messages[{index}].role", reason)
-            turns.append({"role": role, "content": text})
+            turns.append(_Turn(role, [text]))
         else:
             before = instruction(functions) if index == last_user else ""
-            turns.append({"role": role, "content": before + content})
+            turns.append(_Turn(role, [before + content]))
+    joined = [{"role": turn.role, "content": "\n".join(turn.texts)} for turn in turns]
     if messages[-1]["role"] in ("user", "system"):
-        return turns, ""
+        return joined, ""
     if is_last_open:
-        return turns[:-1], turns[-1]["content"]
+        return joined[:-1], joined[-1]["content"]
     if messages[-1]["role"] == "assistant":
         reason = "the last message must be of role 'user' or a function's result"
         raise field_error(f"messages[{len(messages) - 1}].role", reason)
-    return turns[:-1], turns[-1]["content"] + "\nThought:"
+    return joined[:-1], joined[-1]["content"] + "\nThought:"
 
 
 def _trimmed(content: str) -> str:
@@ -119,8 +127,8 @@ def _assistant(message: dict[str, Any]) -> str:
     if not calls:
         # An answer of this format that came back whole has its own thought.
         return content if has_thought and "\nFinal Answer:" in content else _FINAL + content
-    text = content if has_thought else f"Thought: {content}"
+    texts = [content if has_thought else f"Thought: {content}"]
     for call in calls:
         function = call["function"]
-        text += f"\nAction: {function['name']}\nAction Input: {function['arguments']}"
-    return text
+        texts.append(f"Action: {function['name']}\nAction Input: {function['arguments']}")
+    return "\n".join(texts)

@@ -63,7 +63,8 @@ class ParameterRules:
         schema = _plain_object(schema, root, report)
         if not schema.get("properties") and schema.get("additionalProperties") is not False:
             return self._free_arguments(name)
-        properties, required = dict(schema.get("properties", {})), schema.get("required", [])
+        properties = dict(schema.get("properties", {}))
+        required = dict.fromkeys(schema.get("required", []))
         for key in required:
             if key not in properties:
                 report(key, "a required parameter is not described")

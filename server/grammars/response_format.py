@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rtpjax.engine.request import Grammar
+from server import limits
 from server.json_schema.enforce import enforceable, warn_of
-from server.protocol.body import describe, field_error
+from server.protocol.body import check_count, describe, field_error
 
 FIELD = "response_format"
 
@@ -78,6 +79,9 @@ def _text_reader(kind: str, *names: str) -> Callable[[dict[str, Any]], tuple[Any
 
 def _structural_tag(value: dict[str, Any]) -> tuple[Any, str]:
     triggers, structures = value.get("triggers"), value.get("structures")
+    for name, values in (("triggers", triggers), ("structures", structures)):
+        if isinstance(values, list):
+            check_count(f"{FIELD}.{name}", values, limits.MAX_STRUCTURES, name)
     if not isinstance(triggers, list) or not all(isinstance(t, str) and t for t in triggers):
         raise field_error(f"{FIELD}.triggers", "expected a list of strings")
     if not isinstance(structures, list) or not structures:

@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 20
 _MAX_SHOWN_CHARS = 200
-# Text that may be compiled to find what a schema is refused for, in lengths of the schema.
-_MAX_LENGTHS = 30
+# In a larger schema nobody looks for what it is refused for; in others text may be compiled for it
+# of this many lengths of the schema.
+_MAX_MENDED_CHARS = 64 * 1024
+_MAX_LENGTHS = 12
 _FREE_CHARS = 20_000
 # What is given up first when something must be.
 _KEYWORDS = (
@@ -146,19 +148,24 @@ class _Mender:
 
     def __init__(self, form: NormalForm):
         self._form = form
-        self._num_chars_left = _MAX_LENGTHS * len(json.dumps(form.whole)) + _FREE_CHARS
+        num_chars = len(json.dumps(form.whole))
+        self._num_chars_left = _MAX_LENGTHS * num_chars + _FREE_CHARS
+        self._is_too_large = num_chars > _MAX_MENDED_CHARS
 
     def mend(self) -> None:
         """Makes the form one that compiles."""
+        if not self._is_too_large:
+            self._mend_parts()
+        if schema_error(self._form.whole) is not None:
+            self._form.left_out.append(((), "the schema as a whole cannot be enforced"))
+            self._form.schema, self._form.definitions = {}, {}
+
+    def _mend_parts(self) -> None:
         form = self._form
         for name, part in list(form.definitions.items()):
             form.definitions[name] = {}  # (one that refers to itself is looked at alone)
             form.definitions[name] = self._mended(part, form.places[name])
         form.schema = self._mended(form.schema, ())
-        if schema_error(form.whole) is not None:
-            form.left_out.append(((), "the schema as a whole cannot be enforced"))
-            form.schema = {}
-            form.definitions = {}
 
     def _leave_out(self, at: Place, error: str) -> None:
         reason = next((reason for text, reason in _REASONS if text in error), _CANNOT)

@@ -53,7 +53,7 @@ def _kind_ends(kind: str, schema: Mapping[str, Any], known: Set[str]) -> bool:
         needed, free = first[:least], [others]
         is_more = least > len(first)
     else:
-        listed, required = schema.get("properties", {}), schema.get("required", [])
+        listed, required = schema.get("properties", {}), set(schema.get("required", []))
         needed = [listed.get(name, others) for name in required]
         free = [listed[name] for name in listed if name not in required]
         free += [*schema.get("patternProperties", {}).values(), others]

@@ -287,7 +287,8 @@ class _Walk:
     def _named_properties(self, given: dict[str, Any], at: Place) -> dict[str, Any]:
         """`properties` as a dict, and `required` as a list of names."""
         properties, required = given["properties"], given.get("required")
-        names = list(required) if isinstance(required, list) else []
+        names = required if isinstance(required, list) else []
+        marked: list[str] = []
         if isinstance(properties, list):
             where = (*at, "properties")
             pairs = [self._pair(p, (*where, i)) for i, p in enumerate(properties)]
@@ -295,12 +296,11 @@ class _Walk:
         found: dict[str, Any] = {}
         for name, value in properties.items():
             if isinstance(value, dict) and isinstance(value.get("required"), bool):
-                if value["required"] and name not in names:
-                    names.append(name)
+                marked += [name] * value["required"]
                 value = {k: v for k, v in value.items() if k != "required"}
             found[name] = value
         is_said = required is not None and not isinstance(required, list | bool)
-        return {"properties": found, "required": required if is_said else names}
+        return {"properties": found, "required": required if is_said else [*names, *marked]}
 
     def _pair(self, item: Any, at: Place) -> tuple[str, Any] | None:
         """One entry of list-form properties: its name, and its schema with `required` left in."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-_MAX_SEARCHED = 4096
+_MAX_SEARCHED = 500
 
 
 def follow(reference: Any, root: Any) -> Any:

@@ -12,7 +12,6 @@ from server.json_schema.types import kind_of
 from server.parsing.source import Pieces, joined
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
-_MAX_NESTING = 8
 
 
 def spelled(text: str) -> str:
@@ -20,21 +19,31 @@ def spelled(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     """The JSON types that a schema allows; none when it does not say."""
-    if not isinstance(schema, Mapping) or depth > _MAX_NESTING:
-        return frozenset()
-    found = frozenset(_own_types(schema))
-    for key in ("anyOf", "oneOf", "allOf"):
-        parts = schema.get(key)
-        for part in parts if isinstance(parts, list) else ():
-            found |= types_of(part, root, depth + 1)
-    if "$ref" in schema:
-        try:
-            found |= types_of(follow(schema["$ref"], root), root, depth + 1)
-        except (LookupError, ValueError):
-            return found
-    return found
+    found: set[str] = set()
+    # Each part once: schemas can refer to each other in circles, and by many ways.
+    seen: set[int] = set()
+    left = [schema]
+    while left:
+        part = left.pop()
+        if not isinstance(part, Mapping) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        found.update(_own_types(part))
+        for key in ("anyOf", "oneOf", "allOf"):
+            parts = part.get(key)
+            left += parts if isinstance(parts, list) else ()
+        left.append(_target(part.get("$ref"), root))
+    return frozenset(found)
+
+
+def _target(reference: Any, root: Mapping[str, Any]) -> Any:
+    """What a reference into the same schema stands for; None if it is none."""
+    try:
+        return follow(reference, root)
+    except (LookupError, ValueError):
+        return None
 
 
 def _own_types(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from server.protocol.body import describe, field_error
+from server import limits
+from server.protocol.body import check_count, describe, field_error
 from server.protocol.history import History
 
 # A block of a turn, and the path of it.
@@ -54,6 +55,7 @@ def _blocks(where: str, content: Any) -> Iterator[Place]:
     if not isinstance(content, list):
         expected = "expected a string or a list of blocks"
         raise field_error(where, f"{expected}, found {describe(content)}")
+    check_count(where, content, limits.MAX_PARTS, "blocks")
     for index, block in enumerate(content):
         at = f"{where}[{index}]"
         if not isinstance(block, dict):

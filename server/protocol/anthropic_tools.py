@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.protocol.body import describe, field_error
+from server import limits
+from server.protocol.body import check_count, describe, field_error
 
 # Errors name the caller's fields.
 NAMES = (
@@ -26,6 +27,7 @@ def chat_tools(tools: Any) -> list[dict[str, Any]]:
     """
     if not isinstance(tools, list):
         raise field_error("tools", f"expected a list, found {describe(tools)}")
+    check_count("tools", tools, limits.MAX_FUNCTIONS, "tools")
     return [_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sized
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,6 +49,9 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+_MAX_NAME_CHARS = 80
+_MAX_PATH_CHARS = 250
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -81,6 +86,7 @@ def _same(value: Any, neutral: Any) -> bool:
 
 def load_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body, or a RequestError that says what it is instead."""
+    assert not _is_on_event_loop(), "bodies are read in server.preparation, never on the event loop"
     if not body:
         raise RequestError("the request body is empty, expected a JSON object")
     try:
@@ -104,6 +110,14 @@ def load_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
@@ -118,15 +132,31 @@ def readable(error: ValidationError, *, inside: tuple[int | str, ...] = ()) -> R
 
 def field_error(path: str, reason: str) -> RequestError:
     """The error for one field; pydantic lets it through its validators as it is."""
+    if len(path) > _MAX_PATH_CHARS:
+        path = f"{path[:_MAX_PATH_CHARS]}..."
     return RequestError(f"{path}: {reason}", param=path)
+
+
+def check_count(path: str, values: Sized, most: int, what: str) -> None:
+    """Raises: RequestError: There are more than the most that one field may have."""
+    if len(values) > most:
+        raise field_error(path, f"at most {most} {what} are allowed, found {len(values)}")
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """('messages', 0, 'content') -> 'messages[0].content'."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{shortened(part)}" if path else shortened(part)
     return path
+
+
+def shortened(name: str) -> str:
+    """A caller's name in a path. Names can have megabytes, and paths are made by the thousand."""
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}..."
 
 
 def _explain(path: str, error: ErrorDetails) -> str:

@@ -8,10 +8,12 @@ The legacy `function_call` is a list of one call; `function` and `observation` a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from server.protocol.body import describe, field_error, field_path
+from server import limits
+from server.protocol.body import check_count, describe, field_error, field_path
 
 # OpenAI renamed `system`; templates know the old name only.
 _ROLES = {
@@ -46,7 +48,7 @@ def checked_messages(
         RequestError: A message is malformed, or a result has no call that it belongs to.
     """
     messages = [_message(index, value) for index, value in enumerate(values)]
-    _add_unasked_calls(messages, [value["role"] for value in values], functions)
+    _add_unasked_calls(messages, [value["role"] for value in values], frozenset(functions))
     _match_results(messages)
     return messages
 
@@ -74,7 +76,7 @@ def _message(index: int, value: Any) -> dict[str, Any]:
 
 
 def _add_unasked_calls(
-    messages: list[dict[str, Any]], roles: Sequence[str], functions: Collection[str]
+    messages: list[dict[str, Any]], roles: Sequence[str], functions: frozenset[str]
 ) -> None:
     """Gives an answer in plain text the calls whose results follow it.
 
@@ -94,28 +96,55 @@ def _add_unasked_calls(
 
 def _match_results(messages: list[dict[str, Any]]) -> None:
     """Gives every result the id and the name of its call."""
-    open_calls: dict[str, str] = {}
-    answered: set[str] = set()
+    calls = OpenCalls(())
     for index, message in enumerate(messages):
         if message["role"] != "tool":
-            calls = message.get("tool_calls", ())
-            open_calls = {call["id"]: call["function"]["name"] for call in calls}
-            answered = set()
+            calls = OpenCalls(message.get("tool_calls", ()))
             continue
         where = field_path(("messages", index))
-        if not open_calls:
+        if not calls.names:
             raise field_error(f"{where}.role", _NO_CALL)
         call_id = message.get("tool_call_id")
         if call_id is None:
-            waiting = [key for key in open_calls if key not in answered] or list(open_calls)
-            named = [key for key in waiting if open_calls[key] == message.get("name")]
-            call_id = (named or waiting)[0]
-        elif call_id not in open_calls:
+            call_id = calls.meant_by(message.get("name"))
+        elif call_id not in calls.names:
             reason = f"no call before it has the id {describe(call_id)}"
             raise field_error(f"{where}.tool_call_id", reason)
-        answered.add(call_id)
+        calls.answer(call_id)
         message["tool_call_id"] = call_id
-        message.setdefault("name", open_calls[call_id])
+        message.setdefault("name", calls.names[call_id])
+
+
+class OpenCalls:
+    """The calls of one message, and which of them wait for a result.
+
+    Attributes:
+        names: Of their functions, by id.
+    """
+
+    def __init__(self, calls: Iterable[dict[str, Any]]):
+        self.names: dict[str, str] = {call["id"]: call["function"]["name"] for call in calls}
+        # Ordered dicts find their first key at once also after many were taken out.
+        self._waiting = OrderedDict.fromkeys(self.names)
+        self._by_name: dict[str, OrderedDict[str, None]] = {}
+        self._first: dict[str, str] = {}
+        for call_id, name in self.names.items():
+            self._by_name.setdefault(name, OrderedDict())[call_id] = None
+            self._first.setdefault(name, call_id)
+
+    def meant_by(self, name: str | None) -> str:
+        """The id of the call that a result without one belongs to: the first that waits, one of the
+        function that the result names if there is one.
+        """
+        if not self._waiting:
+            return self._first.get(name or "") or next(iter(self.names))
+        return next(iter(self._by_name.get(name or "") or self._waiting))
+
+    def answer(self, call_id: str) -> None:
+        """The call has a result."""
+        if call_id in self._waiting:
+            del self._waiting[call_id]
+            del self._by_name[self.names[call_id]][call_id]
 
 
 def _role(where: str, given: dict[str, Any]) -> str:
@@ -135,7 +164,8 @@ def _calls(where: str, index: int, given: dict[str, Any]) -> list[dict[str, Any]
     if not calls and legacy:
         # (Mistral's templates accept ids of nine letters and digits only.)
         return [_call(f"{where}.function_call", f"call{index:05d}", legacy)]
-    checked: list[dict[str, Any]] = []
+    check_count(f"{where}.tool_calls", calls, limits.MAX_CALLS_PER_MESSAGE, "calls")
+    checked: dict[str, dict[str, Any]] = {}
     for number, call in enumerate(calls):
         at = f"{where}.tool_calls[{number}]"
         if not isinstance(call, dict):
@@ -145,10 +175,10 @@ def _calls(where: str, index: int, given: dict[str, Any]) -> list[dict[str, Any]
         call_id = call.get("id") or f"call{index:03d}{number:02d}"
         if not isinstance(call_id, str):
             raise field_error(f"{at}.id", f"expected a string, found {describe(call_id)}")
-        if call_id in [other["id"] for other in checked]:
+        if call_id in checked:
             raise field_error(f"{at}.id", f"{describe(call_id)} is there already")
-        checked.append(_call(f"{at}.function", call_id, call.get("function")))
-    return checked
+        checked[call_id] = _call(f"{at}.function", call_id, call.get("function"))
+    return list(checked.values())
 
 
 def _call(where: str, call_id: str, function: Any) -> dict[str, Any]:
@@ -175,6 +205,7 @@ def _content(where: str, given: dict[str, Any]) -> str:
     if not isinstance(content, list):
         expected = "expected a string or a list of text parts"
         raise field_error(f"{where}.content", f"{expected}, found {describe(content)}")
+    check_count(f"{where}.content", content, limits.MAX_PARTS, "parts")
     parts = [_text_part(f"{where}.content[{i}]", part) for i, part in enumerate(content)]
     return "\n".join(parts)
 

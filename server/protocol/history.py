@@ -7,6 +7,10 @@ from typing import Any
 from server.protocol.body import describe, field_error
 
 
+class _Texts(list[str]):
+    """What becomes one text. Joined once: there can be thousands, or very long ones."""
+
+
 class History:
     """Collects messages; what the assistant wrote without a break is one message."""
 
@@ -19,7 +23,11 @@ class History:
     def messages(self) -> list[dict[str, Any]]:
         """In chat_messages' form; reasoning that neither text nor a call follows is left out."""
         only_reasoning = {"role", "content", "reasoning_content"}
-        return [m for m in self._messages if m["content"] or m.keys() != only_reasoning]
+        joined = (
+            {key: "\n".join(v) if isinstance(v, _Texts) else v for key, v in message.items()}
+            for message in self._messages
+        )
+        return [m for m in joined if m["content"] or m.keys() != only_reasoning]
 
     def say(self, role: str, text: str) -> None:
         """Adds a message of the user or the system."""
@@ -62,12 +70,13 @@ class History:
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
     def _append(self, key: str, text: str) -> None:
-        message = self._assistant()
-        message[key] = "\n".join(filter(None, (message.get(key), text)))
+        texts = self._assistant().setdefault(key, _Texts())
+        if text:
+            texts.append(text)
 
     def _assistant(self) -> dict[str, Any]:
         """The message that the assistant is at."""
         if not self._messages or self._messages[-1]["role"] != "assistant":
             self._open_calls, self._answered = {}, set()
-            self._messages.append({"role": "assistant", "content": ""})
+            self._messages.append({"role": "assistant", "content": _Texts()})
         return self._messages[-1]

@@ -53,28 +53,45 @@ RawPrompt = str | ChatRequest
 
 
 @dataclass(frozen=True, slots=True)
+class RawForm:
+    """What the answer looks like.
+
+    Attributes:
+        n: Choices per prompt.
+        is_batch: The answer is a `response_batch`.
+        is_multi: Each prompt's `response` is a list.
+        is_stream: It is sent as it grows ...
+        is_incremental: ... each time what is new, else all so far.
+        wants_input_ids: The prompts' token ids are part of it.
+        wants_output_ids: The answers' token ids are.
+        has_aux_info: Times and counts are.
+        loss: 1 for the mean loss over a prompt's tokens, 2 for each one's, 0 for none.
+    """
+
+    n: int
+    is_batch: bool
+    is_multi: bool
+    is_stream: bool
+    is_incremental: bool
+    wants_input_ids: bool
+    wants_output_ids: bool
+    has_aux_info: bool
+    loss: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RawBody:
     """The checked body.
 
     Attributes:
         prompts: At least one.
         sampling: For all of them.
-        is_batch: The answer is a `response_batch`.
-        is_multi: Each prompt's `response` is a list.
-        is_stream: It is sent as it grows ...
-        is_incremental: ... each time what is new, else all so far.
-        wants_input_ids: The prompts' token ids are part of it.
-        loss: 1 for the mean loss over a prompt's tokens, 2 for each one's, 0 for none.
+        form: How they are answered.
     """
 
     prompts: list[RawPrompt]
     sampling: FormFields
-    is_batch: bool
-    is_multi: bool
-    is_stream: bool
-    is_incremental: bool
-    wants_input_ids: bool
-    loss: int = 0
+    form: RawForm
 
 
 def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
@@ -103,16 +120,20 @@ def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
         raise field_error("yield_generator", "/batch_infer answers in one piece")
     if is_incremental and not is_stream:
         raise field_error("return_incremental", "only allowed when yield_generator is true")
-    return RawBody(
-        prompts=_prompts(request),
-        sampling=check_fields(_DEFAULTS | settings, FormFields),
+    prompts = _prompts(request)
+    sampling = check_fields(_DEFAULTS | settings, FormFields)
+    form = RawForm(
+        n=sampling.n,
         is_batch=is_batch or request.prompt_batch is not None,
         is_multi=is_multi,
         is_stream=is_stream,
         is_incremental=is_incremental,
         wants_input_ids=wants_input_ids,
+        wants_output_ids=sampling.return_token_ids,
+        has_aux_info=sampling.aux_info,
         loss=loss,
     )
+    return RawBody(prompts, sampling, form)
 
 
 def _prompts(request: RawRequest) -> list[RawPrompt]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server import limits
-from server.protocol.body import describe, field_error
+from server.protocol.body import check_count, describe, field_error
 from server.protocol.history import History
 
 # Clients send the items of an answer back with all their fields. These say nothing to the model.
@@ -91,6 +91,7 @@ def _text(where: str, content: Any) -> str:
     if not isinstance(content, list):
         expected = "expected a string or a list of text parts"
         raise field_error(where, f"{expected}, found {describe(content)}")
+    check_count(where, content, limits.MAX_PARTS, "parts")
     return "\n".join(_part(f"{where}[{index}]", part) for index, part in enumerate(content))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.protocol.body import describe, field_error
+from server import limits
+from server.protocol.body import check_count, describe, field_error
 
 # Errors name the caller's fields.
 NAMES = (
@@ -24,6 +25,7 @@ def chat_tools(tools: Any) -> list[dict[str, Any]]:
     """
     if not isinstance(tools, list):
         raise field_error("tools", f"expected a list, found {describe(tools)}")
+    check_count("tools", tools, limits.MAX_FUNCTIONS, "tools")
     return [_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
 
 
@@ -73,15 +75,22 @@ def _allowed(
         raise field_error("tool_choice.mode", reason)
     if not isinstance(allowed, list):
         raise field_error("tool_choice.tools", f"expected a list, found {describe(allowed)}")
-    names = [tool["function"].get("name") for tool in tools]
-    wanted = []
+    check_count("tool_choice.tools", allowed, limits.MAX_FUNCTIONS, "tools")
+    names = {_name_of(tool["function"]) for tool in tools}
+    wanted: set[str] = set()
     for index, tool in enumerate(allowed):
-        name = tool.get("name") if isinstance(tool, dict) else None
-        if name not in names:
-            reason = f"there is no function {describe(name)} in the request"
+        name = _name_of(tool)
+        if not name or name not in names:
+            given = tool.get("name") if isinstance(tool, dict) else None
+            reason = f"there is no function {describe(given)} in the request"
             raise field_error(f"tool_choice.tools[{index}].name", reason)
-        wanted.append(name)
-    return mode, [tool for tool in tools if tool["function"].get("name") in wanted]
+        wanted.add(name)
+    return mode, [tool for tool in tools if _name_of(tool["function"]) in wanted]
+
+
+def _name_of(function: Any) -> str:
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def shown_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:

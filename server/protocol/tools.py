@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from server import limits
 from server.function_calls import CallOptions, Function
-from server.protocol.body import describe, field_error
+from server.protocol.body import check_count, describe, field_error
 
 _NAME = re.compile(r"[\w.:/-]{1,128}")
 
@@ -44,15 +45,14 @@ def call_options(
 def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
     if not isinstance(entries, list):
         raise field_error(field, f"expected a list, found {describe(entries)}")
-    if len(entries) > limits.MAX_FUNCTIONS:
-        raise field_error(field, f"at most {limits.MAX_FUNCTIONS}, found {len(entries)}")
+    check_count(field, entries, limits.MAX_FUNCTIONS, "functions")
     found: dict[str, Function] = {}
     for index, entry in enumerate(entries):
         where, function = check(f"{field}[{index}]", entry)
         if function.name in found:
             raise field_error(f"{where}.name", f"{describe(function.name)} is there already")
         found[function.name] = function
-    return tuple(found.values())
+    return tuple(_sized(field, found.values()))
 
 
 def _tool(where: str, entry: Any) -> tuple[str, Function]:
@@ -77,26 +77,37 @@ def _function(where: str, entry: Any) -> tuple[str, Function]:
     parameters = entry.get("parameters")
     if parameters is not None:
         _check_object(f"{where}.parameters", parameters)
-        if not _is_shallow(parameters):
-            entry = entry | {"parameters": _shallow(parameters, limits.MAX_PARAMETERS_DEPTH)}
     if not isinstance(entry.get("strict") or False, bool):
         reason = f"expected true or false, found {describe(entry['strict'])}"
         raise field_error(f"{where}.strict", reason)
     return where, Function({key: value for key, value in entry.items() if value is not None})
 
 
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(limits.MAX_PARAMETERS_DEPTH):
-        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
-        level = [x for values in inner for x in values if isinstance(x, dict | list)]
-        if not level:
-            return True
-    return False
+def _sized(field: str, functions: Iterable[Function]) -> list[Function]:
+    """The functions without what is too deep to be copied and rendered.
+
+    Raises:
+        RequestError: Their parameters are too large, all together.
+    """
+    num_values, sized = 0, []
+    for function in functions:
+        level: list[Any] = [function.parameters]
+        for _ in range(limits.MAX_PARAMETERS_DEPTH):
+            inner = [v.values() if isinstance(v, dict) else v for v in level]
+            num_values += sum(map(len, inner))
+            level = [x for values in inner for x in values if isinstance(x, dict | list)]
+        if level:
+            parameters = _shallow(function.parameters, limits.MAX_PARAMETERS_DEPTH)
+            function = Function({**function.definition, "parameters": parameters})
+        sized.append(function)
+    if num_values > limits.MAX_TOOL_VALUES:
+        reason = f"their parameters have {num_values} values, at most {limits.MAX_TOOL_VALUES}"
+        raise field_error(field, f"{reason} are allowed; offer fewer functions")
+    return sized
 
 
 def _shallow(value: Any, depth: int) -> Any:
-    """A copy without what is too deep to be copied, rendered and compiled."""
+    """A copy that is cut off below a depth."""
     if not isinstance(value, dict | list):
         return value
     if not depth:

@@ -1,23 +1,56 @@
-"""One file per group of routes. A module with a `ROUTES` list is served by being in this folder."""
+"""One file per group of routes. A module with a `ROUTES` list is served by being in this folder.
+
+A route that reads a body is a plain function of the body's bytes, marked with `takes`. It runs in
+`server.preparation`, and what it returns answers the request on the event loop. So no route can
+parse on the loop.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import wraps
+from typing import Any, Protocol
 
 from pydantic import BaseModel
-from sanic import Request
+from sanic import HTTPResponse, Request
 
 from server.access_log import Handler
-from server.context import ServerContext
+from server.answer import dumps
+from server.context import ModelContext, ServerContext
+from server.generation import watch_for_disconnect
 
-HandlerT = TypeVar("HandlerT", bound=Handler)
 _BODY = "body_model"
 
 # Method, path, handler.
 Route = tuple[str, str, Handler]
+
+
+class Prepared(Protocol):
+    """What a body asks for, ready to be answered."""
+
+    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse | None:
+        """Answers the request; None if the response has been sent."""
+        ...
+
+
+# A route: what a body asks for. It may raise RequestError.
+Prepare = Callable[[bytes, ModelContext], Prepared]
+
+
+class Reply:
+    """An answer that needs no engine; its JSON is made while preparing, as it can be long.
+
+    Attributes:
+        content: The JSON.
+    """
+
+    def __init__(self, value: Any):
+        self.content = dumps(value)
+
+    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse:
+        return HTTPResponse(self.content, content_type="application/json")
 
 
 def all_routes() -> Iterator[Route]:
@@ -26,14 +59,28 @@ def all_routes() -> Iterator[Route]:
         yield from importlib.import_module(f"{__name__}.{module.name}").ROUTES
 
 
-def takes(model: type[BaseModel]) -> Callable[[HandlerT], HandlerT]:
-    """Says which body a handler takes, for the OpenAPI document."""
+def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepare], Handler]:
+    """Makes a handler of a function that prepares the answer to a body.
 
-    def mark(handler: HandlerT) -> HandlerT:
+    Args:
+        model: The body, for the OpenAPI document.
+        generates: Whether the answer needs the engine, which may be loading or draining.
+    """
+
+    def handler_of(prepare: Prepare) -> Handler:
+        @wraps(prepare)
+        async def handler(request: Request) -> HTTPResponse | None:
+            context = context_of(request)
+            if generates:
+                context.check_available()
+            watch_for_disconnect(request)
+            prepared = await context.preparation.run(prepare, request.body)
+            return await prepared.respond(request, context)
+
         setattr(handler, _BODY, model)
         return handler
 
-    return mark
+    return handler_of
 
 
 def body_of(handler: Handler) -> type[BaseModel] | None:

@@ -3,53 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from sanic import HTTPResponse, Request
 
 from rtpjax.errors import RequestError
 from server.access_log import note_usage
-from server.answer import dumps
 from server.chat_job import chat_job
-from server.context import ServerContext
-from server.generation import Job, answer, run_whole, watch_for_disconnect
+from server.context import ModelContext, ServerContext
+from server.generation import Job, run_whole
 from server.protocol.batch_chat import BatchChatRequest, parse_batch
 from server.protocol.body import parse_body
 from server.protocol.chat import ChatRequest
-from server.routes import context_of, takes
+from server.routes import takes
 
 
-@takes(ChatRequest)
-async def chat_completions(request: Request) -> HTTPResponse | None:
+@takes(ChatRequest, generates=True)
+def chat_completions(body: bytes, context: ModelContext) -> Job:
     """Answers a conversation."""
-    context = context_of(request)
-    context.check_available()
-    body = parse_body(request.body, ChatRequest)
-    return await answer(request, context, await chat_job(context, body))
+    return chat_job(context, parse_body(body, ChatRequest))
 
 
-@takes(BatchChatRequest)
-async def batch_chat_completions(request: Request) -> HTTPResponse:
+@takes(BatchChatRequest, generates=True)
+def batch_chat_completions(body: bytes, context: ModelContext) -> Batch:
     """Answers several conversations at once; if one of them fails, all do."""
-    context = context_of(request)
-    context.check_available()
-    bodies = parse_batch(request.body, context.config.max_choices)
-    jobs = [await _job(context, f"requests[{i}]", body) for i, body in enumerate(bodies)]
-    watch_for_disconnect(request)
-    tasks = [asyncio.create_task(run_whole(context, job)) for job in jobs]
-    try:
-        responses = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    note_usage(request, *(job.usage for job in jobs))
-    return HTTPResponse(dumps({"responses": responses}), content_type="application/json")
+    bodies = parse_batch(body, context.config.max_choices)
+    return Batch([_job(context, f"requests[{i}]", chat) for i, chat in enumerate(bodies)])
 
 
-async def _job(context: ServerContext, where: str, body: ChatRequest) -> Job:
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs whose answers are one response."""
+
+    jobs: list[Job]
+
+    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse:
+        """Runs all jobs at once."""
+        tasks = [asyncio.create_task(run_whole(context, job)) for job in self.jobs]
+        try:
+            responses = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        note_usage(request, *(job.usage for job in self.jobs))
+        content = b'{"responses":[%b]}' % b",".join(responses)
+        return HTTPResponse(content, content_type="application/json")
+
+
+def _job(context: ModelContext, where: str, body: ChatRequest) -> Job:
     """The job of one request; its errors say which one is wrong."""
     try:
-        return await chat_job(context, body)
+        return chat_job(context, body)
     except RequestError as error:
         param = f"{where}.{error.param}" if error.param else where
         raise RequestError(f"{where}: {error}", param=param, code=error.code) from error

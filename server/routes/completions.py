@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sanic import HTTPResponse, Request
-
 from server.beam_search import recorder_of
 from server.completion_answer import CompletionAnswer
 from server.constrained import plain_requests
+from server.context import ModelContext
 from server.extras import Extras, with_extras
-from server.generation import Job, answer, check_choices, sampling_of
+from server.generation import Job, check_choices, sampling_of
 from server.output import Usage
 from server.prompt import check_lengths
 from server.protocol.body import parse_body
 from server.protocol.completions import CompletionRequest
-from server.routes import context_of, takes
+from server.routes import takes
 
 
-@takes(CompletionRequest)
-async def completions(request: Request) -> HTTPResponse | None:
+@takes(CompletionRequest, generates=True)
+def completions(content: bytes, context: ModelContext) -> Job:
     """Continues one or several prompts, each in `n` ways."""
-    context = context_of(request)
-    context.check_available()
-    body = parse_body(request.body, CompletionRequest)
+    body = parse_body(content, CompletionRequest)
     check_choices(body, len(body.prompts), context)
     encoder, engine = context.encoder, context.engine
-    params = await sampling_of(body, context, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    params = sampling_of(body, context, max_tokens=body.max_tokens, logprobs=body.logprobs)
     if body.scores_echo:
         num_top = max(body.logprobs or 0, body.prompt_logprobs or 0)
         params = [replace(choice, prompt_logprobs=num_top) for choice in params]
     prompts = [
-        await encoder.encode_completion(prompt, add_special_tokens=body.add_special_tokens)
+        encoder.encode_completion(prompt, add_special_tokens=body.add_special_tokens)
         for prompt in body.prompts
     ]
     for prompt in prompts:
@@ -62,7 +59,7 @@ async def completions(request: Request) -> HTTPResponse | None:
         aux_info=body.aux_info,
         per_choice=True,
     )
-    return await answer(request, context, with_extras(context, job, extras))
+    return with_extras(context, job, extras)
 
 
 ROUTES = [("POST", "/v1/completions", completions), ("POST", "/completions", completions)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from sanic import HTTPResponse, Request
-from sanic.response import json
-
 from rtpjax.errors import RequestError
 from server.chat_job import chat_requests, encode_chat
 from server.constrained import with_names
-from server.generation import Job, answer
+from server.context import ModelContext
+from server.generation import Job
 from server.messages_answer import MessagesAnswer, messages_failure
 from server.output import Usage
 from server.protocol.anthropic_messages import (
@@ -20,28 +18,26 @@ from server.protocol.anthropic_messages import (
     parse_messages,
 )
 from server.reasoning_parsers import NONE
-from server.routes import context_of, takes
+from server.routes import Reply, takes
 
 
-@takes(MessagesRequest)
-async def messages(request: Request) -> HTTPResponse | None:
+@takes(MessagesRequest, generates=True)
+def messages(content: bytes, context: ModelContext) -> Job:
     """Answers a conversation."""
-    context = context_of(request)
-    context.check_available()
-    body = parse_messages(request.body)
+    body = parse_messages(content)
     if context.calls.reasoning_format == NONE:
         body.thinking_budget = None  # a model that does not reason keeps to any
     try:
         # Its clients ask for more tokens than a small model's context has; the answer says when
         # it ends there.
-        prompt, requests, syntax = await chat_requests(context, body, is_cut_to_fit=True)
+        prompt, requests, syntax = chat_requests(context, body, is_cut_to_fit=True)
     except RequestError as error:
         raise in_our_names(error) from error
     requests = with_names(requests, our_name)
     wanted = body.max_tokens or 0
     is_cut = wanted > context.engine.max_model_len - len(prompt.token_ids)
     usage = Usage()
-    job = Job(
+    return Job(
         requests=requests,
         answer=MessagesAnswer(
             context.engine.model_name, usage, is_cut=is_cut, stop_sequences=body.stop
@@ -53,18 +49,17 @@ async def messages(request: Request) -> HTTPResponse | None:
         end=b"",
         failure=messages_failure,
     )
-    return await answer(request, context, job)
 
 
 @takes(CountRequest)
-async def count_tokens(request: Request) -> HTTPResponse:
+def count_tokens(content: bytes, context: ModelContext) -> Reply:
     """The length of a prompt."""
-    body = parse_count(request.body)
+    body = parse_count(content)
     try:
-        prompt = await encode_chat(context_of(request), body)
+        prompt = encode_chat(context, body)
     except RequestError as error:
         raise in_our_names(error) from error
-    return json({"input_tokens": len(prompt.token_ids)})
+    return Reply({"input_tokens": len(prompt.token_ids)})
 
 
 ROUTES = [

@@ -2,62 +2,57 @@
 
 from __future__ import annotations
 
-from sanic import HTTPResponse, Request
-
 from server.beam_search import recorder_of
 from server.chat_job import encode_chat
 from server.constrained import plain_requests
-from server.context import ServerContext
-from server.generation import Job, answer, check_choices, sampling_of
+from server.context import ModelContext
+from server.generation import Job, check_choices, sampling_of
 from server.output import Usage
 from server.prompt import EncodedPrompt, check_lengths
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
-from server.routes import context_of, takes
+from server.routes import takes
 
 
-@takes(RawRequest)
-async def infer(request: Request) -> HTTPResponse | None:
+@takes(RawRequest, generates=True)
+def infer(content: bytes, context: ModelContext) -> Job:
     """Continues one or several prompts."""
-    return await _infer(request, is_batch=False)
+    return _job(content, context, is_batch=False)
 
 
-@takes(RawRequest)
-async def batch_infer(request: Request) -> HTTPResponse | None:
+@takes(RawRequest, generates=True)
+def batch_infer(content: bytes, context: ModelContext) -> Job:
     """The same, answered as a batch in one piece."""
-    return await _infer(request, is_batch=True)
+    return _job(content, context, is_batch=True)
 
 
-async def _infer(request: Request, *, is_batch: bool) -> HTTPResponse | None:
-    context = context_of(request)
-    context.check_available()
-    body = parse_raw(request.body, is_batch=is_batch)
+def _job(content: bytes, context: ModelContext, *, is_batch: bool) -> Job:
+    body = parse_raw(content, is_batch=is_batch)
     sampling = body.sampling
     check_choices(sampling, len(body.prompts), context)
-    params = await sampling_of(sampling, context, max_tokens=sampling.max_tokens, logprobs=None)
-    prompts = [await _encode(context, prompt) for prompt in body.prompts]
+    params = sampling_of(sampling, context, max_tokens=sampling.max_tokens, logprobs=None)
+    prompts = [_encode(context, prompt) for prompt in body.prompts]
     for prompt in prompts:
         num_tokens, longest = len(prompt.token_ids), context.engine.max_model_len
         check_lengths(num_tokens, sampling.max_tokens, longest, param="prompt")
     requests = plain_requests(context, sampling, prompts, params)
     recorder = recorder_of(context, sampling, requests)
-    job = Job(
+    return Job(
         requests=requests,
-        answer=RawAnswer(body, recorder),
+        answer=RawAnswer(body.form, recorder),
         usage=Usage(choices_per_prompt=sampling.n),
-        is_stream=body.is_stream,
+        is_stream=body.form.is_stream,
         include_usage=False,
         recorder=recorder,
         end=RAW_DONE,
         failure=raw_failure,
     )
-    return await answer(request, context, job)
 
 
-async def _encode(context: ServerContext, prompt: RawPrompt) -> EncodedPrompt:
+def _encode(context: ModelContext, prompt: RawPrompt) -> EncodedPrompt:
     if isinstance(prompt, str):
-        return await context.encoder.encode_completion(prompt)
-    return await encode_chat(context, prompt)
+        return context.encoder.encode_completion(prompt)
+    return encode_chat(context, prompt)
 
 
 ROUTES = [("POST", "/", infer), ("POST", "/batch_infer", batch_infer)]

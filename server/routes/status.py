@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Literal
 
 from sanic import HTTPResponse, Request
 from sanic.response import json
 
+from server.context import ModelContext, ServerContext
 from server.protocol.body import StrictModel, parse_body
 from server.routes import context_of, takes
 
@@ -43,12 +45,22 @@ async def cache_status(request: Request) -> HTTPResponse:
 
 
 @takes(LogLevelRequest)
-async def set_log_level(request: Request) -> HTTPResponse:
+def set_log_level(body: bytes, context: ModelContext) -> LogLevel:
     """Changes what the process logs from now on."""
-    level = parse_body(request.body, LogLevelRequest).log_level
-    logging.getLogger().setLevel("DEBUG" if level == "TRACE" else level)
-    logger.warning("the log level is %s now", level)
-    return json({"status": "ok"})
+    return LogLevel(parse_body(body, LogLevelRequest).log_level)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevel:
+    """A level to set."""
+
+    name: str
+
+    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse:
+        """Sets it."""
+        logging.getLogger().setLevel("DEBUG" if self.name == "TRACE" else self.name)
+        logger.warning("the log level is %s now", self.name)
+        return json({"status": "ok"})
 
 
 def _cache(request: Request) -> dict[str, int]:

@@ -177,7 +177,7 @@ def test_streams_build_the_whole_answers(data: st.DataObject) -> None:
     streamed = deltas(syntax, pieces, end)
     choices = join(deltas(syntax, [text], end))
 
-    whole = responses_answer().whole(choices, usage_of(1))
+    whole = json.loads(responses_answer().whole(choices, usage_of(1)))
     answer = responses_answer()
     stream = (answer.first(0) or b"") + b"".join(map(answer.delta, streamed))
     events = events_of(stream + answer.usage(usage_of(len(pieces))))
