@@ -19,7 +19,7 @@ from concurrent.futures import Executor, Future
 import numpy as np
 from llguidance.numpy import fill_next_token_bitmask
 
-from rtpjax.engine.grammar import CompiledConstraint
+from rtpjax.engine.grammar import CompiledConstraint, refusal
 from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.errors import EngineError, RequestError
 
@@ -171,10 +171,12 @@ class Constraint:
         assert matcher is not None
         mask = np.zeros((1, self._num_words), np.int32)
         fill_next_token_bitmask(matcher, mask)
+        assert self._compiled is not None
+        source = self._compiled.source
         if matcher.is_error():
-            raise EngineError(f"The grammar failed: {matcher.get_error()}")
+            raise refusal(source, f"it is too complex to go on with: {matcher.stop_reason()}")
         if not mask.any():
-            raise EngineError("The grammar allows no token here.")
+            raise refusal(source, "no text can go on from here: a part of it fits nothing")
         return mask[0] if self._allowed is None else self._narrowed(mask[0], self._allowed)
 
     def _narrowed(self, mask: np.ndarray, allowed: np.ndarray) -> np.ndarray:

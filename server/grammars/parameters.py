@@ -61,10 +61,11 @@ class ParameterRules:
         """
         root = schema
         schema = _plain_object(schema, root, report)
-        if not schema.get("properties") and schema.get("additionalProperties") is not False:
-            return self._free_arguments(name)
         properties = dict(schema.get("properties", {}))
         required = dict.fromkeys(schema.get("required", []))
+        is_open = schema.get("additionalProperties") is not False
+        if is_open and not properties and not required:
+            return self._free_arguments(name)
         for key in required:
             if key not in properties:
                 report(key, "a required parameter is not described")
