@@ -7,7 +7,7 @@ it compiles for every tokenizer, in a tenth of the time or less.
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -19,6 +19,11 @@ from rtpjax.errors import RequestError
 END = 256
 
 
+# Agents send the same tools with every turn. What is known has 16 MiB at most.
+_MAX_SMALL_CHARS = 4096
+_NUM_SMALL, _NUM_LARGE = 2048, 32
+
+
 def schema_error(schema: dict[str, Any]) -> str | None:
     """Why a JSON schema cannot be compiled, or that no value fits it; None if all is well."""
     return grammar_error(Grammar("json_schema", json.dumps(schema)))
@@ -26,11 +31,20 @@ def schema_error(schema: dict[str, Any]) -> str | None:
 
 def grammar_error(grammar: Grammar) -> str | None:
     """Why a grammar cannot be compiled, or that no text fits it; None if all is well."""
+    is_small = len(grammar.text) <= _MAX_SMALL_CHARS and grammar.instead is None
+    return _error_of_small(grammar) if is_small else _error_of_large(grammar)
+
+
+def _error(grammar: Grammar) -> str | None:
     try:
         byte_matcher(grammar)
     except (RequestError, ValueError, KeyError, TypeError, RecursionError) as error:
         return str(error)
     return None
+
+
+_error_of_small = lru_cache(_NUM_SMALL)(_error)
+_error_of_large = lru_cache(_NUM_LARGE)(_error)
 
 
 def byte_matcher(grammar: Grammar) -> LLMatcher:
