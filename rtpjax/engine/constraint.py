@@ -174,9 +174,10 @@ class Constraint:
         assert self._compiled is not None
         source = self._compiled.source
         if matcher.is_error():
-            raise refusal(source, f"it is too complex to go on with: {matcher.stop_reason()}")
+            reason = "the output cannot go on: nothing fits a part of it, or it is too complex"
+            raise refusal(source, f"{reason} ({matcher.stop_reason()})")
         if not mask.any():
-            raise refusal(source, "no text can go on from here: a part of it fits nothing")
+            raise refusal(source, "the output cannot go on: nothing fits a part of it")
         return mask[0] if self._allowed is None else self._narrowed(mask[0], self._allowed)
 
     def _narrowed(self, mask: np.ndarray, allowed: np.ndarray) -> np.ndarray:

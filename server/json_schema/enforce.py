@@ -92,7 +92,8 @@ def enforceable(schema: Any, path: str, *, is_strict: bool) -> Enforced:
         _make_compilable(form)
     left_out = tuple(LeftOut(_path(schema, path, at), reason) for at, reason in form.left_out)
     if is_strict and left_out:
-        raise field_error(left_out[0].path, left_out[0].reason)
+        reason = f"{left_out[0].reason} (nothing of this schema may be left out)"
+        raise field_error(left_out[0].path, reason)
     return Enforced(form.whole, left_out)
 
 

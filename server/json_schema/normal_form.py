@@ -31,6 +31,7 @@ from server.protocol.body import describe
 
 _COMBINED = frozenset({"anyOf", "oneOf", "allOf", "$ref"})
 _SAYS_OTHERS = frozenset({"additionalProperties", "patternProperties"})
+_ABOUT_MEMBERS = _SAYS_OTHERS | {"properties", "required"}
 _COUNTS = (
     "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
 )  # fmt: skip
@@ -108,8 +109,8 @@ class _Walk:
         self._is_too_large = False
         self._names: dict[int, str] = {}
         self._targets: list[Any] = []
-        # Under allOf several schemas describe one object: none may forbid what another one lists.
-        self._closes_objects = not _has_key(root, "allOf", 4 * limits.MAX_SCHEMA_DEPTH)
+        # Where several schemas describe one object none may forbid what another one lists.
+        self._closes_objects = not _combines(root, 4 * limits.MAX_SCHEMA_DEPTH)
 
     def schema(self, schema: Any, at: Place, *, depth: int, closes: bool = True) -> Any:
         """The schema, and all in it, in normal form."""
@@ -329,12 +330,14 @@ class _Walk:
         return lambda key, reason: self._leave_out((*at, key), reason)
 
 
-def _has_key(value: Any, key: str, depth: int) -> bool:
+def _combines(value: Any, depth: int) -> bool:
+    """Whether there is an allOf somewhere, or a reference beside other keywords about objects."""
     if depth < 0:
         return False
     if isinstance(value, dict):
-        return key in value or any(_has_key(v, key, depth - 1) for v in value.values())
-    return isinstance(value, list) and any(_has_key(v, key, depth - 1) for v in value)
+        is_beside = "$ref" in value and not _ABOUT_MEMBERS.isdisjoint(value)
+        return is_beside or "allOf" in value or any(_combines(v, depth - 1) for v in value.values())
+    return isinstance(value, list) and any(_combines(v, depth - 1) for v in value)
 
 
 def _lists_all(schema: dict[str, Any]) -> bool:

@@ -140,6 +140,14 @@ def test_what_may_ask_for_itself_is_enforced(schema: dict[str, Any]) -> None:
     assert enforceable(schema, "s", is_strict=True).left_out == ()
 
 
+def test_a_reference_beside_properties_adds_to_them() -> None:
+    base = {"type": "object", "properties": {"a": STRING}, "required": ["a"]}
+    both = {"$ref": "#/$defs/b", "properties": {"n": INTEGER}, "required": ["n"]}
+    enforced = enforceable(both | {"$defs": {"b": base}}, "s", is_strict=True)
+    text = shrunk_text(enforced.schema, random.Random(3))
+    assert text is not None and {"a", "n"} <= json.loads(text).keys()
+
+
 @given(schemas(), st.integers(0, 2**32))
 @settings(max_examples=num_examples(150))
 def test_any_schema(schema: Any, seed: int) -> None:
