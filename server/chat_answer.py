@@ -17,13 +17,25 @@ class ChatAnswer:
     """Implements AnswerFormat. Chunks are joined from bytes: this is the path of every token."""
 
     def __init__(
-        self, model: str, tokens: TokenText, *, with_usage: bool, calls: CallOptions | None = None
+        self,
+        model: str,
+        tokens: TokenText,
+        *,
+        with_usage: bool,
+        usage_so_far: Usage | None = None,
+        calls: CallOptions | None = None,
     ):
         self._tokens = tokens
         calls = calls or CallOptions()
         self._dialect = calls.dialect
         self._is_forced = calls.choice == "required"
-        self._chunk = Envelope("chatcmpl", "chat.completion.chunk", model, with_usage=with_usage)
+        self._chunk = Envelope(
+            "chatcmpl",
+            "chat.completion.chunk",
+            model,
+            with_usage=with_usage,
+            usage_so_far=usage_so_far,
+        )
 
     def first(self, index: int) -> bytes | None:
         return self._event(index, b'{"role":"assistant","content":""}', NULL, NULL)
