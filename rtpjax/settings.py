@@ -251,6 +251,12 @@ SETTINGS = (
     ),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
     Setting(
+        "ALLOW_CONTROL_TOKENS_IN_CONTENT",
+        _switch,
+        False,
+        "let text in a chat request, such as <|im_end|>, become control tokens",
+    ),
+    Setting(
         "UNKNOWN_FIELDS",
         _unknown_fields,
         "refuse",

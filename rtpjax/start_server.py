@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtpjax.distributed.hosts import Hosts, check_mesh_size, resolve
-from rtpjax.errors import CheckpointError, ConfigError
+from rtpjax.errors import CheckpointError, ConfigError, EngineError
 from rtpjax.settings import NOT_YET, SETTINGS, Setting
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ def serve(settings: Mapping[str, Any], hosts: Hosts | None = None) -> None:
     Raises:
         ConfigError: The port is in use, or a setting cannot be met.
         CheckpointError: The checkpoint cannot be had, or does not fit its model.
+        EngineError: The engine has failed, after it had started.
     """
     started = time.perf_counter()
     from server.lifecycle import bind, run
@@ -300,6 +301,7 @@ def _prepare(
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
+        allow_control_tokens_in_content=settings["ALLOW_CONTROL_TOKENS_IN_CONTENT"],
         model_type=model_type,
         ignores_unknown_fields=settings["UNKNOWN_FIELDS"] == "ignore",
         sampling_defaults=defaults,
@@ -392,6 +394,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             follow_leader(settings, hosts)
     except (ConfigError, CheckpointError) as error:
         print(f"rtpjax cannot start: {error}", file=sys.stderr)
+        return 1
+    except EngineError as error:
+        print(f"rtpjax has stopped: {error}", file=sys.stderr)
         return 1
     return 0
 

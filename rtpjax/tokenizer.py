@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rtpjax.dummy_tokenizer import DummyTokenizer, dummy_tokenizer
 from rtpjax.errors import CheckpointError
 from rtpjax.gguf_file import read_gguf
 from rtpjax.gguf_tokenizer import tokenizer_from_gguf
+
+logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -57,7 +60,33 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             f"{path}: {type(tokenizer).__name__} runs in Python only; a tokenizer.json is needed. "
             "AutoTokenizer.from_pretrained(SRC).save_pretrained(DST) writes one for most models."
         )
+    _add_processor_template(path, tokenizer)
     return tokenizer
+
+
+def _add_processor_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Takes the template of `chat_template.json`, which transformers reads for processors only.
+
+    Checkpoints of models that see images have it; where the tokenizer has templates of its own,
+    those are meant for text.
+    """
+    file = folder / "chat_template.json"
+    if not file.is_file():
+        return
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: expected an object with a chat_template. Mend or remove the file."
+        ) from error
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = found
+    elif found != tokenizer.chat_template:
+        logger.warning(
+            "%s is left out: the tokenizer's own chat template is used for text", file.name
+        )
 
 
 def _has_tokenizer(folder: Path) -> bool:

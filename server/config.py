@@ -19,6 +19,8 @@ class ServerConfig:
         response_timeout_s: Longest time for one answer, streamed or not.
         drain_timeout_s: After SIGTERM, how long running requests may take to finish.
         allow_user_template: Whether a request may bring its own chat template (`user_template`).
+        allow_control_tokens_in_content: Whether text in a chat request (contents, results, names,
+            schemas) may become control tokens, such as the mark that ends a turn.
         template_timeout_s: Longest time for rendering one chat template.
         model_type: As in config.json; it tells how the model writes calls and reasoning.
         tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
@@ -38,6 +40,7 @@ class ServerConfig:
     response_timeout_s: float = 24 * 3600.0
     drain_timeout_s: float = 30.0
     allow_user_template: bool = False
+    allow_control_tokens_in_content: bool = False
     template_timeout_s: float = 5.0
     model_type: str = ""
     tool_call_parser: str | None = None

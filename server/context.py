@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rtpjax.errors import DrainingError
-from server.chat_template import ChatTemplate
+from server.chat_template import chat_templates
 from server.config import ServerConfig
 from server.engine_protocol import Engine
 from server.function_calls.support import CallSupport
 from server.lanes import SMALL
 from server.metrics import Metrics
+from server.named_templates import NamedTemplates
 from server.preparation import Preparation
 from server.prompt import PromptEncoder
 from server.protocol.fields import FieldPolicy
@@ -20,9 +20,6 @@ from server.token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-logger = logging.getLogger(__name__)
 
 
 class ModelContext:
@@ -38,23 +35,22 @@ class ModelContext:
         self.config = config
         self.fields = FieldPolicy(ignores_unknown=config.ignores_unknown_fields)
         self.lane = SMALL
-        template = ChatTemplate.from_tokenizer(
-            engine.tokenizer, timeout_s=config.template_timeout_s
-        )
-        self.calls = CallSupport(
-            template,
-            _special_tokens(engine.tokenizer),
-            model_type=config.model_type,
-            tool_call_parser=config.tool_call_parser,
-            reasoning_parser=config.reasoning_parser,
-        )
-        if self.calls.is_format_unknown:
-            logger.warning(
-                "the chat template writes function calls in a form that is not known: calls are "
-                "looked for in the hermes format, and others come back as text; "
-                "TOOL_CALL_PARSER names another parser"
+        templates = chat_templates(engine.tokenizer, timeout_s=config.template_timeout_s)
+        special = _special_tokens(engine.tokenizer)
+        supports = {
+            name: CallSupport(
+                template,
+                special,
+                model_type=config.model_type,
+                tool_call_parser=config.tool_call_parser,
+                reasoning_parser=config.reasoning_parser,
             )
-        self.encoder = PromptEncoder(engine.tokenizer, template, self.calls)
+            for name, template in templates.items()
+        }
+        self.templates = NamedTemplates(supports)
+        self.encoder = PromptEncoder(
+            engine.tokenizer, allows_control_tokens=config.allow_control_tokens_in_content
+        )
 
     @cached_property
     def token_text(self) -> TokenText:

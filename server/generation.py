@@ -111,7 +111,7 @@ def adapt_sampling(
     """The parameters with what a syntax needs: its stop strings, and its marks in the text."""
     if syntax is None:
         return list(params)
-    skip_special = not context.calls.needs_special_tokens(syntax)
+    skip_special = not context.templates.with_tools.needs_special_tokens(syntax)
     stop = () if syntax.tools is None else syntax.tools.stop
     return [
         replace(

@@ -13,12 +13,15 @@ import uvloop
 from sanic import Sanic
 from sanic.server import AsyncioServer
 
-from rtpjax.errors import ConfigError
+from rtpjax.errors import ConfigError, EngineError
 from server.app import create_app
 from server.config import ServerConfig
 from server.engine_protocol import Engine
 
 logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_FAREWELL_S = 3.0  # in which callers and /health hear that the engine has failed
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -78,6 +81,7 @@ async def serve(
 
     Raises:
         ConfigError: The port cannot be used, or the chat template is broken.
+        EngineError: The engine has failed. Whoever started the process should start it again.
     """
     app = create_app(engine, config)
     sock = sock or bind(config.host, config.port)
@@ -93,7 +97,7 @@ async def serve(
             await starting  # raises what went wrong while loading
             if on_ready is not None:
                 on_ready(_url(config.host, sock.getsockname()[1]))
-            await stop.wait()
+            await _stop_or_failure(stopping, engine)
             await _drain(engine, config)
     finally:
         starting.cancel()
@@ -128,6 +132,16 @@ async def _listen(app: Sanic, sock: socket.socket) -> AsyncioServer:
     await server.after_start()
     app.set_serving(True)
     return server
+
+
+async def _stop_or_failure(stopping: asyncio.Task[bool], engine: Engine) -> None:
+    """Waits for the stop; raises if the engine fails before."""
+    while engine.failure is None:
+        done, _ = await asyncio.wait([stopping], timeout=_POLL_S)
+        if done:
+            return
+    await asyncio.wait([stopping], timeout=_FAREWELL_S)
+    raise EngineError(engine.failure)
 
 
 async def _drain(engine: Engine, config: ServerConfig) -> None:

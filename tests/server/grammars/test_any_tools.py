@@ -23,7 +23,6 @@ from server.grammars.wanted import wanted_grammar
 from server.protocol.anthropic_messages import in_our_names, parse_messages
 from server.protocol.body import parse_body
 from server.protocol.chat import ChatRequest
-from server.protocol.responses import in_our_names as in_responses_names
 from server.protocol.responses import parse_responses
 from server.tool_parsers import tool_formats
 from tests.examples import num_examples
@@ -73,11 +72,11 @@ def grammar_of(api: str, choice: str, schema: Any, **strict: Any) -> Grammar | N
             raise in_our_names(error) from error
     tools = [{"type": "function", **function} for function in functions]
     body = {"input": "hi", "tools": tools, "tool_choice": choice}
-    chat = parse_responses(json.dumps(body).encode()).chat
+    parsed = parse_responses(json.dumps(body).encode())
     try:
-        return made(chat)
+        return made(parsed.chat)
     except RequestError as error:
-        raise in_responses_names(error) from error
+        raise parsed.in_our_names(error) from error
 
 
 def made(chat: ChatRequest) -> Grammar | None:
