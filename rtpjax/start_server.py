@@ -67,6 +67,12 @@ def read_settings(
     values = {}
     for setting in settings:
         text = flags[setting.name]
+        if text and setting.file_name:
+            logger.warning(
+                "--%s has a secret, which everybody on this host sees with ps; %s takes a file.",
+                setting.name.lower(),
+                setting.file_name,
+            )
         text = environment.get(setting.name) if text is None else text
         try:
             values[setting.name] = setting.default if not text else setting.parse(text)
@@ -161,6 +167,8 @@ def with_model_type(config: dict[str, Any], model_type: str | None) -> dict[str,
 
 
 def configure_logging(settings: Mapping[str, Any]) -> None:
+    from server.request_id import RequestIdFilter
+
     handlers: list[logging.Handler] = []
     if settings["LOG_FILE"]:
         handlers.append(logging.FileHandler(settings["LOG_FILE"]))
@@ -168,10 +176,12 @@ def configure_logging(settings: Mapping[str, Any]) -> None:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(
         level=settings["LOG_LEVEL"],
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s %(levelname)s %(name)s:%(request)s %(message)s",
         handlers=handlers,
         force=True,
     )
+    for handler in handlers:
+        handler.addFilter(RequestIdFilter())
     for name in ("jax", "absl", "httpx", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -294,8 +304,15 @@ def _prepare(
     server_config = ServerConfig(
         host=settings["START_HOST"],
         port=settings["START_PORT"],
-        api_keys=settings["API_KEYS"],
+        api_keys=keys_of(settings, "API_KEYS"),
+        admin_api_keys=keys_of(settings, "ADMIN_API_KEY"),
+        operator_hosts=settings["OPERATOR_HOSTS"],
+        share_prefixes=settings["SHARE_PREFIXES"],
+        cors_allow_origins=settings["CORS_ALLOW_ORIGINS"],
         max_body_bytes=settings["MAX_BODY_MB"] * MIB,
+        max_bodies_bytes=settings["MAX_BODIES_MB"] * MIB,
+        max_connections=settings["MAX_CONNECTIONS"],
+        write_timeout_s=settings["WRITE_TIMEOUT_S"],
         prepare_timeout_s=settings["PREPARE_TIMEOUT_S"],
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
         tool_call_parser=settings["TOOL_CALL_PARSER"],
@@ -308,6 +325,27 @@ def _prepare(
         load_format=settings["LOAD_FORMAT"],
     )
     return engine, server_config, leader
+
+
+def keys_of(settings: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Keys from a setting and from the file of `{name}_FILE`.
+
+    Raises:
+        ConfigError: The file cannot be read, or has no key.
+    """
+    path: Path | None = settings[f"{name}_FILE"]
+    if path is None:
+        return settings[name]
+    try:
+        lines = path.expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{name}_FILE is {str(path)!r}: {reason}.") from error
+    lines = [line.strip() for line in lines]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:  # an empty file must not open the server to anyone
+        raise ConfigError(f"{name}_FILE is {str(path)!r}, which has no key; write one a line.")
+    return (*settings[name], *keys)
 
 
 def _open_model(settings: Mapping[str, Any]) -> tuple[Path, Checkpoint, PreTrainedTokenizerFast]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from rtpjax.errors import DrainingError
 from server.chat_template import chat_templates
 from server.config import ServerConfig
+from server.connection import Limits
 from server.engine_protocol import Engine
+from server.errors import STOPPED
 from server.function_calls.support import CallSupport
 from server.lanes import SMALL
 from server.metrics import Metrics
@@ -64,13 +66,18 @@ class ServerContext(ModelContext):
     def __init__(self, engine: Engine, config: ServerConfig):
         """Raises: ConfigError: As ModelContext."""
         super().__init__(engine, config)
-        self.metrics = Metrics(engine.stats)
+        self.limits = Limits(
+            max_connections=config.max_connections,
+            max_body_bytes=config.max_bodies_bytes,
+            write_timeout_s=config.write_timeout_s,
+        )
+        self.metrics = Metrics(engine.stats, self.limits)
         self.preparation = Preparation(self)
 
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""
         if self.engine.failure is not None:
-            return self.engine.failure
+            return STOPPED
         if self.engine.is_draining:
             return "the server is shutting down"
         if not self.engine.is_ready:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sanic.server import AsyncioServer
 from rtpjax.errors import ConfigError, EngineError
 from server.app import create_app
 from server.config import ServerConfig
+from server.connection import Connection
 from server.engine_protocol import Engine
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host {host!r}: {error}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What the system keeps for a client that does not read; connections inherit it. (Linux
+        # doubles it.) Without it that can be megabytes for each.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
         sock.bind((host, port))
         # With SO_REUSEADDR two sockets can bind the same port until one of them listens.
         sock.listen(1024)
@@ -84,6 +89,7 @@ async def serve(
         EngineError: The engine has failed. Whoever started the process should start it again.
     """
     app = create_app(engine, config)
+    _allow_open_files(config.max_connections)
     sock = sock or bind(config.host, config.port)
     if stop is None:
         stop = asyncio.Event()
@@ -106,6 +112,24 @@ async def serve(
         await engine.stop()
 
 
+def _allow_open_files(num_connections: int) -> None:
+    """Raises the process's limit of open files for its connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = num_connections + 256  # weights, logs, sockets of other hosts
+    wanted = needed
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < needed:
+        logger.warning(
+            "the limit of open files (ulimit -Hn) is %d, too few for MAX_CONNECTIONS=%d: raise it, "
+            "or lower the setting",
+            hard,
+            num_connections,
+        )
+
+
 def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
     loop = asyncio.get_running_loop()
 
@@ -125,7 +149,7 @@ def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
 
 
 async def _listen(app: Sanic, sock: socket.socket) -> AsyncioServer:
-    server = await app.create_server(sock=sock)
+    server = await app.create_server(sock=sock, protocol=Connection)
     assert server is not None
     await server.startup()
     await server.before_start()

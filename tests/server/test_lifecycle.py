@@ -102,7 +102,7 @@ def test_an_engine_that_fails_ends_the_process_after_it_was_told() -> None:
         url = process.stdout.readline().strip()
         assert httpx.get(f"{url}/health").status_code == 200
         wait_until(lambda: httpx.get(f"{url}/health").status_code == 503)
-        assert "it is broken" in httpx.get(f"{url}/health").text
+        assert "the engine has stopped" in httpx.get(f"{url}/health").text
         assert httpx.get(f"{url}/liveness").status_code == 200
         assert process.wait(timeout=20) == 1
         assert "EngineError: it is broken" in process.stderr.read()
