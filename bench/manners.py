@@ -240,6 +240,7 @@ async def send_much(place: Place, question: Question, rng: random.Random) -> int
         if reading.done() or rng.random() < 0.8:
             return await reading
         reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
         return 0
 
 
