@@ -1,4 +1,4 @@
-# make serve    serve a model on START_PORT (8088); the embedded SmolLM2-135M unless CHECKPOINT_PATH is set
+# make serve    serve a model on START_PORT (8088): MODEL= a folder, file, hub id or gemma3-270m; else SmolLM2-135M
 # make test     run the tests (minutes; needs no GPU)
 # make test-all also the long tests, those against transformers on torch, and other clients
 # make nightly  everything there is, with thousands of new examples; before a release
@@ -26,6 +26,8 @@ SEED := $(or $(SEED),$(shell date +%s))
 
 .PHONY: serve test test-ci test-all nightly check gpu-check gpu-test lab-kit lab-kit-test clean
 
+# MODEL says the same as CHECKPOINT_PATH.
+serve: export CHECKPOINT_PATH := $(or $(MODEL),$(CHECKPOINT_PATH))
 serve: $(VENV)/serve
 	@exec $(BIN)/python -m rtpjax.start_server
 

@@ -27,10 +27,9 @@ from checkpoints_conv.manifest import Manifest, sha256_of, write_manifest
 from checkpoints_conv.readers import open_checkpoint
 from checkpoints_conv.readers.gguf import GgufCheckpoint
 from checkpoints_conv.writers import WRITERS, Source, num_bytes
-from rtpjax.checkpoint import Checkpoint, TensorInfo, check_tensors
+from rtpjax.checkpoint import Checkpoint, TensorInfo, as_stored, check_tensors
 from rtpjax.dummy_checkpoint import is_config_file
 from rtpjax.errors import CheckpointError, ConfigError
-from rtpjax.expert_tensors import as_stored
 from rtpjax.models import ModelConfig, Precision, abstract_state
 from rtpjax.models.encodings.compressed_tensors import config_of, stored_arrays, stored_parts
 from rtpjax.models.quantization import UNQUANTIZED

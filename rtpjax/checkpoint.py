@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,6 +64,28 @@ class Checkpoint(Protocol):
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """One tensor or a slice of it, in its stored format; maybe a view of the mapped file."""
         ...
+
+
+@runtime_checkable
+class CheckpointView(Protocol):
+    """A checkpoint that has another one's tensors under the model's names.
+
+    Attributes:
+        source: The other one.
+    """
+
+    source: Checkpoint
+
+    def stored(self, names: Iterable[str]) -> list[str]:
+        """Names under which tensors of the model stand in the source, each once."""
+        ...
+
+
+def as_stored(checkpoint: Checkpoint, names: list[str]) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint without views, and a model's tensors by the names that they have there."""
+    while isinstance(checkpoint, CheckpointView):
+        checkpoint, names = checkpoint.source, checkpoint.stored(names)
+    return checkpoint, names
 
 
 @runtime_checkable
@@ -121,7 +143,10 @@ def load_params(
         restored = checkpoint.restore(targets)
         if progress is not None:
             progress(params_bytes(specs))
-        return {name: restored[name] for name in specs}
+        return {
+            name: restored[name] + spec.offset if spec.offset else restored[name]
+            for name, spec in specs.items()
+        }
     params = {}
     for name, spec in specs.items():
         params[name] = jax.make_array_from_callback(
@@ -212,6 +237,8 @@ def _shard_reader(
         key = repr(index)
         if key not in read:
             read[key] = _private_copy(checkpoint.read(name, index), spec.dtype)
+            if spec.offset:
+                read[key] += spec.offset
         return read[key]
 
     return shard

@@ -138,16 +138,17 @@ class DummyCheckpoint:
         """See Checkpoint."""
         spec = self._specs[name]
         whole = _maker(spec.init, spec.shape, spec.dtype, None)(self._seed_of(name))
-        return np.asarray(whole)[index or ()]
+        return (np.asarray(whole) - spec.offset if spec.offset else np.asarray(whole))[index or ()]
 
     def restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """See ShardedCheckpoint: each device draws its own shards."""
-        return {
-            name: _maker(self._specs[name].init, target.shape, target.dtype, target.sharding)(
-                self._seed_of(name)
-            )
-            for name, target in targets.items()
-        }
+        restored = {}
+        for name, target in targets.items():
+            spec = self._specs[name]
+            draw = _maker(spec.init, target.shape, target.dtype, target.sharding)
+            values = draw(self._seed_of(name))
+            restored[name] = values - spec.offset if spec.offset else values
+        return restored
 
     def _seed_of(self, name: str) -> np.uint32:
         return np.uint32(zlib.crc32(f"{self._seed} {name}".encode()))

@@ -12,6 +12,9 @@ RtpjaxError
 A message names the thing, what was expected, what was found, and what to do next.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class RtpjaxError(Exception):
     """Base of all errors raised on purpose."""
@@ -31,12 +34,21 @@ class RequestError(RtpjaxError):
     Attributes:
         param: The request field at fault, as the API spells it, or None.
         code: A short machine-readable reason (`context_length_exceeded`, ...), or None.
+        details: What clients that act on the error by themselves look for, or None.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ):
         super().__init__(message)
         self.param = param
         self.code = code
+        self.details = details
 
 
 class QueueFullError(RequestError):

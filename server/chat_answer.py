@@ -17,11 +17,23 @@ class ChatAnswer:
     """Implements AnswerFormat. Chunks are joined from bytes: this is the path of every token."""
 
     def __init__(
-        self, model: str, tokens: TokenText, *, with_usage: bool, dialect: Dialect = "tools"
+        self,
+        model: str,
+        tokens: TokenText,
+        *,
+        with_usage: bool,
+        usage_so_far: Usage | None = None,
+        dialect: Dialect = "tools",
     ):
         self._tokens = tokens
         self._dialect = dialect
-        self._chunk = Envelope("chatcmpl", "chat.completion.chunk", model, with_usage=with_usage)
+        self._chunk = Envelope(
+            "chatcmpl",
+            "chat.completion.chunk",
+            model,
+            with_usage=with_usage,
+            usage_so_far=usage_so_far,
+        )
 
     def first(self, index: int) -> bytes | None:
         return self._event(index, b'{"role":"assistant","content":""}', NULL, NULL)

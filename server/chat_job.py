@@ -8,7 +8,7 @@ from server.answer_parser import AnswerSyntax
 from server.beam_search import recorder_of
 from server.chat_answer import ChatAnswer
 from server.chat_template import ChatTemplate
-from server.constrained import constrained_requests
+from server.constrained import constrained_requests, drop_idle_budget
 from server.context import ModelContext
 from server.debug_info import DebugInfo
 from server.extras import Extras, with_extras
@@ -18,9 +18,10 @@ from server.grammars.chat import chat_grammar
 from server.grammars.wanted import wanted_grammar
 from server.lanes import SLOW, NeedsLane
 from server.output import Usage
-from server.prompt import EncodedPrompt, check_lengths
+from server.prompt import EncodedPrompt, check_length
 from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
+from server.reasoning_tokens import reasoning_counters
 
 
 def chat_job(context: ModelContext, body: ChatRequest) -> Job:
@@ -30,15 +31,17 @@ def chat_job(context: ModelContext, body: ChatRequest) -> Job:
         RequestError: The template refuses the messages, or they do not fit the context.
     """
     prompt, requests, syntax = chat_requests(context, body)
+    usage = chat_usage(context, syntax, body.n)
     job = Job(
         requests=requests,
         answer=ChatAnswer(
             context.engine.model_name,
             context.token_text,
             with_usage=body.include_usage,
+            usage_so_far=usage if body.has_usage_in_chunks else None,
             dialect=body.calls.dialect,
         ),
-        usage=Usage(choices_per_prompt=body.n),
+        usage=usage,
         is_stream=body.stream,
         include_usage=body.include_usage,
         syntax=syntax,
@@ -54,12 +57,19 @@ def chat_job(context: ModelContext, body: ChatRequest) -> Job:
     return with_extras(context, job, extras)
 
 
+def chat_usage(context: ModelContext, syntax: AnswerSyntax | None, num_choices: int) -> Usage:
+    """The usage of an answer whose reasoning is told apart."""
+    grammar = None if syntax is None else syntax.reasoning
+    is_open = syntax is not None and syntax.is_reasoning_open
+    counters = reasoning_counters(grammar, context.token_text, num_choices, is_open=is_open)
+    return Usage(num_choices, counters)
+
+
 def chat_requests(
     context: ModelContext,
     body: ChatRequest,
     *,
     param: str = "messages",
-    is_cut_to_fit: bool = False,
 ) -> tuple[EncodedPrompt, list[GenerationRequest], AnswerSyntax | None]:
     """The prompt of a chat request, a request for the engine per choice, and how to read answers.
 
@@ -67,7 +77,6 @@ def chat_requests(
         context: The server's.
         body: The chat request.
         param: The field that an error about the prompt's length names.
-        is_cut_to_fit: Fewer tokens than asked for are generated if the context has no more room.
 
     Raises:
         RequestError: The template refuses the messages, they do not fit the context, or what is
@@ -75,15 +84,14 @@ def chat_requests(
     """
     check_choices(body, 1, context)
     support = _call_support(context, body)
+    if body.thinking_budget is None and body.num_beams == 1:
+        body.thinking_budget = support.budget_of(body.reasoning_effort)
+    drop_idle_budget(context, support, body)
     prompt = _encode(context, body, support)
     syntax = support.syntax(body.calls, prompt.text)
     grammar = chat_grammar(wanted_grammar(body), body.calls, syntax)
-    num_prompt, max_tokens = len(prompt.token_ids), body.max_new_tokens
-    longest = context.engine.max_model_len
-    if is_cut_to_fit and max_tokens is not None:
-        max_tokens = max(1, min(max_tokens, longest - num_prompt))
-    check_lengths(num_prompt, max_tokens, longest, param=param)
-    params = sampling_of(body, context, max_tokens=max_tokens, logprobs=body.num_logprobs)
+    check_length(len(prompt.token_ids), context.engine.max_model_len, param=param)
+    params = sampling_of(body, context, max_tokens=body.max_new_tokens, logprobs=body.num_logprobs)
     params = adapt_sampling(params, syntax, context)
     return prompt, constrained_requests(support, body, [prompt], params, grammar), syntax
 
@@ -94,10 +102,15 @@ def encode_chat(context: ModelContext, body: ChatRequest) -> EncodedPrompt:
 
 
 def _encode(context: ModelContext, body: ChatRequest, support: CallSupport) -> EncodedPrompt:
+    variables = body.template_kwargs
     if body.reasoning_effort is not None:
-        support.check_effort(body.reasoning_effort)
+        effort = support.effort_variables(body.reasoning_effort)
+        if effort is None:
+            why = "the model's chat template has no switch for it"
+            context.fields.say(f"reasoning effort {body.reasoning_effort}", why)
+        variables = (effort or {}) | variables
     encoder = context.encoder.with_calls(support)
-    return encoder.encode_chat(body.messages, body.template_kwargs, body.calls)
+    return encoder.encode_chat(body.messages, variables, body.calls)
 
 
 def _call_support(context: ModelContext, body: ChatRequest) -> CallSupport:

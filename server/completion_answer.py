@@ -28,6 +28,7 @@ class CompletionAnswer:
         tokens: TokenText,
         *,
         with_usage: bool,
+        usage_so_far: Usage | None = None,
         echoes: Sequence[str] = (),
         recorder: Recorder | None = None,
         num_top: int = 0,
@@ -37,7 +38,9 @@ class CompletionAnswer:
         self._recorder = recorder
         self._num_top = num_top
         self._offsets: dict[int, int] = {}
-        self._chunk = Envelope("cmpl", "text_completion", model, with_usage=with_usage)
+        self._chunk = Envelope(
+            "cmpl", "text_completion", model, with_usage=with_usage, usage_so_far=usage_so_far
+        )
 
     def first(self, index: int) -> bytes | None:
         if not self._echoes:

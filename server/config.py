@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class ServerConfig:
         model_type: As in config.json; it tells how the model writes calls and reasoning.
         tool_call_parser, reasoning_parser: Names of modules in `server/tool_parsers` and
             `server/reasoning_parsers`; None goes by template and model type.
+        ignores_unknown_fields: What no field is known by is left out of a request, and logged; else
+            the request is refused.
+        sampling_defaults: Fields that a request has where it says nothing of them.
         prepare_timeout_s: Longest time from a whole body to the engine, waiting included.
         load_format: `auto`, or `dummy` where the model's weights are random: /v1/models says so.
     """
@@ -37,5 +42,7 @@ class ServerConfig:
     model_type: str = ""
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    ignores_unknown_fields: bool = False
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     prepare_timeout_s: float = 60.0
     load_format: str = "auto"

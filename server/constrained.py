@@ -13,6 +13,7 @@ from server.grammars.wanted import wanted_grammar
 from server.prompt import EncodedPrompt
 from server.protocol.body import field_error
 from server.protocol.form import FormFields
+from server.reasoning_parsers import NONE
 
 
 def plain_requests(
@@ -26,7 +27,16 @@ def plain_requests(
     Raises:
         RequestError: What is asked of the answer's form cannot be honoured.
     """
+    drop_idle_budget(context, context.calls, body)
     return constrained_requests(context.calls, body, prompts, params, wanted_grammar(body))
+
+
+def drop_idle_budget(context: ModelContext, support: CallSupport, body: FormFields) -> None:
+    """Takes off a limit on the reasoning of a model that does not reason: it keeps to any."""
+    if body.thinking_budget and support.reasoning_format == NONE:
+        why = "the model does not reason, or not as REASONING_PARSER knows it"
+        context.fields.say("thinking_budget", why)
+        body.thinking_budget = None
 
 
 def constrained_requests(

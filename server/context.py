@@ -15,6 +15,7 @@ from server.lanes import SMALL
 from server.metrics import Metrics
 from server.preparation import Preparation
 from server.prompt import PromptEncoder
+from server.protocol.fields import FieldPolicy
 from server.token_text import TokenText
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ModelContext:
         """Raises: ConfigError: The chat template is no valid Jinja, or no parser has that name."""
         self.engine = engine
         self.config = config
+        self.fields = FieldPolicy(ignores_unknown=config.ignores_unknown_fields)
         self.lane = SMALL
         template = ChatTemplate.from_tokenizer(
             engine.tokenizer, timeout_s=config.template_timeout_s

@@ -42,6 +42,7 @@ class HttpError:
     param: str | None = None
     code: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    details: Mapping[str, object] | None = None
 
     def as_json(self) -> dict[str, object]:
         """The body: OpenAI's `error` object."""
@@ -73,7 +74,7 @@ def to_http_error(error: Exception) -> HttpError:
         # Clients repeat what ended with 5xx unless they are told not to.
         return HttpError(504, str(error), error.param, error.code, {"x-should-retry": "false"})
     if isinstance(error, RequestError):
-        return HttpError(400, str(error), error.param, error.code)
+        return HttpError(400, str(error), error.param, error.code, details=error.details)
     if isinstance(error, ModelNotFound):
         return HttpError(404, str(error), "model", "model_not_found")
     if isinstance(error, SanicException) and error.status_code < 500:

@@ -67,7 +67,8 @@ def sampling_of(
     max_tokens: int | None,
     logprobs: int | None,
 ) -> list[SamplingParams]:
-    """The engine's parameters for each choice of a prompt."""
+    """The engine's parameters for each choice of a prompt, with the model's defaults."""
+    body.take_defaults(context.config.sampling_defaults)
     encoder = context.encoder
     bad_words = encoder.encode_bad_words(body.bad_words) if body.bad_words else ()
     return [

@@ -26,7 +26,10 @@ def error_json(error: HttpError) -> dict[str, Any]:
     """An error as Anthropic's clients expect it."""
     default = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _ERROR_TYPES.get(error.status, default)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    shown: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.details is not None:
+        shown["details"] = dict(error.details)
+    return {"type": "error", "error": shown}
 
 
 def messages_failure(error: HttpError) -> bytes:
@@ -102,7 +105,7 @@ class MessagesAnswer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"thinking_tokens": self._items.num_reasoning_tokens},
+            "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
         }
 
 

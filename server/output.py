@@ -12,6 +12,7 @@ from rtpjax.errors import DrainingError, EngineError, RequestError, RequestTimeo
 from server.engine_protocol import Engine
 from server.metrics import Metrics, RequestTimer
 from server.parsing.events import Event, Message, fold
+from server.reasoning_tokens import ReasoningCounter
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,6 @@ class Delta:
 
     Attributes:
         events: What the text turned out to be, once it has been parsed; the text is "" then.
-        num_tokens: Tokens of this choice so far.
     """
 
     index: int
@@ -28,7 +28,6 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None
     events: tuple[Event, ...] | None = None
-    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -37,10 +36,19 @@ class Usage:
 
     Attributes:
         choices_per_prompt: `n`. The choices of a prompt share its tokens, which count once.
+        reasoning: Counts each choice's tokens of reasoning; empty for models without it, None for
+            APIs that do not tell reasoning apart.
     """
 
     choices_per_prompt: int = 1
+    reasoning: Sequence[ReasoningCounter] | None = None
     last: dict[int, RequestOutput] = field(default_factory=dict)
+
+    def see(self, index: int, output: RequestOutput) -> None:
+        """Takes in the next output of a choice."""
+        self.last[index] = output
+        if self.reasoning:
+            self.reasoning[index].see(output.token_ids)
 
     @property
     def prompt_tokens(self) -> int:
@@ -57,14 +65,21 @@ class Usage:
         outputs = self.last.items()
         return sum(o.num_cached_tokens for i, o in outputs if i % self.choices_per_prompt == 0)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(counter.num_tokens for counter in self.reasoning or ())
+
     def as_json(self) -> dict[str, object]:
         """OpenAI's `usage` object."""
-        return {
+        counts: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+        if self.reasoning is not None:
+            counts["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return counts
 
 
 @dataclass(slots=True)
@@ -96,19 +111,13 @@ async def deltas(
     """
     async with aclosing(_outputs(engine, requests, metrics)) as outputs:
         async for index, output in outputs:
-            usage.last[index] = output
+            usage.see(index, output)
             if output.finish_reason == "error":
                 raise _failure(output)
             if output.finish_reason == "abort":
                 raise DrainingError("the server stopped before the answer was complete")
             if output.text or output.logprobs or output.finish_reason:
-                yield Delta(
-                    index,
-                    output.text,
-                    output.logprobs,
-                    output.finish_reason,
-                    num_tokens=output.num_output_tokens,
-                )
+                yield Delta(index, output.text, output.logprobs, output.finish_reason)
 
 
 def _failure(output: RequestOutput) -> RtpjaxError:

@@ -105,22 +105,17 @@ def _check_bad_word(index: int, token_ids: Sequence[int]) -> None:
         raise field_error(f"bad_words[{index}]", reason)
 
 
-def check_lengths(
-    prompt_len: int, max_tokens: int | None, max_model_len: int, *, param: str
-) -> None:
-    """Refuses a prompt that does not fit the context, or leaves too little of it for `max_tokens`.
+def check_length(prompt_len: int, max_model_len: int, *, param: str) -> None:
+    """Refuses a prompt that leaves no room in the context for an answer.
+
+    What is asked for does not matter: max_tokens is the most, and the engine cuts it to the room.
 
     Raises:
         RequestError: With OpenAI's code, and both lengths in the message.
     """
     if prompt_len == 0:
         raise field_error(param, "the prompt has no tokens")
-    wanted = 1 if max_tokens is None else max_tokens
-    if prompt_len + wanted <= max_model_len:
-        return
-    message = f"the model's context is {max_model_len} tokens, but the prompt has {prompt_len}"
-    remedy = "shorten the prompt"
-    if max_tokens is not None and prompt_len < max_model_len:
-        message += f" and max_tokens is {max_tokens} ({prompt_len + max_tokens} together)"
-        remedy = "lower max_tokens or shorten the prompt"
-    raise RequestError(f"{message}; {remedy}", param=param, code="context_length_exceeded")
+    if prompt_len >= max_model_len:
+        message = f"the model's context is {max_model_len} tokens, but the prompt has {prompt_len}"
+        code = "context_length_exceeded"
+        raise RequestError(f"{message}; shorten the prompt", param=param, code=code)

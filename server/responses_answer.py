@@ -27,6 +27,7 @@ class ResponsesAnswer:
     def __init__(self, model: str, tokens: TokenText, body: ResponsesBody):
         self._tokens = tokens
         self._shown = _shown(body, model)
+        self._names = body.tools.names
         self._id = f"resp_{secrets.token_hex(24)}"
         self._created_at = int(time.time())
         self._num_events = 0
@@ -107,7 +108,8 @@ class ResponsesAnswer:
             events = [
                 self._event(
                     "response.function_call_arguments.done",
-                    **place, name=item.name, arguments=item.text,
+                    **place, name=self._named(item)["name"],
+                    arguments=item.text,
                 )
             ]  # fmt: skip
         else:
@@ -131,6 +133,10 @@ class ResponsesAnswer:
             self._item_ids.append(f"{_ID_PREFIXES[item.kind]}_{secrets.token_hex(24)}")
         return self._item_ids[item.index]
 
+    def _named(self, item: Item) -> dict[str, str]:
+        """The name of a call's function, and its namespace if it has one."""
+        return self._names.get(item.name, {"name": item.name})
+
     def _part(self, item: Item) -> dict[str, Any]:
         if item.kind == "reasoning":
             return {"type": "reasoning_text", "text": item.text}
@@ -145,8 +151,8 @@ class ResponsesAnswer:
         """An item as it is now; its content shows once it is done."""
         shown = {"id": self._id_of(item), "status": status}
         if item.kind == "call":
-            call = {"call_id": item.call_id, "name": item.name, "arguments": item.text}
-            return {"type": "function_call", **shown, **call}
+            call = {"call_id": item.call_id, "arguments": item.text}
+            return {"type": "function_call", **shown, **call, **self._named(item)}
         content = [] if status == "in_progress" else [self._part(item)]
         if item.kind == "reasoning":
             return {"type": "reasoning", **shown, "summary": [], "content": content}
@@ -165,7 +171,7 @@ class ResponsesAnswer:
             "error": error,
             "incomplete_details": self._end[1] if is_done else None,
             "output": output,
-            "usage": None if usage is None else _usage(usage, self._items.num_reasoning_tokens),
+            "usage": None if usage is None else _usage(usage),
         }
         return dumps(now)[:-1] + b"," + self._shown[1:]
 
@@ -206,10 +212,10 @@ def _shown(body: ResponsesBody, model: str) -> bytes:
             "temperature": chat.temperature,
             "text": {"format": request.text.format},
             "tool_choice": body.tool_choice,
-            "tools": body.tools,
+            "tools": body.tools.shown(),
             "top_logprobs": request.top_logprobs,
             "top_p": chat.top_p,
-            "truncation": "disabled",
+            "truncation": request.truncation,
         }
     )
 
@@ -218,11 +224,11 @@ def _status(item: Item) -> str:
     return "incomplete" if item.is_cut else "completed"
 
 
-def _usage(usage: Usage, num_reasoning_tokens: int) -> dict[str, Any]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

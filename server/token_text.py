@@ -14,6 +14,9 @@ class TokenText:
 
     byte-level BPE (GPT-2, Llama 3, Qwen): each byte is one printable character, a blank is `Ġ`;
     SentencePiece (Llama 2, Mistral): plain text, `▁` for a blank, and `<0x0A>` for single bytes.
+
+    Attributes:
+        special_ids: Tokens that are no text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -21,6 +24,9 @@ class TokenText:
         self._added = {
             token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items()
         }
+        self.special_ids = frozenset(
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        )
         decoder = tokenizer.backend_tokenizer.decoder
         spec = json.loads(decoder.__getstate__()) if decoder is not None else {}
         self._is_byte_level = '"ByteLevel"' in json.dumps(spec)

@@ -11,6 +11,8 @@ from rtpjax.checkpoint import Checkpoint, read_config
 from rtpjax.dummy_checkpoint import DummyCheckpoint, is_config_file
 from rtpjax.errors import CheckpointError
 from rtpjax.expert_tensors import with_stacked_experts
+from rtpjax.joined_tensors import with_separate_tensors
+from rtpjax.text_model import with_text_model
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -27,7 +29,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
     """
-    return with_stacked_experts(_open(Path(path)))
+    text = with_text_model(_open(Path(path)))
+    return with_stacked_experts(with_separate_tensors(text))
 
 
 def _open(path: Path) -> Checkpoint:

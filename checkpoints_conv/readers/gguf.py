@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-from checkpoints_conv.readers.gguf_config import ROPE_FREQS, config_from_gguf
+from checkpoints_conv.readers.gguf_config import GEMMA_TYPES, ROPE_FREQS, config_from_gguf
 from rtpjax.checkpoint import TensorInfo
 from rtpjax.errors import CheckpointError
 from rtpjax.gguf_file import GgufTensor, read_gguf
@@ -32,6 +32,13 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+
+# Gemma has norms before and after each block.
+_GEMMA_LAYER_NAMES = _LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -66,10 +73,12 @@ class GgufCheckpoint:
         self.files = (path,)
         self.config = config_from_gguf(file)
         self._data = file.data
+        self._is_gemma = self.config["model_type"] in GEMMA_TYPES
+        layer_names = _GEMMA_LAYER_NAMES if self._is_gemma else _LAYER_NAMES
         self._sources: dict[str, GgufTensor] = {}
         doubled: dict[str, tuple[str, ...]] = {}
         for tensor in file.tensors:
-            name = hf_name(tensor.name)
+            name = hf_name(tensor.name, layer_names)
             if name in self._sources:
                 doubled[name] = (*doubled.get(name, (self._sources[name].name,)), tensor.name)
             if tensor.name != ROPE_FREQS:
@@ -92,6 +101,8 @@ class GgufCheckpoint:
         order = self._row_order(name, tensor.shape)
         if len(tensor.shape) < 2:
             values = _decode(raw, tensor).reshape(tensor.shape)
+            if self._is_gemma and name.endswith("norm.weight"):
+                values = values - 1  # llama.cpp stores the factor, Hugging Face the factor less 1
             return values[index] if order is None else values[order][index]
         rows = raw.reshape(tensor.shape[0], -1)
         picked = rows[index[0]] if order is None else rows[order[index[0]]]
@@ -113,11 +124,11 @@ class GgufCheckpoint:
         return in_file.swapaxes(1, 2).reshape(-1)
 
 
-def hf_name(name: str) -> str:
+def hf_name(name: str, layer_names: Mapping[str, str] = _LAYER_NAMES) -> str:
     """The Hugging Face name of a GGUF tensor; one without a counterpart keeps its name."""
     layer = _LAYER.fullmatch(name)
-    if layer is not None and layer[2] in _LAYER_NAMES:
-        return f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"
+    if layer is not None and layer[2] in layer_names:
+        return f"model.layers.{layer[1]}.{layer_names[layer[2]]}.{layer[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{_NAMES[stem]}.{kind}" if stem in _NAMES else name
 

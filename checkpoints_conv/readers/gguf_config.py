@@ -21,7 +21,13 @@ _ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
+GEMMA_TYPES = ("gemma2", "gemma3_text")
+# Layers of the two that scale scores by the width of a head as if heads filled the hidden size:
+# Gemma 2 and 3 of 27B. All others do by head_dim; GGUF does not say, and llama.cpp goes by layers.
+_GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 _MISTRAL = ("mistral", "MistralForCausalLM")
 
 # (factor's name in config.json, key under rope.scaling in GGUF)
@@ -63,7 +69,10 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     if arch == "llama" and not is_mistral:
         config["attention_bias"] = "blk.0.attn_q.bias" in shapes
         config["mlp_bias"] = "blk.0.ffn_up.bias" in shapes
-    if is_mistral:
+    if model_type in GEMMA_TYPES:
+        del config["hidden_act"]  # Hugging Face has hidden_activation for Gemma
+        config |= _gemma(file, arch, config)
+    elif is_mistral:
         config["sliding_window"] = window
     elif window is not None:
         # Qwen's windows start at a layer that GGUF does not name.
@@ -71,6 +80,25 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
             f"{file.path}: a sliding window with {arch} cannot be read from GGUF."
         )
     return config
+
+
+def _gemma(file: GgufFile, arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What Gemma has beside; the pattern of windows and the local rope are those of the family."""
+    is_27b = config["num_hidden_layers"] == _GEMMA_27B_LAYERS[arch]
+    caps = {
+        name: _shortest(value)
+        for name, key in (
+            ("attn_logit_softcapping", f"{arch}.attn_logit_softcapping"),
+            ("final_logit_softcapping", f"{arch}.final_logit_softcapping"),
+        )
+        if (value := file.metadata.get(key)) is not None
+    }
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return caps | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": _need(file, f"{arch}.attention.sliding_window"),
+        "query_pre_attn_scalar": width if is_27b else config["head_dim"],
+    }
 
 
 def _sizes(file: GgufFile, arch: str) -> dict[str, Any]:

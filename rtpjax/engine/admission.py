@@ -35,26 +35,26 @@ def check_request(
         RequestError: The prompt does not fit, or a parameter is out of the engine's range.
     """
     sampling = request.sampling
-    _check_lengths(len(request.prompt_token_ids), sampling.max_tokens, config.max_model_len)
+    _check_lengths(len(request.prompt_token_ids), config.max_model_len)
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        raise RequestError("max_tokens must be at least 1.", param="max_tokens")
     _check_vocabulary(request, num_tokens)
     _check_counts(sampling, len(end_token_ids))
     if max(sampling.logprobs or 0, sampling.prompt_logprobs or 0) > MAX_LOGPROBS:
         raise RequestError(f"logprobs can be at most {MAX_LOGPROBS}.", param="top_logprobs")
 
 
-def _check_lengths(num_prompt: int, max_tokens: int | None, longest: int) -> None:
+def _check_lengths(num_prompt: int, longest: int) -> None:
+    """How much is asked for does not matter: max_tokens is cut to what the context leaves."""
     if num_prompt == 0:
         raise RequestError("The prompt is empty: it must have at least one token.")
-    if num_prompt + (1 if max_tokens is None else max_tokens) > longest:
-        output = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
+    if num_prompt >= longest:
         raise RequestError(
-            f"This model's context holds {longest} tokens, prompt and output together. The "
-            f"prompt has {num_prompt} tokens{output}. Shorten the prompt, or ask for fewer.",
-            param="messages" if num_prompt >= longest else "max_tokens",
+            f"This model's context holds {longest} tokens, prompt and output together, but the "
+            f"prompt has {num_prompt}. Shorten the prompt.",
+            param="messages",
             code="context_length_exceeded",
         )
-    if max_tokens is not None and max_tokens < 1:
-        raise RequestError("max_tokens must be at least 1.", param="max_tokens")
 
 
 def _check_vocabulary(request: GenerationRequest, num_tokens: int) -> None:

@@ -14,7 +14,8 @@ class SamplingParams:
     """How the tokens of one request are chosen and when it ends.
 
     Attributes:
-        max_tokens: Most tokens to generate; None means what the context allows.
+        max_tokens: Most tokens to generate, if the context has room for them; None means as many
+            as it has room for.
         min_tokens: No stop string, token or sequence and no eos ends the request before this many
             tokens.
         temperature: 0 is greedy; else logits are divided by it. Range 0 to 2.

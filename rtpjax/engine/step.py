@@ -139,6 +139,9 @@ def _forward(
 ) -> tuple[jax.Array, jax.Array, Caches, jax.Array]:
     module = model.with_params(params)
     token_ids, token_slots, inputs, packed_rows = unpack(vector, layout, tokens)
+    # Read once, before rows are written: XLA would read pending tokens again after, and copy all
+    # for that.
+    token_ids, tokens = lax.optimization_barrier((token_ids, tokens))
     tokens = tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
     inputs = dataclasses.replace(inputs, mesh=mesh_axes(model.mesh))
     hidden, caches = module(token_ids, inputs, caches)

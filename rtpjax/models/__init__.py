@@ -46,12 +46,14 @@ class ParamSpec(NamedTuple):
         dtype: Format it is kept in, which the checkpoint need not have.
         axes: A logical axis for each dimension.
         init: How random values for it are drawn.
+        offset: Added to a checkpoint's values.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: tuple[str, ...]
     init: nnx.Initializer = MATRIX_INIT
+    offset: float = 0.0
 
 
 def model_class(config: ModelConfig) -> type[CausalLM]:
@@ -99,6 +101,7 @@ def abstract_state(config: ModelConfig, precision: Precision) -> Mapping[str, Pa
             jnp.dtype(leaf.get_value().dtype),
             leaf.get_metadata("axes"),
             leaf.get_metadata("init"),
+            leaf.get_metadata("offset"),
         )
         for path, leaf in nnx.to_flat_state(state)
     }

@@ -7,7 +7,8 @@ shardings and the list of tensors that a checkpoint must have derive from that. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -26,13 +27,17 @@ from pallas_kernels.sharded import (
     sharded_row_matmul,
     summed_once,
 )
-from rtpjax.models import cache_write
+from rtpjax.models import cache_write, rope
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
+from rtpjax.models.rope import RopeConfig
 from rtpjax.models.step import PagedCache, StepInputs
 from rtpjax.models.weight_formats import PLAIN, WeightFormat, param
 
 assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
+
+# Cosine and sine of every token's angles, each float32 `[T, rotary_dim // 2]`.
+Angles = Mapping[RopeConfig, tuple[jax.Array, jax.Array]]
 
 
 class Matrix(nnx.Module):
@@ -118,11 +123,10 @@ class Linear(Matrix):
 
 
 def linears(
-    x: jax.Array,
+    x: jax.Array | Normed,
     layers: Sequence[Linear],
     mesh: MeshAxes | None,
     *,
-    norm: RMSNorm | None = None,
     gated: str | None = None,
     residual: jax.Array | None = None,
 ) -> list[jax.Array]:
@@ -131,18 +135,20 @@ def linears(
     Formats that do something to x first (a rotation, an order of inputs) are multiplied one by one.
 
     Args:
-        x: `[T, in]`.
+        x: `[T, in]`, maybe still to be normalized.
         layers: The maps; one only, where they are split over their inputs.
         mesh: Devices that they are split over; None for one device.
-        norm: Of x, before the maps.
         gated: Of two maps: act(first) * second is the only result.
         residual: `[T, out]`, added to the result of one map.
 
     Returns:
         `[T, out]` of each, in x's dtype.
     """
-    if not all(layer.format.is_product for layer in layers):
-        x = x if norm is None else norm(x)
+    is_product = all(layer.format.is_product for layer in layers)
+    norm = x.norm if is_product and isinstance(x, Normed) else None
+    if isinstance(x, Normed):
+        x = x.value if norm is None else x.x
+    if not is_product:
         ys = [layer(x, mesh) for layer in layers]
         if gated is not None:
             ys = [ACTIVATIONS[gated](ys[0]) * ys[1]]
@@ -172,70 +178,173 @@ class Embedding(Matrix):
         axes = ("vocab" if config.tie_word_embeddings else "lookup", "embed")
         format = config.quantization.embedding
         super().__init__(shape, axes, precision.weights, format=format, rngs=rngs)
+        self.scale = config.embedding_scale
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """token_ids int32 `[T]` -> `[T, D]` in the activations' format."""
-        return self.rows(token_ids).astype(self.precision.activations)
+        # Of one row XLA makes a slice, and sends the whole embedding to every device for it.
+        num_tokens = token_ids.shape[0]
+        rows = self.rows(jnp.pad(token_ids, (0, max(0, 2 - num_tokens))))[:num_tokens]
+        x = rows.astype(self.precision.activations)
+        if self.scale == 1.0:
+            return x
+        # Models were trained with the factor in the format of their weights.
+        return x * jnp.asarray(self.scale, self.precision.weights).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
     """Division by the root of the mean square over the last axis, then a weight.
 
     Paper: https://arxiv.org/abs/1910.07467
+
+    Args:
+        size: Features.
+        axis: Their logical axis.
+        dtype: Of the weight.
+        eps: Added to the mean square.
+        offset: Added to the checkpoint's weight (Gemma's are stored less 1); it is added once, when
+            the weight is read, and the sum is kept in float32.
+        rngs: For the initial values.
     """
 
-    def __init__(self, size: int, axis: str, dtype: DTypeLike, *, eps: float, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        axis: str,
+        dtype: DTypeLike,
+        *,
+        eps: float,
+        offset: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
         self.eps = eps
-        self.weight = param((size,), (axis,), dtype, rngs=rngs, init=nnx.initializers.ones)
+        self.weight = param(
+            (size,),
+            (axis,),
+            jnp.float32 if offset else dtype,
+            rngs=rngs,
+            init=nnx.initializers.ones,
+            offset=offset,
+        )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x `[..., size]` -> the same shape and dtype, computed in float32."""
-        return rms_norm(x, self.weight.get_value(), self.eps)
+    def __call__(self, x: jax.Array) -> Normed:
+        """x `[..., size]`, to be normalized by what takes it."""
+        return Normed(x, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed:
+    """x and the norm that is still to be applied: kernels of products do both in one go.
+
+    Attributes:
+        x: `[..., size]`.
+        norm: Its norm.
+    """
+
+    x: jax.Array
+    norm: RMSNorm
+
+    @property
+    def value(self) -> jax.Array:
+        """The norm of x: x's shape and dtype, computed in float32."""
+        return rms_norm(self.x, self.norm.weight.get_value(), self.norm.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """What a block adds to the residual stream: the last product is still to be computed.
+
+    `x + projected` computes product and sum in one kernel where there is one.
+
+    Attributes:
+        features: `[T, in]`.
+        linear: The block's last map.
+        mesh: Devices that it is split over.
+    """
+
+    features: jax.Array
+    linear: Linear
+    mesh: MeshAxes | None
+
+    @property
+    def value(self) -> jax.Array:
+        """`[T, D]`."""
+        return linears(self.features, (self.linear,), self.mesh)[0]
+
+    def __radd__(self, x: jax.Array) -> jax.Array:
+        """The residual stream `[T, D]` with the block's output."""
+        return linears(self.features, (self.linear,), self.mesh, residual=x)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summand:
+    """What a block adds to the residual stream, computed.
+
+    Attributes:
+        value: `[T, D]`.
+    """
+
+    value: jax.Array
+
+    def __radd__(self, x: jax.Array) -> jax.Array:
+        """The residual stream `[T, D]` with it."""
+        return summed_once(x + self.value.astype(x.dtype))
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rope over a paged cache."""
+    """Grouped-query attention with rope over a paged cache.
 
-    def __init__(
-        self, config: ModelConfig, window: int | None, dtype: DTypeLike, *, rngs: nnx.Rngs
-    ):
+    Args:
+        config: Of the model.
+        layer: Which layer's, from 0.
+        dtype: Of the weights.
+        rngs: For the initial values.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
         D, H = config.hidden_size, config.head_dim
         q_size, kv_size = config.num_attention_heads * H, config.num_key_value_heads * H
         self.head_dim = H
-        self.window = window
+        self.window = config.layer_windows[layer]
+        self.rope = config.layer_ropes[layer]
+        self.scale = H**-0.5 if config.attention_scale is None else config.attention_scale
+        self.soft_cap = config.attention_soft_cap
         linear = partial(Linear, dtype=dtype, format=config.quantization.layers, rngs=rngs)
         bias = config.attention_bias
         self.q_proj = linear((q_size, D), ("heads", "embed"), bias=bias)
         self.k_proj = linear((kv_size, D), ("kv_heads", "embed"), bias=bias)
         self.v_proj = linear((kv_size, D), ("kv_heads", "embed"), bias=bias)
         self.o_proj = linear((D, q_size), ("embed", "heads"), bias=config.o_proj_bias)
-        norm = partial(RMSNorm, H, "head_dim", dtype, eps=config.rms_norm_eps, rngs=rngs)
-        self.q_norm = norm() if config.qk_norm else None
-        self.k_norm = norm() if config.qk_norm else None
+        self.is_normed_whole = config.qk_norm == "projection"
+        sizes = ((q_size, "heads"), (kv_size, "kv_heads"))
+        if not self.is_normed_whole:
+            sizes = ((H, "head_dim"), (H, "head_dim"))
+        norms = [
+            RMSNorm(*size, dtype, eps=config.rms_norm_eps, offset=config.norm_offset, rngs=rngs)
+            for size in (sizes if config.qk_norm else ())
+        ]
+        self.q_norm, self.k_norm = norms or (None, None)
 
     def __call__(
         self,
-        x: jax.Array,
-        norm: RMSNorm,
-        cos_sin: tuple[jax.Array, jax.Array],
+        x: jax.Array | Normed,
+        angles: Angles,
         step: StepInputs,
         cache: PagedCache,
-    ) -> tuple[jax.Array, PagedCache]:
-        """x + attention of norm(x), and the updated cache.
+    ) -> tuple[Projected, PagedCache]:
+        """What it adds to the residual stream, and the updated cache.
 
         Args:
-            x: `[T, D]`, the residual stream.
-            norm: What normalizes it here.
-            cos_sin: Cosine and sine of the angles, each `[T, rotary_dim // 2]`.
+            x: `[T, D]`, normalized where the model does.
+            angles: Of this step's tokens, by the rope that makes them.
             step: The batch.
             cache: What has this layer's pages, which the batch names.
         """
         projections = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (
-            y.reshape(x.shape[0], -1, self.head_dim)
-            for y in linears(x, projections, step.mesh, norm=norm)
-        )
-        q, k = self._rotated(q, k, cos_sin, step.mesh)
+        q, k, v = linears(x, projections, step.mesh)
+        q, k = self._normed_whole(q, k)
+        q, k, v = (y.reshape(y.shape[0], -1, self.head_dim) for y in (q, k, v))
+        q, k = self._rotated(q, k, angles, step.mesh)
         cache = cache_write.write(cache, k, v, step)
         attend = (
             paged_attention if step.mesh is None else partial(sharded_paged_attention, step.mesh)
@@ -247,29 +356,36 @@ class Attention(nnx.Module):
             step.page_table,
             step.query_start,
             step.context_lens,
-            scale=self.head_dim**-0.5,
+            scale=self.scale,
             window=self.window,
+            soft_cap=self.soft_cap,
             k_scales=cache.k_scales,
             v_scales=cache.v_scales,
             decode=step.kind == "decode",
         )
-        flat = out.reshape(x.shape[0], -1)
-        (x,) = linears(flat, (self.o_proj,), step.mesh, residual=x)
-        return x, cache
+        return Projected(out.reshape(out.shape[0], -1), self.o_proj, step.mesh), cache
+
+    def _normed_whole(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """q `[T, N * H]` and k `[T, K * H]`, normalized over all heads where the model does."""
+        if self.q_norm is None or self.k_norm is None or not self.is_normed_whole:
+            return q, k
+        return self.q_norm(q).value, self.k_norm(k).value
 
     def _rotated(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        cos_sin: tuple[jax.Array, jax.Array],
-        mesh: MeshAxes | None,
-    ) -> list[jax.Array]:
-        """q `[T, N, H]` and k `[T, K, H]`, normalized where the model does, and turned."""
+        self, q: jax.Array, k: jax.Array, angles: Angles, mesh: MeshAxes | None
+    ) -> Sequence[jax.Array]:
+        """q `[T, N, H]` and k `[T, K, H]`, normalized per head where the model does, and turned."""
         norms, eps = None, 0.0
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and not self.is_normed_whole:
+            if self.rope is None:
+                return self.q_norm(q).value, self.k_norm(k).value
             norms = self.q_norm.weight.get_value(), self.k_norm.weight.get_value()
             eps = self.q_norm.eps
-        return sharded_rotate(mesh, q, k, cos_sin, norms, eps=eps)
+        if self.rope is None:
+            return q, k
+        if self.rope.is_interleaved:
+            q, k = (rope.halves(x, self.rope.rotary_dim) for x in (q, k))
+        return sharded_rotate(mesh, q, k, angles[self.rope], norms, eps=eps)
 
 
 class MLP(nnx.Module):
@@ -287,14 +403,13 @@ class MLP(nnx.Module):
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))
 
-    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: MeshAxes | None) -> jax.Array:
-        """x + the layer's output for norm(x).
+    def __call__(self, x: jax.Array | Normed, mesh: MeshAxes | None) -> Projected:
+        """What it adds to the residual stream.
 
         Args:
-            x: `[T, D]`, the residual stream.
-            norm: What normalizes it here.
+            x: `[T, D]`, normalized where the model does.
             mesh: Devices that the layer is split over.
         """
         both = self.gate_proj, self.up_proj
-        (hidden,) = linears(x, both, mesh, norm=norm, gated=self.hidden_act)
-        return linears(hidden, (self.down_proj,), mesh, residual=x)[0]
+        (hidden,) = linears(x, both, mesh, gated=self.hidden_act)
+        return Projected(hidden, self.down_proj, mesh)

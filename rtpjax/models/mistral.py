@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rtpjax.models.llama import LlamaForCausalLM
+from rtpjax.models.decoder import Decoder
 
 
-class MistralForCausalLM(LlamaForCausalLM):
+class MistralForCausalLM(Decoder):
     """A Mistral decoder."""
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {
@@ -25,7 +25,6 @@ class MistralForCausalLM(LlamaForCausalLM):
     hf_fixed: ClassVar[Mapping[str, Any]] = {
         "attention_bias": False,
         "mlp_bias": False,
-        "qk_norm": False,
         "use_sliding_window": True,
         "max_window_layers": 0,
     }

@@ -24,8 +24,8 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.row_matmul import ACTIVATIONS
-from pallas_kernels.sharded import MeshAxes, summed_once
-from rtpjax.models.layers import Linear, RMSNorm
+from pallas_kernels.sharded import MeshAxes
+from rtpjax.models.layers import Linear, Normed, Summand
 from rtpjax.models.moe_config import MoeConfig
 from rtpjax.models.weight_formats import param
 
@@ -76,9 +76,9 @@ class MoE(nnx.Module):
         self.gate = Linear((config.num_experts, hidden_size), ("router", "embed"), dtype, rngs=rngs)
         self.experts = Experts(config, hidden_size, dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, norm: RMSNorm, mesh: MeshAxes | None) -> jax.Array:
-        """x + the layer's output for norm(x); see MLP."""
-        normed = norm(x)
+    def __call__(self, x: jax.Array | Normed, mesh: MeshAxes | None) -> Summand:
+        """What it adds to the residual stream; see MLP."""
+        normed = x.value if isinstance(x, Normed) else x
         shares, expert_ids = self._route(normed)
         experts = self.experts
         weights = (
@@ -91,7 +91,7 @@ class MoE(nnx.Module):
         if mesh is not None and mesh.mesh.size > 1:
             apply = _over_mesh(mesh, apply)
         added = apply(normed, shares, expert_ids, every, weights)
-        return summed_once(x + added.astype(x.dtype))
+        return Summand(added.astype(normed.dtype))
 
     def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Experts of each token int32 `[T, k]`, and their weights float32 `[T, k]`."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rtpjax.models.llama import LlamaForCausalLM
+from rtpjax.models.decoder import Decoder
 
 
-class Qwen2ForCausalLM(LlamaForCausalLM):
+class Qwen2ForCausalLM(Decoder):
     """A Qwen2 decoder."""
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {
@@ -28,7 +28,6 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
         "attention_bias": True,
         "o_proj_bias": False,
         "mlp_bias": False,
-        "qk_norm": False,
     }
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rtpjax.models.llama import LlamaForCausalLM
+from rtpjax.models.decoder import Decoder
 
 
-class Qwen3ForCausalLM(LlamaForCausalLM):
+class Qwen3ForCausalLM(Decoder):
     """A Qwen3 decoder."""
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {
@@ -26,7 +26,12 @@ class Qwen3ForCausalLM(LlamaForCausalLM):
         "sliding_window": 4096,
         "max_window_layers": 28,
     }
-    hf_fixed: ClassVar[Mapping[str, Any]] = {"mlp_bias": False, "qk_norm": True}
+    hf_fixed: ClassVar[Mapping[str, Any]] = {"mlp_bias": False}
+
+    @classmethod
+    def options(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """See CausalLM."""
+        return {"qk_norm": "head"}
 
 
 ARCHITECTURES = {"Qwen3ForCausalLM": Qwen3ForCausalLM}

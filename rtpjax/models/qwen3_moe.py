@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rtpjax.models.llama import LlamaForCausalLM
+from rtpjax.models.decoder import Decoder
 
 
-class Qwen3MoeForCausalLM(LlamaForCausalLM):
+class Qwen3MoeForCausalLM(Decoder):
     """A Qwen3 decoder with experts."""
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {
@@ -31,7 +31,12 @@ class Qwen3MoeForCausalLM(LlamaForCausalLM):
         "norm_topk_prob": False,
         "mlp_only_layers": (),
     }
-    hf_fixed: ClassVar[Mapping[str, Any]] = {"mlp_bias": False, "qk_norm": True}
+    hf_fixed: ClassVar[Mapping[str, Any]] = {"mlp_bias": False}
+
+    @classmethod
+    def options(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """See CausalLM."""
+        return {"qk_norm": "head"}
 
 
 ARCHITECTURES = {"Qwen3MoeForCausalLM": Qwen3MoeForCausalLM}

@@ -34,6 +34,25 @@ class CausalLM(nnx.Module):
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
     hf_fixed: ClassVar[Mapping[str, Any]] = {}
 
+    @classmethod
+    def completed(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """config.json with the values that follow from others where it leaves them out.
+
+        Args:
+            hf: With hf_defaults and hf_fixed.
+        """
+        return hf
+
+    @classmethod
+    def options(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of ModelConfig in which the family differs from Llama.
+
+        Args:
+            hf: What `completed` returned.
+        """
+        del hf
+        return {}
+
     def __init__(self, config: ModelConfig, precision: Precision, *, rngs: nnx.Rngs):
         raise NotImplementedError
 
@@ -67,13 +86,24 @@ class CausalLM(nnx.Module):
 @functools.cache
 def architectures() -> Mapping[str, type[CausalLM]]:
     """All architectures by the name that config.json has for them."""
+    return _declared("ARCHITECTURES")
+
+
+@functools.cache
+def text_architectures() -> Mapping[str, str]:
+    """The text model's architecture inside of those that also take images or sound."""
+    return _declared("TEXT_ARCHITECTURES")
+
+
+def _declared(attribute: str) -> dict[str, Any]:
+    """The entries of a dict of every module in this folder that has one."""
     package = importlib.import_module(__package__ or "rtpjax.models")
-    found: dict[str, type[CausalLM]] = {}
+    found: dict[str, Any] = {}
     for module_info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{module_info.name}")
-        for name, cls in getattr(module, "ARCHITECTURES", {}).items():
+        for name, entry in getattr(module, attribute, {}).items():
             assert name not in found, f"{name} is defined by two modules"
-            found[name] = cls
+            found[name] = entry
     return found
 
 

@@ -43,6 +43,8 @@ class RopeConfig:
         max_position_embeddings: Tokens of context the checkpoint is made for.
         original_max_position_embeddings: Tokens of context before the scaling was applied.
         attention_factor: Factor on cos and sin; None lets yarn derive it.
+        is_interleaved: Whether features 2i and 2i + 1 turn together, in place of i and
+            rotary_dim // 2 + i; see `halves`.
     """
 
     rope_type: str
@@ -59,6 +61,7 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    is_interleaved: bool = False
 
     @staticmethod
     def from_hf(hf: Mapping[str, Any], head_dim: int) -> RopeConfig:
@@ -86,7 +89,10 @@ class RopeConfig:
             )
         options.setdefault("rope_theta", 10000.0)
         options.setdefault("original_max_position_embeddings", options["max_position_embeddings"])
-        return RopeConfig(rope_type=rope_type, rotary_dim=rotary_dim, **options)
+        is_interleaved = bool(hf.get("rope_is_interleaved"))
+        return RopeConfig(
+            rope_type=rope_type, rotary_dim=rotary_dim, is_interleaved=is_interleaved, **options
+        )
 
 
 def _check_options(rope_type: str, options: Mapping[str, Any]) -> None:
@@ -212,6 +218,16 @@ def cos_sin(rope: RopeConfig, positions: jax.Array) -> tuple[jax.Array, jax.Arra
         angles = angles * _dynamic_stretch(rope, positions)
     factor = attention_factor(rope)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def halves(x: jax.Array, rotary_dim: int) -> jax.Array:
+    """Heads `[T, heads, H]` whose pairs (2i, 2i + 1) become (i, rotary_dim // 2 + i).
+
+    Scores do not change where queries and keys are put into another order alike.
+    """
+    pairs, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    swapped = pairs.reshape(*pairs.shape[:-1], rotary_dim // 2, 2).swapaxes(-1, -2)
+    return jnp.concatenate((swapped.reshape(pairs.shape), rest), axis=-1)
 
 
 def _dynamic_stretch(rope: RopeConfig, positions: jax.Array) -> jax.Array:

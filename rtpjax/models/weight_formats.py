@@ -61,6 +61,7 @@ def param(
     *,
     rngs: nnx.Rngs,
     init: nnx.Initializer = MATRIX_INIT,
+    offset: float = 0.0,
 ) -> nnx.Param[jax.Array]:
     """Declares a parameter.
 
@@ -70,9 +71,10 @@ def param(
         dtype: Its format.
         rngs: Where its initial values come from.
         init: How they are drawn; random weights (rtpjax.dummy_checkpoint) are drawn so, too.
+        offset: What a checkpoint's values lack.
     """
     assert len(shape) == len(axes)
-    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes, init=init)
+    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes, init=init, offset=offset)
 
 
 @dataclasses.dataclass(frozen=True)

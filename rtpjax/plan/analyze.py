@@ -21,7 +21,7 @@ from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig, PagedCache, Precision
 from rtpjax.plan import hlo, ptx, thunks, topology
 from rtpjax.plan.limits import Needs, needs
-from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step, with_layers
+from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step
 
 FEW_LAYERS = (2, 4)
 # How the `xla` attention loops: so many rows, and so many tokens of context, at a time.
@@ -136,7 +136,7 @@ def analyze(
     """
     mesh = topology.make_mesh(gpu, tp_size, model)
     whole = needs(model, precision, tp_size)
-    fewer, more = (with_layers(model, min(n, model.num_hidden_layers)) for n in FEW_LAYERS)
+    fewer, more = (model.with_layers(min(n, model.num_hidden_layers)) for n in FEW_LAYERS)
     few_caches, caches = (caches_of(m, precision, shape, mesh) for m in (fewer, more))
     with tempfile.TemporaryDirectory() as folder:
         # The larger program comes first, and leaves its kernels to the smaller one.

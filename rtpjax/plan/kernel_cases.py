@@ -214,9 +214,10 @@ def _rotate() -> list[Case]:
 
 
 def _rotate_case(name: str, config: ModelConfig, rows: int) -> Case:
-    H = config.head_dim
+    H, rope = config.head_dim, config.layer_ropes[0]
+    assert rope is not None
     norm = jax.ShapeDtypeStruct((H,), jnp.bfloat16) if config.qk_norm else None
-    angles = jax.ShapeDtypeStruct((rows, config.rope.rotary_dim // 2), jnp.float32)
+    angles = jax.ShapeDtypeStruct((rows, rope.rotary_dim // 2), jnp.float32)
     q, k = (
         jax.ShapeDtypeStruct((rows, heads, H), jnp.bfloat16)
         for heads in (config.num_attention_heads, config.num_key_value_heads)

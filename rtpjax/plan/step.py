@@ -57,13 +57,6 @@ class StepShape:
         return Layout(self.bucket, pages_for(self.max_model_len, self.page_size))
 
 
-def with_layers(model: ModelConfig, num_layers: int) -> ModelConfig:
-    """The model cut to its first layers."""
-    return dataclasses.replace(
-        model, num_hidden_layers=num_layers, layer_windows=model.layer_windows[:num_layers]
-    )
-
-
 def forward(
     model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
 ) -> jax.stages.Wrapped:

@@ -14,7 +14,6 @@ from server.function_calls import CallOptions, hermes
 from server.function_calls.history import template_messages
 from server.function_calls.react import react_turns
 from server.grammars.calls import CallStyle
-from server.protocol.body import field_error
 from server.reasoning_parsers import (
     NONE,
     check_reasoning_format,
@@ -33,6 +32,8 @@ _REACT_MODELS = frozenset({
     "qwen", "qwen_7b", "qwen_13b", "qwen_1b8", "qwen_2", "qwen_2_moe", "qwen2", "qwen2_moe",
 })  # fmt: skip
 _REACT = "react"
+# Levels of effort that not all templates know.
+_NEAREST = {"minimal": "low", "xhigh": "high", "max": "high"}
 _DEFAULT_SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 
@@ -158,16 +159,9 @@ class CallSupport:
         )
 
     def reasoning_limit(self, max_tokens: int, prompt: str) -> ReasoningLimit | None:
-        """The limit on the reasoning that follows a prompt; None where there is none to limit.
-
-        Raises:
-            RequestError: The model does not reason, and the limit is not 0.
-        """
+        """The limit on the reasoning that follows a prompt; None where there is none to limit."""
         if self.reasoning_format == NONE:
-            if max_tokens == 0:
-                return None
-            reason = "this model does not reason, or not in a way that this server knows"
-            raise field_error("thinking_budget", f"{reason} (its setting REASONING_PARSER)")
+            return None
         grammar = reasoning_formats()[self.reasoning_format].grammar
         return ReasoningLimit(
             max_tokens,
@@ -177,17 +171,26 @@ class CallSupport:
             reopens=grammar.reopens,
         )
 
-    def check_effort(self, effort: str) -> None:
-        """Refuses an effort of reasoning that the model's template cannot ask for.
+    def effort_variables(self, effort: str) -> dict[str, Any] | None:
+        """The variables of the template that ask for an effort; None if it has none.
 
-        Raises:
-            RequestError: It cannot.
+        A level that the template does not know becomes the nearest of low, medium and high.
         """
-        variable = "enable_thinking" if effort == "none" else "reasoning_effort"
-        is_idle = effort == "none" and self.reasoning_format == NONE
-        if not is_idle and variable not in self._template.source:
-            reason = f"this model's chat template has no {variable}"
-            raise field_error("reasoning_effort", f"{effort!r} cannot be asked for: {reason}")
+        source = self._template.source
+        if effort == "none":
+            return {"enable_thinking": False} if "enable_thinking" in source else {}
+        if "reasoning_effort" not in source:
+            return None
+        is_known = f"'{effort}'" in source or f'"{effort}"' in source
+        return {"reasoning_effort": effort if is_known else _NEAREST.get(effort, effort)}
+
+    def budget_of(self, effort: str | None) -> int | None:
+        """The most tokens of reasoning that an effort means, if it means a number.
+
+        No effort is a variable of the template where it has one, else reasoning of no tokens.
+        """
+        is_switched = "enable_thinking" in self._template.source
+        return None if effort != "none" or is_switched else 0
 
     def needs_special_tokens(self, syntax: AnswerSyntax) -> bool:
         """Whether marks of the syntax are special tokens, which are no text otherwise."""

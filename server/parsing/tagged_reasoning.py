@@ -24,6 +24,10 @@ class TaggedReasoning:
     def marks(self) -> tuple[str, ...]:
         return (self.opens, self.closes)
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return (self.closes,)
+
     def is_open(self, prompt: str) -> bool:
         """Whether the prompt ends with the opening tag."""
         return prompt.rstrip().endswith(self.opens)

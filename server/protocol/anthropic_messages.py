@@ -10,14 +10,13 @@ from rtpjax.errors import RequestError
 from server import limits
 from server.protocol import anthropic_tools
 from server.protocol.anthropic_history import chat_messages
-from server.protocol.body import StrictModel, check_fields, field_error, load_object
+from server.protocol.body import StrictModel, check_fields, field_error, parse_body
 from server.protocol.chat import ChatRequest
+from server.protocol.field_classes import COUNT_TOKENS, MESSAGES, OUTPUT_CONFIG, THINKING
+from server.protocol.fields import REFUSE, FieldPolicy
 from server.protocol.renamed import renamed, renamed_param
+from server.protocol.shapes import MESSAGES_OBJECTS
 from server.protocol.values import StopString, Temperature, TokenCount, TopK, TopP
-
-# They change nothing in the answer: prefixes are cached without being asked to be.
-_HARMLESS = frozenset({"cache_control", "inference_geo", "metadata", "service_tier"})
-
 
 # How the chat request's fields are called here, for its errors.
 _NAMES = (
@@ -36,6 +35,7 @@ class Thinking(StrictModel):
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: TokenCount | None = None
     display: Literal["summarized"] | None = None
+    others = THINKING
 
     @model_validator(mode="after")
     def _check(self) -> Thinking:
@@ -64,6 +64,7 @@ class OutputConfig(StrictModel):
 
     effort: Any = None
     format: OutputFormat | None = None
+    others = OUTPUT_CONFIG
 
     def chat_fields(self) -> dict[str, Any]:
         """What it means in a chat request."""
@@ -77,6 +78,9 @@ class OutputConfig(StrictModel):
 class CountRequest(StrictModel):
     """What a prompt is made of."""
 
+    others = COUNT_TOKENS
+    inside = MESSAGES_OBJECTS
+
     model: str | None = None
     messages: Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     system: Any = None
@@ -86,8 +90,16 @@ class CountRequest(StrictModel):
     tool_choice: Any = None
 
 
+class MessagesChat(ChatRequest):
+    """The chat that a body means, with Anthropic's default."""
+
+    temperature: Temperature = 1.0
+
+
 class MessagesRequest(CountRequest):
     """... and how it is answered."""
+
+    others = MESSAGES
 
     max_tokens: TokenCount
     stop_sequences: Annotated[list[StopString], Field(max_length=limits.MAX_STOP_STRINGS)] = Field(
@@ -100,32 +112,27 @@ class MessagesRequest(CountRequest):
 
     def chat_fields(self) -> dict[str, Any]:
         """The fields of a chat request besides those of the prompt."""
-        names = ("max_tokens", "stream", "temperature", "top_k", "top_p")
+        names = {"max_tokens", "stream", "temperature", "top_k", "top_p"} & self.model_fields_set
         return {name: getattr(self, name) for name in names} | {"stop": self.stop_sequences}
 
 
-def parse_messages(body: bytes) -> ChatRequest:
+def parse_messages(body: bytes, policy: FieldPolicy = REFUSE) -> ChatRequest:
     """The chat that a body means.
 
     Raises:
         RequestError: A field is unknown, unsupported or wrong.
     """
-    request = check_fields(_given(body), MessagesRequest)
+    request = parse_body(body, MessagesRequest, policy)
     return _chat(request, request.chat_fields())
 
 
-def parse_count(body: bytes) -> ChatRequest:
+def parse_count(body: bytes, policy: FieldPolicy = REFUSE) -> ChatRequest:
     """The chat whose prompt is to be counted; how it would be answered does not matter.
 
     Raises:
         RequestError: As parse_messages.
     """
-    return _chat(check_fields(_given(body), CountRequest), {})
-
-
-def _given(body: bytes) -> dict[str, Any]:
-    fields = load_object(body).items()
-    return {k: v for k, v in fields if v is not None and k not in _HARMLESS}
+    return _chat(parse_body(body, CountRequest, policy), {})
 
 
 def _chat(request: CountRequest, fields: dict[str, Any]) -> ChatRequest:
@@ -144,7 +151,7 @@ def _chat(request: CountRequest, fields: dict[str, Any]) -> ChatRequest:
             raise field_error(f"messages[{len(request.messages) - 1}].content", reason)
         fields["continue_final_message"] = True
     try:
-        return check_fields(fields, ChatRequest)
+        return check_fields(fields, MessagesChat)
     except RequestError as error:
         raise in_our_names(error) from error
 

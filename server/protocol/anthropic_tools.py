@@ -6,6 +6,7 @@ from typing import Any
 
 from server import limits
 from server.protocol.body import check_count, describe, field_error
+from server.protocol.fields import LEFT_OUT
 
 # Errors name the caller's fields.
 NAMES = (
@@ -14,16 +15,13 @@ NAMES = (
     (r"tool_choice\.function", "tool_choice"),
 )
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-# Arguments fit the schema anyhow, and stream as they are written.
-_SILENT = frozenset({"type", "cache_control", "strict", "eager_input_streaming"})
-_NEUTRAL = {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}
 
 
-def chat_tools(tools: Any) -> list[dict[str, Any]]:
+def chat_tools(tools: Any) -> list[Any]:
     """The tools as chat's.
 
     Raises:
-        RequestError: A tool is malformed, or one of Anthropic's servers.
+        RequestError: A tool is malformed.
     """
     if not isinstance(tools, list):
         raise field_error("tools", f"expected a list, found {describe(tools)}")
@@ -31,20 +29,17 @@ def chat_tools(tools: Any) -> list[dict[str, Any]]:
     return [_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
 
 
-def _tool(where: str, tool: Any) -> dict[str, Any]:
+def _tool(where: str, tool: Any) -> Any:
+    if tool is LEFT_OUT:
+        return tool
     if not isinstance(tool, dict):
         raise field_error(where, f"expected an object, found {describe(tool)}")
-    given = {key: value for key, value in tool.items() if value is not None}
-    if given.get("type", "custom") != "custom":
-        reason = f"only tools of your own can be called, found {describe(given['type'])}"
-        raise field_error(f"{where}.type", reason)
-    for key in given.keys() - _SILENT - {"name", "description", "input_schema"}:
-        if key not in _NEUTRAL or given[key] != _NEUTRAL[key]:
-            raise field_error(f"{where}.{key}", "not supported here")
-    if "input_schema" not in given:
+    if tool.get("type", "custom") != "custom":
+        raise field_error(f"{where}.type", f"expected a string, found {describe(tool['type'])}")
+    if "input_schema" not in tool:
         raise field_error(f"{where}.input_schema", "this field is required")
-    function = {key: given[key] for key in ("name", "description") if key in given}
-    return {"type": "function", "function": function | {"parameters": given["input_schema"]}}
+    function = {key: tool[key] for key in ("name", "description") if key in tool}
+    return {"type": "function", "function": function | {"parameters": tool["input_schema"]}}
 
 
 def chat_choice(choice: Any) -> dict[str, Any]:

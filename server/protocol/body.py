@@ -4,84 +4,107 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sized
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sized
+from functools import cache
+from typing import Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from rtpjax.errors import RequestError
-
-# Accepted and ignored: none of them changes the text of the answer.
-HARMLESS = frozenset(
-    {
-        "metadata",
-        "prediction",
-        "prompt_cache_options",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
+from server.protocol.described import describe, shortened
+from server.protocol.fields import (
+    REFUSE,
+    FieldClass,
+    FieldPolicy,
+    Ignored,
+    Kinds,
+    Shape,
+    cleaned,
 )
 
-# They would change the answer, so a value other than the neutral ones is refused, never ignored.
-UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "modalities": ("only text can be generated", (["text"],)),
-    "audio": ("only text can be generated", ()),
-    "suffix": ("inserting before a suffix is not supported", ("",)),
-    "web_search_options": ("web search is not supported", ()),
-    "verbosity": ("it is not supported; say in the prompt how long the answer shall be", ()),
-    "template_key": ("this server has one template", ("",)),
-    "adapter_name": ("LoRA adapters are not supported yet", ("", [])),
-    "return_logits": ("logits are not given out; ask for logprobs", (False,)),
-    "return_hidden_states": ("hidden states are not given out", (False,)),
-    "calculate_loss": ("only the raw API answers with it; ask for prompt_logprobs", (0, False)),
-    "use_beam_search": ("say how many beams as num_beams", (False,)),
-}
+
+def _with_other_fields(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Adds what is accepted without being read to a model's JSON schema."""
+    assert issubclass(model, StrictModel)
+    for name, found in shape_of(model).others.items():
+        if isinstance(found, Ignored):
+            shown: dict[str, Any] = {"description": f"Ignored: {found.why}."}
+            values = found.values
+        else:
+            shown = {"description": f"Nothing but a neutral value: {found.reason}."}
+            values = found.neutral
+            if not values:
+                continue
+        if values:
+            shown["enum"] = list(values)
+        schema.setdefault("properties", {}).setdefault(name, shown)
 
 
 class StrictModel(BaseModel):
-    """No conversions between types, no NaN or Infinity, no unknown fields."""
+    """No conversions between types, no NaN or Infinity, no unknown fields.
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    Attributes:
+        others: The classes of the fields that are no fields of the model.
+        inside: What is inside fields that the model itself does not look into; fields that its
+            reader takes out before are named here, too.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra=_with_other_fields,
+    )
+    others: ClassVar[Mapping[str, FieldClass]] = {}
+    inside: ClassVar[Mapping[str, Shape | Kinds | None]] = {}
 
 
-_MAX_NAME_CHARS = 80
 _MAX_PATH_CHARS = 250
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=StrictModel)
 
 
-def parse_body(body: bytes, model: type[ModelT]) -> ModelT:
+def parse_body(body: bytes, model: type[ModelT], policy: FieldPolicy = REFUSE) -> ModelT:
     """Checks a JSON body against `model`. A field that is null counts as absent.
 
     Raises:
         RequestError: The body is no JSON object, or a field is unknown, unsupported or wrong.
     """
-    return check_fields(load_object(body), model)
+    return check_fields(load_object(body), model, policy)
 
 
-def check_fields(fields: dict[str, Any], model: type[ModelT]) -> ModelT:
+def check_fields(
+    fields: dict[str, Any], model: type[ModelT], policy: FieldPolicy = REFUSE
+) -> ModelT:
     """`parse_body` for fields that are no bytes any more."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    for name in HARMLESS & given.keys():
-        del given[name]
-    for name in (UNSUPPORTED.keys() & given.keys()) - model.model_fields.keys():
-        reason, neutral = UNSUPPORTED[name]
-        if not any(_same(given[name], value) for value in neutral):
-            raise RequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")
-        del given[name]
+    given = cleaned(fields, shape_of(model), policy)
     try:
         return model.model_validate(given)
     except ValidationError as error:
         raise readable(error) from error
 
 
-def _same(value: Any, neutral: Any) -> bool:
-    return type(value) is type(neutral) and value == neutral
+@cache
+def shape_of(model: type[StrictModel]) -> Shape:
+    """The shape of the objects that a model checks."""
+    honoured: dict[str, Shape | Kinds | None] = {}
+    for name, field in model.model_fields.items():
+        names = [field.alias or name]
+        if isinstance(field.validation_alias, AliasChoices):
+            names = [choice for choice in field.validation_alias.choices if isinstance(choice, str)]
+        honoured |= dict.fromkeys(names, _shape_in(field.annotation))
+    honoured |= model.inside
+    others = {name: found for name, found in model.others.items() if name not in honoured}
+    return Shape(honoured, others)
+
+
+def _shape_in(annotation: Any) -> Shape | None:
+    """The shape of the model that a field holds, if it holds one."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, StrictModel):
+            return shape_of(each)
+    return None
 
 
 def load_object(body: bytes) -> dict[str, Any]:
@@ -154,11 +177,6 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def shortened(name: str) -> str:
-    """A caller's name in a path. Names can have megabytes, and paths are made by the thousand."""
-    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}..."
-
-
 def _explain(path: str, error: ErrorDetails) -> str:
     kind = error["type"]
     if kind == "missing":
@@ -174,20 +192,3 @@ def _explain(path: str, error: ErrorDetails) -> str:
     if kind == "value_error":
         return f"{path}: {message}"
     return f"{path}: {message}, found {describe(error['input'])}"
-
-
-def describe(value: Any) -> str:
-    """Names a JSON value for an error message, shortened."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, str):
-        return f"the string {value if len(value) <= 40 else value[:40] + '...'!r}"
-    if isinstance(value, int) and abs(value) > 10**20:
-        return f"a number of {value.bit_length()} bits"
-    return f"{value!r}"

@@ -10,9 +10,14 @@ from server import limits
 from server.function_calls import CallOptions
 from server.protocol.body import StrictModel, describe, field_error, field_path
 from server.protocol.chat_messages import checked_messages
+from server.protocol.field_classes import CHAT, CHAT_THINKING, OPENROUTER_REASONING
 from server.protocol.form import FormFields
+from server.protocol.shapes import CHAT_OBJECTS
 from server.protocol.tools import call_options
-from server.protocol.values import TokenCount
+from server.protocol.values import Int32, TokenCount
+
+# From least to most; OpenAI's and Anthropic's.
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class TemplateKwargs(StrictModel):
@@ -24,11 +29,37 @@ class TemplateKwargs(StrictModel):
     date_string: Annotated[str, Field(max_length=64)] | None = None
 
 
+class Reasoning(StrictModel):
+    """`reasoning`: OpenRouter's name for effort and budget."""
+
+    effort: Effort | None = None
+    max_tokens: Int32 | None = None
+    enabled: bool | None = None
+    others = OPENROUTER_REASONING
+
+
+class Thinking(StrictModel):
+    """`thinking`: how DeepSeek's, Zhipu's and Moonshot's APIs switch reasoning on and off."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: TokenCount | None = None
+    others = CHAT_THINKING
+
+
+class UsageOptions(StrictModel):
+    """`usage`: OpenRouter's name for `stream_options.include_usage`."""
+
+    include: bool = False
+
+
 class ChatRequest(FormFields):
     """What a caller of the chat API may send.
 
     `messages` are kept as plain dicts, in the form of `server.protocol.chat_messages`.
     """
+
+    others = CHAT
+    inside = CHAT_OBJECTS
 
     messages: Annotated[list[Any], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = None
@@ -36,7 +67,11 @@ class ChatRequest(FormFields):
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: TemplateKwargs = Field(default_factory=TemplateKwargs)
     enable_thinking: bool | None = None
-    reasoning_effort: Literal["none", "low", "medium", "high"] | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    thinking: Thinking | None = None
+    usage: UsageOptions | None = None
+    json_format: bool = False
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     user_template: Annotated[str, Field(max_length=limits.MAX_TEMPLATE_CHARS)] | None = None
@@ -50,8 +85,9 @@ class ChatRequest(FormFields):
 
     @model_validator(mode="after")
     def _check(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "only allowed when logprobs is true")
+        self._take_other_names()
         if self.enable_thinking and self.reasoning_effort == "none":
             raise field_error("reasoning_effort", "none, but enable_thinking is true")
         is_partial = partial_of(self.messages)
@@ -72,6 +108,22 @@ class ChatRequest(FormFields):
             self._check_continued()
         return self
 
+    def _take_other_names(self) -> None:
+        """Settles what other APIs say in `reasoning`, `thinking` and `json_format`."""
+        if self.reasoning is not None:
+            self.reasoning_effort = self.reasoning_effort or self.reasoning.effort
+            self._take_thinking(self.reasoning.enabled, self.reasoning.max_tokens)
+        if self.thinking is not None:
+            self._take_thinking(self.thinking.type != "disabled", self.thinking.budget_tokens)
+        if self.json_format and self.response_format is None:
+            self.response_format = {"type": "json_object"}
+
+    def _take_thinking(self, is_enabled: bool | None, budget: int | None) -> None:
+        if self.enable_thinking is None:
+            self.enable_thinking = is_enabled
+        if self.thinking_budget is None:
+            self.thinking_budget = budget
+
     def _check_continued(self) -> None:
         if self.messages[-1]["role"] != "assistant":
             reason = "only a last message of role assistant can be continued"
@@ -86,6 +138,10 @@ class ChatRequest(FormFields):
         return self._calls
 
     @property
+    def include_usage(self) -> bool:
+        return super().include_usage or (self.usage is not None and self.usage.include)
+
+    @property
     def max_new_tokens(self) -> int | None:
         limits_given = [x for x in (self.max_tokens, self.max_completion_tokens) if x is not None]
         return min(limits_given, default=None)
@@ -96,12 +152,8 @@ class ChatRequest(FormFields):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables of the template, and how the prompt ends."""
+        """Variables of the template besides the effort, and how the prompt ends."""
         variables = self.chat_template_kwargs.model_dump(exclude_none=True)
-        if self.reasoning_effort == "none":
-            variables["enable_thinking"] = False
-        elif self.reasoning_effort is not None:
-            variables["reasoning_effort"] = self.reasoning_effort
         if self.enable_thinking is not None:
             variables["enable_thinking"] = self.enable_thinking
         if self.continue_final_message:

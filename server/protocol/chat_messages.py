@@ -213,14 +213,14 @@ def _content(where: str, given: dict[str, Any]) -> str:
 def _text_part(where: str, part: Any) -> str:
     if not isinstance(part, dict):
         raise field_error(f"{where}", f"expected an object, found {describe(part)}")
-    if part.get("type") != "text":
-        found = describe(part.get("type"))
-        raise field_error(f"{where}.type", f"only 'text' parts are supported, found {found}")
-    if not isinstance(part.get("text"), str):
-        raise field_error(f"{where}.text", f"expected a string, found {describe(part.get('text'))}")
-    for key in part.keys() - {"type", "text"}:
-        raise field_error(f"{where}.{key}", "unknown field")
-    return part["text"]
+    kind = part.get("type")
+    if kind not in ("text", "refusal"):
+        reason = f"only 'text' parts are supported, found {describe(kind)}"
+        raise field_error(f"{where}.type", reason)
+    text = part.get(kind)
+    if not isinstance(text, str):
+        raise field_error(f"{where}.{kind}", f"expected a string, found {describe(text)}")
+    return text
 
 
 def _check_extra(where: str, key: str, value: Any) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from server import limits
 from server.protocol.body import describe, field_error
+from server.protocol.field_classes import COMPLETIONS
 from server.protocol.form import FormFields
 from server.protocol.values import TokenCount
 
@@ -19,6 +20,8 @@ Prompt = str | list[int]
 
 class CompletionRequest(FormFields):
     """What a caller of the completions API may send."""
+
+    others = COMPLETIONS
 
     prompt: Any
     max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
@@ -35,6 +38,13 @@ class CompletionRequest(FormFields):
             raise field_error("echo", "not supported together with logprobs and num_beams")
         self.prompt = _prompts(self.prompt)
         return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """What was asked for, else enough for what must be there."""
+        if "max_tokens" in self.model_fields_set:
+            return self.max_tokens
+        return max(DEFAULT_MAX_TOKENS, self.min_tokens)
 
     @property
     def scores_echo(self) -> bool:

@@ -13,16 +13,24 @@ from pydantic import Field
 from server import limits
 from server.protocol.body import check_fields, describe, field_error, parse_body
 from server.protocol.chat import ChatRequest
+from server.protocol.field_classes import GENERATE_CONFIG, RAW
+from server.protocol.fields import REFUSE, FieldPolicy
 from server.protocol.form import FormFields
 from server.protocol.generate_config import GenerateConfig, config_fields
+from server.protocol.values import Temperature
 
-# Its defaults differ from the chat API's.
-_DEFAULTS = {"temperature": 1.0, "aux_info": True}
+
+class RawSampling(FormFields):
+    """Its defaults differ from the chat API's."""
+
+    temperature: Temperature = 1.0
+    aux_info: bool = True
 
 
 class RawConfig(GenerateConfig):
     """What only this API can be told."""
 
+    others = GENERATE_CONFIG
     yield_generator: bool = False
     return_incremental: bool = False
     return_input_ids: bool = False
@@ -32,6 +40,7 @@ class RawConfig(GenerateConfig):
 class RawRequest(RawConfig):
     """The body as it comes."""
 
+    others = RAW
     prompt: Any = None
     text: Any = None
     messages: list[Any] | None = None
@@ -39,7 +48,6 @@ class RawRequest(RawConfig):
     generate_config: dict[str, Any] | None = None
     generation_config: dict[str, Any] | None = None
     stream: bool = False
-    source: Annotated[str, Field(max_length=256)] | None = None  # who asks; nothing depends on it
 
     def as_fields(self) -> dict[str, Any]:
         fields = super().as_fields()
@@ -94,19 +102,20 @@ class RawBody:
     form: RawForm
 
 
-def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
+def parse_raw(body: bytes, policy: FieldPolicy = REFUSE, *, is_batch: bool) -> RawBody:
     """Checks a body; `is_batch` for the route that always answers a batch.
 
     Raises:
         RequestError: A field is unknown, unsupported or wrong.
     """
-    request = parse_body(body, RawRequest)
+    request = parse_body(body, RawRequest, policy)
     settings: dict[str, Any] = {}
     for where in ("generation_config", "generate_config"):
         config = getattr(request, where)
         if config is not None:
-            settings |= config_fields(config, where, RawConfig)
+            settings |= config_fields(config, where, RawConfig, policy)
     settings |= request.as_fields()
+    template_kwargs = settings.pop("chat_template_kwargs", None)
     is_multi = "n" in settings
     is_stream = settings.pop("yield_generator", False) or request.stream
     is_incremental = settings.pop("return_incremental", False)
@@ -120,8 +129,8 @@ def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
         raise field_error("yield_generator", "/batch_infer answers in one piece")
     if is_incremental and not is_stream:
         raise field_error("return_incremental", "only allowed when yield_generator is true")
-    prompts = _prompts(request)
-    sampling = check_fields(_DEFAULTS | settings, FormFields)
+    prompts = _prompts(request, template_kwargs, policy)
+    sampling = check_fields(settings, RawSampling)
     form = RawForm(
         n=sampling.n,
         is_batch=is_batch or request.prompt_batch is not None,
@@ -136,7 +145,22 @@ def parse_raw(body: bytes, *, is_batch: bool) -> RawBody:
     return RawBody(prompts, sampling, form)
 
 
-def _prompts(request: RawRequest) -> list[RawPrompt]:
+def _prompts(
+    request: RawRequest, template_kwargs: dict[str, Any] | None, policy: FieldPolicy
+) -> list[RawPrompt]:
+    def chat(messages: list[Any], where: str) -> ChatRequest:
+        if not messages:
+            raise field_error(where, "expected at least one message")
+        fields = {"messages": messages, "chat_template_kwargs": template_kwargs}
+        return check_fields(fields, ChatRequest, policy)
+
+    def prompt(value: Any, where: str) -> RawPrompt:
+        if isinstance(value, str):
+            return value
+        if _is_messages(value):
+            return chat(value, where)
+        raise field_error(where, f"expected a string or messages, found {describe(value)}")
+
     names = ("prompt", "text", "messages", "prompt_batch")
     given = [name for name in names if getattr(request, name) is not None]
     if len(given) != 1:
@@ -144,28 +168,14 @@ def _prompts(request: RawRequest) -> list[RawPrompt]:
     [name] = given
     value = getattr(request, name)
     if name == "messages" or (name != "prompt_batch" and _is_messages(value)):
-        return [_chat(value, name)]
+        return [chat(value, name)]
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not 0 < len(value) <= limits.MAX_PROMPTS:
         reason = f"expected 1 to {limits.MAX_PROMPTS} prompts, found {describe(value)}"
         raise field_error(name, reason)
-    return [_prompt(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    return [prompt(item, f"{name}[{index}]") for index, item in enumerate(value)]
 
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _prompt(value: Any, where: str) -> RawPrompt:
-    if isinstance(value, str):
-        return value
-    if _is_messages(value):
-        return _chat(value, where)
-    raise field_error(where, f"expected a string or messages, found {describe(value)}")
-
-
-def _chat(messages: list[Any], where: str) -> ChatRequest:
-    if not messages:
-        raise field_error(where, "expected at least one message")
-    return check_fields({"messages": messages}, ChatRequest)

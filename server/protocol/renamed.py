@@ -19,7 +19,7 @@ def renamed(error: RequestError, names: Sequence[tuple[str, str]]) -> RequestErr
     if param == error.param or param is None:
         return error
     message = str(error).replace(error.param or "", param, 1)
-    return RequestError(message, param=param, code=error.code)
+    return RequestError(message, param=param, code=error.code, details=error.details)
 
 
 def renamed_param(param: str, names: Sequence[tuple[str, str]]) -> str:

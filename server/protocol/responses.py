@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,20 +11,49 @@ from pydantic import Field
 from rtpjax.errors import RequestError
 from server import limits
 from server.protocol import responses_tools
-from server.protocol.body import StrictModel, check_fields, describe, field_error, load_object
+from server.protocol.body import (
+    StrictModel,
+    check_fields,
+    describe,
+    field_error,
+    load_object,
+    shape_of,
+)
 from server.protocol.chat import ChatRequest
+from server.protocol.field_classes import REASONING, RESPONSES, TEXT
+from server.protocol.fields import REFUSE, FieldPolicy, cleaned
 from server.protocol.renamed import renamed, renamed_param
 from server.protocol.responses_input import input_messages
+from server.protocol.responses_tools import NamedTools
 from server.protocol.sampling import SamplingFields
+from server.protocol.shapes import RESPONSES_OBJECTS
 from server.protocol.values import Temperature, TokenCount, TopP
 
 _LOGPROBS = "message.output_text.logprobs"
+
+# All but the log-probabilities are of things that an answer of this server never has.
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+]
 
 # Not OpenAI's, but there for the other APIs: they mean the same here.
 _PASSED = SamplingFields.model_fields.keys() - {
     *("model", "n", "stream", "stream_options", "max_tokens", "temperature", "top_p"),
     *("prompt_logprobs", "return_token_ids", "aux_info"),
-} | {"chat_template_kwargs", "enable_thinking", "thinking_budget"}
+} | {"chat_template_kwargs", "enable_thinking", "thinking_budget", "thinking_token_budget"}
+
+_INSIDE = {
+    **{name: shape_of(ChatRequest).honoured[name] for name in _PASSED},
+    **RESPONSES_OBJECTS,
+    "metadata": None,
+}
 
 # How the chat request's fields are called here, for its errors.
 _NAMES = (
@@ -32,7 +62,6 @@ _NAMES = (
     (r"response_format(\.json_schema)?", "text.format"),
     (r"reasoning_effort", "reasoning.effort"),
     (r"logprobs", "top_logprobs"),
-    *responses_tools.NAMES,
 )
 
 
@@ -40,17 +69,14 @@ class TextConfig(StrictModel):
     """`text`: what the answer must look like."""
 
     format: dict[str, Any] = Field(default_factory=lambda: {"type": "text"})
-    verbosity: Literal["medium"] | None = None
+    others = TEXT
 
 
 class ReasoningConfig(StrictModel):
     """`reasoning`: how much of it. There are no summaries, as the answer has all of it."""
 
     effort: Any = None
-    summary: Literal["auto"] | None = None
-    generate_summary: Literal["auto"] | None = None
-    context: Literal["auto"] | None = None
-    mode: Literal["standard"] | None = None
+    others = REASONING
 
 
 class StreamOptions(StrictModel):
@@ -62,6 +88,9 @@ class StreamOptions(StrictModel):
 class ResponsesRequest(StrictModel):
     """The fields of this API."""
 
+    others = RESPONSES
+    inside = _INSIDE
+
     model: str | None = None
     input: Any
     instructions: str | None = None
@@ -70,16 +99,13 @@ class ResponsesRequest(StrictModel):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] = 0
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
-        default_factory=list
-    )
+    include: list[Includable] = Field(default_factory=list)
     text: TextConfig = Field(default_factory=TextConfig)
     reasoning: ReasoningConfig | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool = True
-    truncation: Literal["disabled"] = "disabled"
-    background: Literal[False] = False
+    truncation: Literal["auto", "disabled"] = "disabled"
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -91,39 +117,48 @@ class ResponsesBody:
     request: ResponsesRequest
     chat: ChatRequest
     metadata: dict[str, Any]
-    tools: list[dict[str, Any]]
+    tools: NamedTools
 
     @property
     def tool_choice(self) -> Any:
         return self.request.tool_choice or "auto"
 
+    def in_our_names(self, error: RequestError) -> RequestError:
+        """An error of the chat request, with this API's name of the field."""
+        return renamed(error, (*self.tools.places, *_NAMES))
 
-def parse_responses(body: bytes) -> ResponsesBody:
+    def our_name(self, param: str) -> str:
+        """This API's name of a chat request's field."""
+        return renamed_param(param, (*self.tools.places, *_NAMES))
+
+
+def parse_responses(body: bytes, policy: FieldPolicy = REFUSE) -> ResponsesBody:
     """Checks a body.
 
     Raises:
         RequestError: A field is unknown, unsupported or wrong.
     """
-    given = {name: value for name, value in load_object(body).items() if value is not None}
-    metadata = given.get("metadata", {})
+    given = cleaned(load_object(body), shape_of(ResponsesRequest), policy)
+    metadata = given.pop("metadata", {})
     if not isinstance(metadata, dict):
         raise field_error("metadata", f"expected an object, found {describe(metadata)}")
-    for name in ("previous_response_id", "conversation", "prompt"):
-        if name in given:
-            raise field_error(name, "nothing is stored here; send all items as input")
     passed = {name: given.pop(name) for name in _PASSED & given.keys()}
     request = check_fields(given, ResponsesRequest)
-    tools = responses_tools.chat_tools(request.tools or [])
-    chat = _chat(request, tools, passed)
-    return ResponsesBody(request, chat, metadata, responses_tools.shown_tools(tools))
+    tools = responses_tools.named_tools(request.tools or [])
+    try:
+        chat = check_fields(_chat_fields(request, tools, passed), ChatRequest)
+    except RequestError as error:
+        raise renamed(error, (*tools.places, *_NAMES)) from error
+    return ResponsesBody(request, chat, metadata, tools)
 
 
-def _chat(
-    request: ResponsesRequest, tools: list[dict[str, Any]], passed: dict[str, Any]
-) -> ChatRequest:
-    choice, offered = responses_tools.chat_choice(request.tool_choice, tools)
-    fields = passed | {
-        "messages": input_messages(request.instructions, request.input),
+def _chat_fields(
+    request: ResponsesRequest, tools: NamedTools, passed: Mapping[str, Any]
+) -> dict[str, Any]:
+    choice, offered = responses_tools.chat_choice(request.tool_choice, tools.chat_tools)
+    fields = {
+        **passed,
+        "messages": input_messages(request.instructions, request.input, tools),
         "stream": request.stream,
         "tools": offered,
         "tool_choice": choice,
@@ -140,20 +175,7 @@ def _chat(
         fields["response_format"] = _format(request.text.format)
     if _LOGPROBS in request.include or request.top_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    try:
-        return check_fields(fields, ChatRequest)
-    except RequestError as error:
-        raise in_our_names(error) from error
-
-
-def in_our_names(error: RequestError) -> RequestError:
-    """An error of the chat request, with this API's name of the field."""
-    return renamed(error, _NAMES)
-
-
-def our_name(param: str) -> str:
-    """This API's name of a chat request's field."""
-    return renamed_param(param, _NAMES)
+    return fields
 
 
 def _format(given: dict[str, Any]) -> dict[str, Any]:

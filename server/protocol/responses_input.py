@@ -8,13 +8,16 @@ from typing import Any
 from server import limits
 from server.protocol.body import check_count, describe, field_error
 from server.protocol.history import History
-
-# Clients send the items of an answer back with all their fields. These say nothing to the model.
-_SILENT = frozenset({"type", "id", "status", "phase", "caller", "namespace", "async"})
+from server.protocol.responses_tools import NamedTools
 
 
-def input_messages(instructions: str | None, given: Any) -> list[dict[str, Any]]:
+def input_messages(instructions: str | None, given: Any, tools: NamedTools) -> list[dict[str, Any]]:
     """The messages that instructions and input mean.
+
+    Args:
+        instructions: Of the request.
+        given: Its input: a text, or items with their honoured fields only (`shapes.ITEMS`).
+        tools: What the model calls functions.
 
     Raises:
         RequestError: An item is malformed, or a call's output has no call that it belongs to.
@@ -29,27 +32,23 @@ def input_messages(instructions: str | None, given: Any) -> list[dict[str, Any]]
         expected = f"expected a string or at most {limits.MAX_MESSAGES} items"
         raise field_error("input", f"{expected}, found {describe(given)}")
     for index, item in enumerate(given):
-        _read(history, f"input[{index}]", item)
+        _read(history, f"input[{index}]", item, tools)
     if not history.messages:
         raise field_error("input", "expected at least one message")
     return history.messages
 
 
-def _read(history: History, where: str, item: Any) -> None:
+def _read(history: History, where: str, item: Any, tools: NamedTools) -> None:
     if not isinstance(item, dict):
         raise field_error(where, f"expected an object, found {describe(item)}")
     kind = item.get("type") or "message"
     if not isinstance(kind, str) or kind not in _KINDS:
         expected = f"expected one of {', '.join(_KINDS)}"
         raise field_error(f"{where}.type", f"{expected}, found {describe(kind)}")
-    fields, add = _KINDS[kind]
-    given = {key: value for key, value in item.items() if value is not None}
-    for key in given.keys() - _SILENT - fields:
-        raise field_error(f"{where}.{key}", "unknown field")
-    add(history, where, given)
+    _KINDS[kind](history, where, item, tools)
 
 
-def _message(history: History, where: str, item: dict[str, Any]) -> None:
+def _message(history: History, where: str, item: dict[str, Any], _tools: NamedTools) -> None:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
         raise field_error(f"{where}.role", f"unknown role, found {describe(role)}")
@@ -60,19 +59,21 @@ def _message(history: History, where: str, item: dict[str, Any]) -> None:
         history.say(role, text)
 
 
-def _call(history: History, where: str, item: dict[str, Any]) -> None:
+def _call(history: History, where: str, item: dict[str, Any], tools: NamedTools) -> None:
     call_id, name, arguments = (
         _string(where, item, key) for key in ("call_id", "name", "arguments")
     )
-    history.call(f"{where}.call_id", call_id, name, arguments)
+    namespace = item.get("namespace")
+    called = tools.called(name, namespace if isinstance(namespace, str) else None)
+    history.call(f"{where}.call_id", call_id, called, arguments)
 
 
-def _call_output(history: History, where: str, item: dict[str, Any]) -> None:
+def _call_output(history: History, where: str, item: dict[str, Any], _tools: NamedTools) -> None:
     text = _text(f"{where}.output", item.get("output"))
     history.answer(f"{where}.call_id", _string(where, item, "call_id"), text)
 
 
-def _reasoning(history: History, where: str, item: dict[str, Any]) -> None:
+def _reasoning(history: History, where: str, item: dict[str, Any], _tools: NamedTools) -> None:
     content = item.get("content")
     if content:
         history.think(_text(f"{where}.content", content))
@@ -107,10 +108,10 @@ def _part(where: str, part: Any) -> str:
     return text
 
 
-# An item's type -> the fields that are read, and how.
-_KINDS: dict[str, tuple[frozenset[str], Callable[[History, str, dict[str, Any]], None]]] = {
-    "message": (frozenset({"role", "content"}), _message),
-    "function_call": (frozenset({"call_id", "name", "arguments"}), _call),
-    "function_call_output": (frozenset({"call_id", "output", "name"}), _call_output),
-    "reasoning": (frozenset({"summary", "content", "encrypted_content"}), _reasoning),
+# An item's type -> how it is read.
+_KINDS: dict[str, Callable[[History, str, dict[str, Any], NamedTools], None]] = {
+    "message": _message,
+    "function_call": _call,
+    "function_call_output": _call_output,
+    "reasoning": _reasoning,
 }

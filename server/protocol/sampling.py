@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any
 
@@ -33,6 +33,8 @@ from server.protocol.values import (
     Unit,
 )
 
+# 0 keeps the most likely token, as any value below its probability does.
+_LEAST_TOP_P = 1e-9
 # RTP-LLM's default, kept for its users; OpenAI's is 1.
 DEFAULT_TEMPERATURE = 0.7
 
@@ -48,6 +50,7 @@ class StreamOptions(StrictModel):
     """What a stream carries besides the answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False  # padding against traffic analysis; the text is the same
 
 
@@ -100,7 +103,7 @@ class SamplingFields(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _merge_extra_configs(cls, given: Any) -> Any:
-        return with_extra_configs(given) if isinstance(given, dict) else given
+        return with_extra_configs(given, cls.model_fields) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> SamplingFields:
@@ -121,9 +124,22 @@ class SamplingFields(StrictModel):
                 raise field_error(name, "not supported together with num_beams")
         return self
 
+    def take_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Takes defaults for what the caller does not say; beams keep to the model's own."""
+        for name, value in defaults.items():
+            is_used = self.num_beams == 1 or name not in _NOT_WITH_BEAMS
+            if is_used and name not in self.model_fields_set:
+                setattr(self, name, value)
+
     @property
     def include_usage(self) -> bool:
+        """Whether a stream's last chunk has the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def has_usage_in_chunks(self) -> bool:
+        """Whether all other chunks have it, too, as far as it is known."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def sampling_params(
         self,
@@ -157,7 +173,7 @@ class SamplingFields(StrictModel):
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=max(self.top_k, 0),  # vLLM's -1 is "all", too
-            top_p=self.top_p,
+            top_p=max(self.top_p, _LEAST_TOP_P),
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,

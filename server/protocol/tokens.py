@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 from server import limits
 from server.protocol.body import StrictModel, check_fields, field_error, load_object
 from server.protocol.chat import ChatRequest
+from server.protocol.field_classes import EVERYWHERE, TOKENIZE
+from server.protocol.fields import REFUSE, FieldPolicy
 from server.protocol.values import TokenId
 
 
 class EncodeRequest(StrictModel):
     """POST /tokenizer/encode, RTP-LLM's."""
 
+    others = EVERYWHERE
     prompt: str
     return_offsets_mapping: bool = False
 
@@ -22,7 +25,7 @@ class EncodeRequest(StrictModel):
 class TokenizeRequest(StrictModel):
     """POST /tokenize with a text: vLLM's name for it, or SGLang's."""
 
-    model: str | None = None
+    others = TOKENIZE
     prompt: str | None = None
     text: str | None = None
     add_special_tokens: bool = True
@@ -45,12 +48,14 @@ class TokenizeChatRequest(ChatRequest):
 class DetokenizeRequest(StrictModel):
     """POST /detokenize."""
 
-    model: str | None = None
+    others = EVERYWHERE
     tokens: Annotated[list[TokenId], Field(max_length=limits.MAX_DECODED_TOKENS)]
     skip_special_tokens: bool = False
 
 
-def parse_tokenize(body: bytes) -> TokenizeRequest | TokenizeChatRequest:
+def parse_tokenize(
+    body: bytes, policy: FieldPolicy = REFUSE
+) -> TokenizeRequest | TokenizeChatRequest:
     """The body of POST /tokenize, whichever it is.
 
     Raises:
@@ -58,5 +63,5 @@ def parse_tokenize(body: bytes) -> TokenizeRequest | TokenizeChatRequest:
     """
     fields = load_object(body)
     if fields.get("messages") is None:
-        return check_fields(fields, TokenizeRequest)
-    return check_fields(fields, TokenizeChatRequest)
+        return check_fields(fields, TokenizeRequest, policy)
+    return check_fields(fields, TokenizeChatRequest, policy)

@@ -9,6 +9,7 @@ from typing import Any
 from server import limits
 from server.function_calls import CallOptions, Function
 from server.protocol.body import check_count, describe, field_error
+from server.protocol.fields import LEFT_OUT
 
 _NAME = re.compile(r"[\w.:/-]{1,128}")
 
@@ -33,6 +34,8 @@ def call_options(
         field, dialect = "function_call", "functions"
     else:
         offered = _functions("tools", tools or [], _tool)
+        if isinstance(tool_choice, dict) and tool_choice.get("type") == "allowed_tools":
+            tool_choice, offered = _allowed(tool_choice.get("allowed_tools"), offered)
         choice, named = _tool_choice(tool_choice)
         field, dialect = "tool_choice", "tools"
     if choice == "required" and not offered:
@@ -48,6 +51,8 @@ def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
     check_count(field, entries, limits.MAX_FUNCTIONS, "functions")
     found: dict[str, Function] = {}
     for index, entry in enumerate(entries):
+        if entry is LEFT_OUT:
+            continue
         where, function = check(f"{field}[{index}]", entry)
         if function.name in found:
             raise field_error(f"{where}.name", f"{describe(function.name)} is there already")
@@ -109,6 +114,33 @@ def _check_properties(where: str, properties: Any) -> None:
                 raise field_error(f"{where}[{index}].name", reason)
     elif properties is not None and not isinstance(properties, dict):
         raise field_error(where, f"expected an object or a list, found {describe(properties)}")
+
+
+def _allowed(value: Any, offered: tuple[Function, ...]) -> tuple[str, tuple[Function, ...]]:
+    """The mode of a choice among some of the functions, and those."""
+    where = "tool_choice.allowed_tools"
+    _check_object(where, value)
+    mode, allowed = value.get("mode"), value.get("tools")
+    if mode not in ("auto", "required"):
+        reason = f"expected 'auto' or 'required', found {describe(mode)}"
+        raise field_error(f"{where}.mode", reason)
+    if not isinstance(allowed, list):
+        raise field_error(f"{where}.tools", f"expected a list, found {describe(allowed)}")
+    check_count(f"{where}.tools", allowed, limits.MAX_FUNCTIONS, "tools")
+    names = {function.name for function in offered}
+    wanted: set[str] = set()
+    for index, tool in enumerate(allowed):
+        at = f"{where}.tools[{index}]"
+        _check_object(at, tool)
+        if tool.get("type", "function") != "function":
+            continue  # of a kind that is left out among the tools
+        _check_object(f"{at}.function", tool.get("function"))
+        name = _chosen(f"{at}.function.name", tool["function"])
+        if name not in names:
+            reason = f"there is no function {describe(name)} in the request"
+            raise field_error(f"{at}.function.name", reason)
+        wanted.add(name)
+    return mode, tuple(function for function in offered if function.name in wanted)
 
 
 def _tool_choice(value: Any) -> tuple[Any, str | None]:

@@ -13,7 +13,7 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 Int32 = Annotated[int, Field(ge=0, le=limits.MAX_INT32)]
 TokenCount = Annotated[int, Field(ge=1, le=limits.MAX_INT32)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
-TopP = Annotated[float, Field(gt=0, le=1)]
+TopP = Annotated[float, Field(ge=0, le=1)]
 TopK = Annotated[int, Field(ge=-1, le=limits.MAX_INT32)]  # vLLM's -1 is "all", as 0 is
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -29,6 +29,11 @@ class ReasoningGrammar(Protocol):
     @property
     def closes(self) -> str: ...
     @property
+    def ends(self) -> tuple[str, ...]:
+        """All marks that reasoning can end with."""
+        ...
+
+    @property
     def reopens(self) -> bool:
         """Whether reasoning may open after the answer's beginning, and again."""
         ...

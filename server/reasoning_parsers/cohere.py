@@ -23,6 +23,7 @@ class Cohere:
     marks: tuple[str, ...] = _MARKS
     opens: str = _OPENS
     closes: str = _CLOSES
+    ends: tuple[str, ...] = (_CLOSES,)
     reopens: bool = True
 
     def is_open(self, prompt: str) -> bool:

@@ -28,6 +28,7 @@ class Harmony:
     marks: tuple[str, ...] = (*_BEGIN, _MESSAGE, *_END)
     opens: str = "<|channel|>analysis<|message|>"
     closes: str = "<|end|>"
+    ends: tuple[str, ...] = (*_END, *_BEGIN)
     reopens: bool = True
 
     def is_open(self, prompt: str) -> bool:

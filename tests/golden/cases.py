@@ -145,6 +145,72 @@ CASES |= {
 }
 
 
+# Windows that are shorter than the prompt, so that both kinds of layers differ.
+_GEMMA = {"sliding_window": 6, "query_pre_attn_scalar": 24, "num_hidden_layers": 4}
+_LAYERS = {"num_hidden_layers": 4}
+
+CASES |= {
+    "gemma2": Case(_config("Gemma2ForCausalLM", **_GEMMA)),
+    "gemma2_no_caps": Case(
+        _config(
+            "Gemma2ForCausalLM",
+            attn_logit_softcapping=None,
+            final_logit_softcapping=None,
+            layer_types=["full_attention", "sliding_attention"],
+            sliding_window=5,
+        )
+    ),
+    "gemma3": Case(
+        _config("Gemma3ForCausalLM", model_type="gemma3_text", sliding_window_pattern=3, **_GEMMA)
+    ),
+    "gemma3_scaled": Case(
+        _config(
+            "Gemma3ForCausalLM",
+            model_type="gemma3_text",
+            sliding_window_pattern=2,
+            rope_theta=1000.0,
+            rope_local_base_freq=100.0,
+            rope_scaling={"rope_type": "linear", "factor": 8.0},
+            **_GEMMA,
+        )
+    ),
+    "smollm3": Case(_config("SmolLM3ForCausalLM", **_LAYERS)),
+    "smollm3_windows": Case(
+        _config(
+            "SmolLM3ForCausalLM",
+            no_rope_layers=[1, 0, 1, 0],
+            use_sliding_window=True,
+            sliding_window=5,
+            **_LAYERS,
+        )
+    ),
+    "olmo2": Case(_config("Olmo2ForCausalLM", head_dim=8)),
+    "olmo3": Case(
+        _config(
+            "Olmo3ForCausalLM",
+            head_dim=8,
+            sliding_window=6,
+            rope_theta=1000.0,
+            rope_scaling=_YARN,
+            **_LAYERS,
+        )
+    ),
+    "granite": Case(
+        _config(
+            "GraniteForCausalLM",
+            head_dim=8,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.2,
+            residual_multiplier=0.6,
+            logits_scaling=2.5,
+        )
+    ),
+    "glm": Case(_config("GlmForCausalLM")),
+    "glm4": Case(_config("Glm4ForCausalLM", partial_rotary_factor=0.5)),
+    "phi3": Case(_config("Phi3ForCausalLM", head_dim=8, sliding_window=7)),
+}
+
+
 def _rng(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 

@@ -44,6 +44,18 @@ def named_tensors(model) -> dict:
             tensors[f"{layer}up_proj.weight"] = tensor[:, size:]
         elif name.endswith("experts.down_proj"):
             tensors[f"{name}.weight"] = tensor
+        elif name.endswith("mlp.gate_up_proj.weight"):
+            layer, size = name.removesuffix("gate_up_proj.weight"), tensor.shape[0] // 2
+            tensors[f"{layer}gate_proj.weight"] = tensor[:size]
+            tensors[f"{layer}up_proj.weight"] = tensor[size:]
+        elif name.endswith("qkv_proj.weight"):
+            layer, heads = name.removesuffix("qkv_proj.weight"), model.config.num_attention_heads
+            kv_heads = model.config.num_key_value_heads
+            size = tensor.shape[0] // (heads + 2 * kv_heads)
+            ends = size * heads, size * (heads + kv_heads)
+            tensors[f"{layer}q_proj.weight"] = tensor[: ends[0]]
+            tensors[f"{layer}k_proj.weight"] = tensor[ends[0] : ends[1]]
+            tensors[f"{layer}v_proj.weight"] = tensor[ends[1] :]
         else:
             tensors[name] = tensor
     return tensors

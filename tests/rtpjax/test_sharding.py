@@ -144,7 +144,7 @@ def test_every_parameter_has_a_place(case_name: str):
     assert {axis for spec in specs.values() for axis in spec.axes} <= AXIS_RULES.keys()
 
 
-@pytest.mark.parametrize("case_name", ["llama_biases", "qwen3"])
+@pytest.mark.parametrize("case_name", ["llama_biases", "qwen3", "gemma3", "olmo2", "glm4"])
 def test_two_devices_compute_what_one_does(case_name: str):
     model, mesh = golden_model(case_name), make_mesh(2)
     config = ModelConfig.from_hf(cases.CASES[case_name].config)

@@ -57,7 +57,7 @@ def deltas(syntax: AnswerSyntax, pieces: Sequence[str], end: str) -> list[Delta]
     async def written() -> AsyncIterator[Delta]:
         for number, piece in enumerate(pieces, 1):
             finish_reason = end if number == len(pieces) else None
-            yield Delta(0, piece, finish_reason=finish_reason, num_tokens=number)
+            yield Delta(0, piece, finish_reason=finish_reason)
 
     async def read() -> list[Delta]:
         return [delta async for delta in parsed(written(), [syntax])]
@@ -268,13 +268,6 @@ def test_logprobs_belong_to_texts() -> None:
     ):
         list(items.take(delta))
     assert [item.logprobs for item in items.items] == [[], [b, c], []]
-
-
-def test_tokens_of_reasoning_are_counted() -> None:
-    items = Items()
-    for num_tokens, events in ((3, (Reasoning("r"),)), (4, (Content("t"),)), (9, ())):
-        list(items.take(Delta(0, "", events=events, num_tokens=num_tokens)))
-    assert items.num_reasoning_tokens == 3
 
 
 BROKEN = [

@@ -107,7 +107,7 @@ ASSISTANT = {"role": "assistant", "content": "x"}
     [
         ({"user_template": "x"}, "user_template"),
         ({"template_key": "x"}, "template_key"),
-        ({"thinking_budget": 5}, "thinking_budget"),
+        ({"thinking_budget": -1}, "thinking_budget"),
         ({"extra_configs": {"top_k": "x"}}, "extra_configs.top_k"),
         ({"extra_configs": {"num_beams": 11}}, "extra_configs.num_beams"),
         ({"extra_configs": {"bad_words_list": [[]]}}, "extra_configs.bad_words_list[0]"),
@@ -147,3 +147,58 @@ def test_refuses(server: LiveServer, fields: dict[str, Any], param: str) -> None
     response = server.client.post("/v1/chat/completions", json={"messages": [USER]} | fields)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+HI = {"role": "user", "content": "hi"}
+# Where tokens are asked for, with what a caller may write there.
+LIMITS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": [HI], "max_tokens": 10**6}),
+    ("/v1/chat/completions", {"messages": [HI], "max_completion_tokens": 10**6, "n": 2}),
+    ("/v1/chat/completions", {"messages": [HI], "extra_configs": {"max_new_tokens": 32000}}),
+    ("/v1/chat/completions", {"messages": [HI], "max_tokens": 9999, "min_tokens": 9000}),
+    ("/v1/chat/completions", {"messages": [HI], "max_tokens": 9999, "num_beams": 2}),
+    ("/v1/batch/chat/completions", {"requests": [{"messages": [HI], "max_tokens": 9999}] * 2}),
+    ("/v1/completions", {"prompt": "hi", "max_tokens": 512}),
+    ("/v1/completions", {"prompt": [[5] * 511, [5] * 100], "max_tokens": 300}),
+    ("/v1/completions", {"prompt": [5] * 511}),  # the default of 16 is no reason for a 400
+    ("/v1/completions", {"prompt": "hi", "min_tokens": 40}),
+    ("/v1/responses", {"input": "hi", "max_output_tokens": 10**6}),
+    ("/v1/messages", {"messages": [HI], "max_tokens": 10**6}),
+    ("/", {"prompt": "hi", "generate_config": {"max_new_tokens": 32000}}),
+    ("/", {"prompt": [5] * 3 and "hi", "max_new_tokens": 512}),
+    ("/batch_infer", {"prompt_batch": ["a", "b" * 511], "generate_config": {"gen_length": 9999}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), LIMITS)
+def test_tokens_asked_for_are_an_upper_bound(
+    engine: ScriptedEngine, path: str, body: dict[str, Any]
+) -> None:
+    with LiveServer(engine) as server:
+        response = server.client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        assert not engine.aborted
+        answer = response.json()
+    for found in answer.get("responses", [answer]):
+        if "usage" in found and "prompt_tokens" in found["usage"]:
+            assert found["usage"]["total_tokens"] <= 512 * len(found["choices"])
+        for choice in found.get("choices", []):
+            assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("most", [None, 1, 10**6])
+def test_only_the_prompt_is_a_reason_to_refuse(server: LiveServer, most: int | None) -> None:
+    bodies = {
+        "/v1/chat/completions": ({"messages": [HI | {"content": "x" * 600}]}, "max_tokens"),
+        "/v1/completions": ({"prompt": [5] * 512}, "max_tokens"),
+        "/v1/responses": ({"input": "x" * 600}, "max_output_tokens"),
+        "/v1/messages": ({"messages": [HI | {"content": "x" * 600}]}, "max_tokens"),
+        "/": ({"prompt": "x" * 512}, "max_new_tokens"),
+    }
+    for path, (body, name) in bodies.items():
+        limit = {name: most or 9} if path == "/v1/messages" or most else {}
+        response = server.client.post(path, json=body | limit)
+        assert response.status_code == 400, path
+        message = response.json()["error"]["message"]
+        assert "context is 512 tokens" in message
+        assert "max" not in message

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from server.protocol.anthropic_messages import MessagesRequest
-from server.protocol.body import HARMLESS, UNSUPPORTED
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.raw import RawRequest
@@ -19,9 +18,10 @@ from server.protocol.responses import ResponsesRequest
 from server.protocol.tokens import DetokenizeRequest, EncodeRequest, TokenizeRequest
 from tests.server.live_server import LiveServer
 
-FIELDS = sorted(
-    {*ChatRequest.model_fields, *CompletionRequest.model_fields, *HARMLESS, *UNSUPPORTED}
-)
+FIELDS = sorted({
+    *(*ChatRequest.model_fields, *ChatRequest.others),
+    *(*CompletionRequest.model_fields, *CompletionRequest.others),
+})  # fmt: skip
 NUMBERS = st.one_of(
     st.integers(), st.integers(-3, 20), st.floats(), st.sampled_from([2**31, 2**63, 10**400, -1])
 )
@@ -160,7 +160,7 @@ OTHERS = {
 @given(data=st.data())
 def test_other_routes(server: LiveServer, path: str, data: st.DataObject) -> None:
     model, main, always = OTHERS[path]
-    names = sorted({*model.model_fields, *HARMLESS, *UNSUPPORTED, "extra_configs", "tools"})
+    names = sorted({*model.model_fields, *model.others, "extra_configs", "tools"})
     fields = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=3))
     body = {main: data.draw(INPUT), **always, **fields}
     check(server, path, json.dumps(body).encode())

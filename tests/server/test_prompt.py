@@ -8,7 +8,7 @@ import pytest
 
 from rtpjax.errors import RequestError
 from server.chat_template import ChatTemplate
-from server.prompt import PromptEncoder, check_lengths
+from server.prompt import PromptEncoder, check_length
 from tests.server.scripted_engine import make_tokenizer
 
 
@@ -32,20 +32,18 @@ def test_many_at_once() -> None:
         assert [len(prompt.token_ids) for prompt in encoded] == list(range(1, 101))
 
 
-@pytest.mark.parametrize(("prompt_len", "max_tokens"), [(9, None), (9, 1), (1, 9)])
-def test_fits(prompt_len: int, max_tokens: int | None) -> None:
-    check_lengths(prompt_len, max_tokens, 10, param="prompt")
+def test_fits() -> None:
+    check_length(9, 10, param="prompt")
 
 
 @pytest.mark.parametrize(
-    ("prompt_len", "max_tokens", "message"),
+    ("prompt_len", "message"),
     [
-        (10, None, "context is 10 tokens, but the prompt has 10; shorten the prompt"),
-        (9, 2, r"the prompt has 9 and max_tokens is 2 \(11 together\)"),
-        (11, 2, "the prompt has 11; shorten the prompt"),
-        (0, 2, "no tokens"),
+        (10, "context is 10 tokens, but the prompt has 10; shorten the prompt"),
+        (11, "the prompt has 11; shorten the prompt"),
+        (0, "no tokens"),
     ],
 )
-def test_does_not_fit(prompt_len: int, max_tokens: int | None, message: str) -> None:
+def test_does_not_fit(prompt_len: int, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        check_lengths(prompt_len, max_tokens, 10, param="prompt")
+        check_length(prompt_len, 10, param="prompt")

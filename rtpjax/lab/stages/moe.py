@@ -71,7 +71,7 @@ def _layers(
     @jax.jit
     def call(arrays: Sequence[jax.Array], x: jax.Array) -> jax.Array:
         for layer, norm in nnx.merge(graph, jax.tree.unflatten(tree, arrays)):
-            x = layer(x, norm, None)
+            x = x + layer(norm(x), None)
         return x
 
     return call, [random_array(f"moe {i}", x.shape, x.dtype) for i, x in enumerate(leaves)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def test_a_gguf_is_the_checkpoint_it_was_made_of(
     config = tiny.config(family, tie_word_embeddings=is_tied)
     weights = tiny.weights(config)
     checkpoint = open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", config, weights))
-    assert ModelConfig.from_hf(checkpoint.config).rope == ModelConfig.from_hf(config).rope
+    ours, theirs = ModelConfig.from_hf(checkpoint.config), ModelConfig.from_hf(config)
+    assert ours.layer_ropes == theirs.layer_ropes
     for key in config:
         assert checkpoint.config[key] == config[key], key
     check_tensors(checkpoint, tiny.specs(checkpoint.config))
@@ -230,3 +232,52 @@ def test_a_folder_with_one_gguf(tmp_path: Path) -> None:
     config = tiny.config()
     tiny.write_gguf(tmp_path / "m.gguf", config, tiny.weights(config))
     assert open_checkpoint(tmp_path).format == "gguf"
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
+def test_gemma_has_its_norms_and_what_the_file_does_not_say(tmp_path: Path, arch: str) -> None:
+    """Names are gguf's own; norms are stored with 1 added, as llama.cpp's converter does."""
+    is_third = arch == "gemma3"
+    config = {key: value for key, value in tiny.config().items() if key != "hidden_act"} | {
+        "architectures": ["Gemma3ForCausalLM" if is_third else "Gemma2ForCausalLM"],
+        "model_type": "gemma3_text" if is_third else arch,
+        "num_hidden_layers": 3,
+        "rope_theta": 1e6 if is_third else 1e4,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 16,
+    }
+    weights = tiny.weights(config)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_sliding_window(config["sliding_window"])
+    if not is_third:
+        writer.add_attn_logit_softcapping(50.0)
+        writer.add_final_logit_softcapping(30.0)
+    tiny.add_tokenizer(writer, config["vocab_size"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
+    for name, value in weights.items():
+        stored = names.get_name(name.removesuffix(".weight"))
+        writer.add_tensor(f"{stored}.weight", value + np.float32("norm" in name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    assert ModelConfig.from_hf(checkpoint.config) == dataclasses.replace(
+        ModelConfig.from_hf(config),
+        bos_token_id=1,
+        eos_token_ids=(2,),
+        torch_dtype="bfloat16",
+    )
+    check_tensors(checkpoint, tiny.specs(checkpoint.config))
+    for name, value in weights.items():
+        np.testing.assert_allclose(checkpoint.read(name), value, atol=1e-6)

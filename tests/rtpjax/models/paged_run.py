@@ -27,7 +27,7 @@ def golden_model(case_name: str, precision: Precision = FP32) -> CausalLM:
     """The model of a golden case, with the case's weights."""
     config = ModelConfig.from_hf(cases.CASES[case_name].config)
     leaves = [
-        jnp.asarray(cases.weight(name, spec.shape), spec.dtype)
+        jnp.asarray(cases.weight(name, spec.shape), spec.dtype) + spec.offset
         for name, spec in abstract_state_of(config, precision).items()
     ]
     graphdef, state = nnx.split(build(config, precision, abstract=True))

@@ -31,12 +31,14 @@ def test_rope_reads_the_same_in_both_styles(scaling: dict[str, Any] | None):
     old = read(rope_theta=500000.0, rope_scaling=scaling)
     new = read(rope_parameters={**(scaling or {"rope_type": "default"}), "rope_theta": 500000.0})
     assert old == new
-    assert old.rope.rope_theta == 500000.0
-    assert old.rope.rope_type == ("default" if scaling is None else new.rope.rope_type)
+    assert old.layer_ropes[0].rope_theta == 500000.0
+    assert old.layer_ropes[0].rope_type == (
+        "default" if scaling is None else new.layer_ropes[0].rope_type
+    )
 
 
 def test_rope_scaling_values_are_read():
-    rope = read(rope_theta=500000.0, rope_scaling=LLAMA3).rope
+    rope = read(rope_theta=500000.0, rope_scaling=LLAMA3).layer_ropes[0]
     assert (rope.rope_type, rope.factor, rope.original_max_position_embeddings) == (
         "llama3",
         32.0,
@@ -93,7 +95,7 @@ def test_layers_with_a_window():
         ({"rope_scaling": {"rope_type": "linear"}}, r"needs \['factor'\]"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "wave": 1}}, r"\['wave'\]"),
         ({"rope_scaling": LLAMA3 | {"attention_factor": 2.0}}, r"\['attention_factor'\]"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
+        ({"rope_parameters": {"sliding_attention": {"rope_theta": 1.0}}}, "full_attention"),
         ({"head_dim": 15}, "15 features"),
     ],
 )

@@ -27,7 +27,7 @@ def test_linear_answers_in_the_format_of_its_input():
 def test_rms_norm_computes_in_float32():
     norm = layers.RMSNorm(4, "embed", jnp.bfloat16, eps=0.0, rngs=nnx.Rngs(0))
     # The squares overflow float16.
-    y = norm(jnp.array([[1000.0, -1000.0, 1000.0, 1000.0]], jnp.float16))
+    y = norm(jnp.array([[1000.0, -1000.0, 1000.0, 1000.0]], jnp.float16)).value
     np.testing.assert_array_equal(y, np.array([[1, -1, 1, 1]], np.float16))
 
 

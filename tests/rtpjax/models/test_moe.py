@@ -56,7 +56,8 @@ def test_split_experts(tp_size: int, ep_size: int):
         # Most tokens go to few experts: some have no row at all.
         x = cases.weight("x", (T, D)) + 2 * cases.weight("same for all", (1, D))
         graph, state = nnx.split(moe)
-        run = jax.jit(lambda s, x: nnx.merge(graph, s)(x, norm, sharding.mesh_axes(mesh)))
+        axes = sharding.mesh_axes(mesh)
+        run = jax.jit(lambda s, x: x + nnx.merge(graph, s)(norm(x), axes))
         where = partial(sharding.named_sharding, mesh)
         placed = jax.tree.map(
             lambda leaf: jax.device_put(

@@ -51,7 +51,7 @@ def test_inv_freq_of_real_checkpoints(rope_type: str):
 
     hf = config_of(REAL[rope_type])
     expected, factor = ROPE_INIT_FUNCTIONS[rope_type](LlamaConfig(**hf), "cpu")
-    ours = ModelConfig.from_hf(hf).rope
+    ours = ModelConfig.from_hf(hf).layer_ropes[0]
     assert rope.inv_freq(ours).dtype == np.float32
     np.testing.assert_allclose(rope.inv_freq(ours), expected.numpy(), rtol=2e-6)
     assert rope.attention_factor(ours) == pytest.approx(factor)
@@ -67,13 +67,13 @@ def test_dynamic_rotates_for_the_sequence_up_to_the_token(context_len: int):
     hf = cases.CASES["llama_rope_dynamic_long"].config
     inv_freq, _ = ROPE_INIT_FUNCTIONS["dynamic"](LlamaConfig(**hf), "cpu", seq_len=context_len)
     position = context_len - 1
-    cos, sin = rope.cos_sin(ModelConfig.from_hf(hf).rope, jnp.array([position]))
+    cos, sin = rope.cos_sin(ModelConfig.from_hf(hf).layer_ropes[0], jnp.array([position]))
     np.testing.assert_allclose(cos[0], np.cos(position * inv_freq.numpy()), atol=2e-5)
     np.testing.assert_allclose(sin[0], np.sin(position * inv_freq.numpy()), atol=2e-5)
 
 
 def test_dynamic_angle_depends_on_the_position_alone():
-    dynamic = ModelConfig.from_hf(cases.CASES["llama_rope_dynamic_long"].config).rope
+    dynamic = ModelConfig.from_hf(cases.CASES["llama_rope_dynamic_long"].config).layer_ropes[0]
     together, _ = rope.cos_sin(dynamic, jnp.arange(24))
     alone = [rope.cos_sin(dynamic, jnp.array([at]))[0][0] for at in range(24)]
     np.testing.assert_array_equal(together, np.stack(alone))
@@ -85,7 +85,7 @@ def test_dynamic_angle_depends_on_the_position_alone():
 
 @pytest.mark.parametrize("case_name", ROPE_CASES)
 def test_each_scaling_case_differs_from_plain_rope(case_name: str):
-    scaled = ModelConfig.from_hf(cases.CASES[case_name].config).rope
+    scaled = ModelConfig.from_hf(cases.CASES[case_name].config).layer_ropes[0]
     plain = dataclasses.replace(scaled, rope_type="default")
     positions = jnp.arange(cases.PROMPT_LEN)
     differ = np.abs(rope.cos_sin(scaled, positions)[0] - rope.cos_sin(plain, positions)[0]).max()
@@ -106,4 +106,4 @@ def test_rotate_turns_pairs_and_keeps_the_rest():
 
 def test_partial_rotary_factor_rotates_the_leading_features():
     options = cases.CASES["llama"].config | {"partial_rotary_factor": 0.5}
-    assert ModelConfig.from_hf(options).rope.rotary_dim == 8
+    assert ModelConfig.from_hf(options).layer_ropes[0].rotary_dim == 8

@@ -19,7 +19,6 @@ from rtpjax.plan.step import (
     caches_of,
     compile_choose,
     compile_step,
-    with_layers,
 )
 
 needs_compiler = pytest.mark.skipif(
@@ -48,7 +47,7 @@ def test_extrapolation_is_linear_in_layers():
 def test_pools_are_the_layers_arrays_on_one_device_and_what_is_live_is_one_layers():
     model = ModelConfig.from_hf(presets.load("qwen3-32b"))
     mesh = sharding.make_mesh(4, model=model)
-    three = with_layers(model, 3)
+    three = model.with_layers(3)
 
     def pools(precision: Precision, context_len: int) -> tuple[hlo.Pool, ...]:
         whole = limits.needs(model, precision, 4)
@@ -68,7 +67,7 @@ def test_pools_are_the_layers_arrays_on_one_device_and_what_is_live_is_one_layer
 @pytest.mark.parametrize("cache", ["int8", "float8_e4m3fn"])
 def test_a_quantized_cache_is_written_by_one_kernel_a_layer_in_place(cache):
     """On two devices: XLA would gather the cache where the kernel does not stand in shard_map."""
-    two = with_layers(ModelConfig.from_hf(presets.load("qwen2.5-0.5b")), 2)
+    two = ModelConfig.from_hf(presets.load("qwen2.5-0.5b")).with_layers(2)
     precision, h100 = dataclasses.replace(BF16, cache=jnp.dtype(cache)), gpus.load("h100")
     compiled = compile_step(two, precision, SHAPE, topology.make_mesh(h100, 2, two), h100)
     module = hlo.parse(compiled.as_text())
@@ -82,7 +81,7 @@ def test_a_quantized_cache_is_written_by_one_kernel_a_layer_in_place(cache):
 @needs_compiler
 def test_a_step_of_all_layers_is_what_was_extrapolated():
     """SmolLM2 with 8 layers, compiled whole and from 2 and 4."""
-    eight = with_layers(SMOLLM2, 8)
+    eight = SMOLLM2.with_layers(8)
     h100 = gpus.load("h100")
     report = analyze.analyze(eight, BF16, h100, 1, SHAPE, context_len=CONTEXT)
     mesh = topology.make_mesh(h100, 1)
@@ -125,7 +124,7 @@ def test_the_host_never_waits_while_tokens_are_chosen(variant, tmp_path):
 
 @needs_compiler
 def test_a_compiled_step_updates_every_cache_in_place():
-    two, l4 = with_layers(SMOLLM2, 2), gpus.load("l4")
+    two, l4 = SMOLLM2.with_layers(2), gpus.load("l4")
     compiled = compile_step(two, BF16, SHAPE, topology.make_mesh(l4, 1), l4)
     module = hlo.parse(compiled.as_text())
     names = argument_names(two, BF16, num_caches=1)
@@ -136,7 +135,7 @@ def test_a_compiled_step_updates_every_cache_in_place():
 @needs_compiler
 def test_a_cache_that_fills_the_gpu_makes_xla_compute_nothing_twice():
     """It would save memory that it wrongly counts: engine.step.COMPILER_OPTIONS."""
-    four, h100 = with_layers(SMOLLM2, 4), gpus.load("h100")
+    four, h100 = SMOLLM2.with_layers(4), gpus.load("h100")
     page_bytes = SHAPE.page_size * limits.needs(four, BF16, 1).token_bytes
     shape = dataclasses.replace(SHAPE, num_pages=60 * 10**9 // page_bytes)
     compiled = compile_step(four, BF16, shape, topology.make_mesh(h100, 1), h100)

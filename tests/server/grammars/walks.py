@@ -14,7 +14,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from checkpoints_conv.default_model import ensure_default_model
+from checkpoints_conv.package_models import ensure_model
 from rtpjax.engine.grammar import CompiledGrammar, GrammarCompiler
 from rtpjax.engine.request import Grammar
 from rtpjax.errors import CheckpointError
@@ -28,7 +28,7 @@ def tokenizer(has_marks: bool) -> PreTrainedTokenizerFast:
     if not has_marks:
         folder = Path(os.environ.get("RTPJAX_CACHE", "~/.cache/rtpjax")).expanduser()
         try:
-            return AutoTokenizer.from_pretrained(ensure_default_model(folder, has_progress=False))
+            return AutoTokenizer.from_pretrained(ensure_model(folder, has_progress=False))
         except CheckpointError as error:
             pytest.skip(f"the embedded model is not here: {error}")
     made = PreTrainedTokenizerFast(

@@ -249,14 +249,15 @@ def test_count_tokens(client: Any, engine: SpeakingEngine) -> None:
     [
         ({"tools": 5}, "tools"),
         ({"tools": [5]}, "tools[0]"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": 5}]}, "tools[0].type"),
+        ({"tools": [{"type": "bash_20250124"}, OTHER | {"mood": 5}]}, "tools[1].mood"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
         ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
         ({"tools": [OTHER | {"description": 5}]}, "tools[0].description"),
         ({"tools": [OTHER | {"input_schema": 5}]}, "tools[0].input_schema"),
         ({"tools": [OTHER | {"mood": 5}]}, "tools[0].mood"),
-        ({"tools": [OTHER | {"defer_loading": True}]}, "tools[0].defer_loading"),
+        ({"tools": [OTHER | {"allowed_callers": ["code"]}]}, "tools[0].allowed_callers"),
         ({"tools": [OTHER, OTHER]}, "tools[1].name"),
         (
             {"tools": [OTHER | {"input_schema": {"type": "x"}}], "tool_choice": {"type": "any"}},

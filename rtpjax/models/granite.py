@@ -1,0 +1,41 @@
+"""Granite 3 (dense): Llama with multipliers of embeddings, scores, blocks and logits.
+
+Source: https://github.com/huggingface/transformers/tree/main/src/transformers/models/granite
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from rtpjax.models.decoder import Decoder
+
+
+class GraniteForCausalLM(Decoder):
+    """A Granite decoder."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "embedding_multiplier": 1.0,
+        "attention_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    }
+
+    @classmethod
+    def options(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """See CausalLM."""
+        return {
+            "embedding_scale": float(hf["embedding_multiplier"]),
+            "attention_scale": float(hf["attention_multiplier"]),
+            "residual_scale": float(hf["residual_multiplier"]),
+            "logits_scale": 1.0 / hf["logits_scaling"],
+        }
+
+
+ARCHITECTURES = {"GraniteForCausalLM": GraniteForCausalLM}
