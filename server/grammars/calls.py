@@ -15,6 +15,7 @@ from typing import Any
 from rtpjax.engine.request import JSON_OPTIONS, Grammar
 from server.function_calls import CallOptions, Function
 from server.grammars.parameters import NotWritable, ParameterRules
+from server.grammars.remembered import remembered
 from server.json_schema import normalise
 from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
@@ -40,6 +41,7 @@ class CallStyle:
         written = tool_format.written_by(template)
         return cls(written, tool_format.marks_of(written))
 
+    @remembered
     def can_write(self, calls: CallOptions) -> bool:
         """Whether every function that may be called can be written.
 
@@ -52,6 +54,7 @@ class CallStyle:
             return False
         return True
 
+    @remembered
     def forced(self, calls: CallOptions, *, after: str | None = None) -> Grammar:
         """Nothing but calls, of the function that is named if one is.
 
@@ -67,6 +70,7 @@ class CallStyle:
         lines = [f"start: {rules.section(rules.text(self.written.begin))}", *rules.lines]
         return Grammar("lark", _joined(lines), after, param=calls.dialect, marks=self.marks)
 
+    @remembered
     def auto(self, calls: CallOptions, *, after: str | None = None) -> Grammar:
         """Free text, and in it calls; the arguments are those of `forced`."""
         rules = _Rules(self, calls)

@@ -401,6 +401,7 @@ def test_one_is_long(route: str, model: str, sample: dict[str, Any]) -> None:
         check(route, model, sample, (path,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("route", "model", "sample"), CASES)
 def test_two_are_long(route: str, model: str, sample: dict[str, Any]) -> None:
     """Neighbours, and lists in different fields."""
