@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import cache_quality, fleet, host_work, offline, prefix, quality, serve, step
+from bench import cache_quality, fleet, host_work, offline, prefix, quality, serve, soak, step
 from rtpjax.errors import CheckpointError, ConfigError
 
 COMMANDS = {
     "serve": (serve, "load on a running server: latencies and throughput"),
+    "soak": (soak, "many clients for long, a quarter of which misbehave"),
     "offline": (offline, "the engine without HTTP, beside transformers"),
     "quality": (quality, "perplexity and greedy agreement of quantized weights"),
     "step": (step, "one decode step with quantized weights beside bf16"),

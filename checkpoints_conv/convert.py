@@ -65,6 +65,7 @@ _TEXT_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_TEMPLATES_FOLDER = "additional_chat_templates"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -367,6 +368,8 @@ def _write_texts(checkpoint: Checkpoint, folder: Path) -> None:
     for name in _TEXT_FILES:
         if (checkpoint.path / name).is_file():
             shutil.copyfile(checkpoint.path / name, folder / name)
+    if (checkpoint.path / _TEMPLATES_FOLDER).is_dir():
+        shutil.copytree(checkpoint.path / _TEMPLATES_FOLDER, folder / _TEMPLATES_FOLDER)
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

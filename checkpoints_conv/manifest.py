@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rtpjax.errors import CheckpointError
+from rtpjax.lfs import refuse_pointers
 
 MANIFEST_NAME = "manifest.json"
 VERSION = 1
@@ -52,6 +53,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     file = folder / MANIFEST_NAME
     if not file.exists():
         return None
+    refuse_pointers([file])
     try:
         fields = json.loads(file.read_text())
         if fields["version"] != VERSION:

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rtpjax.errors import CheckpointError
+from rtpjax.lfs import refuse_pointers
 from rtpjax.models import ParamSpec
 from rtpjax.sharding import named_sharding
 
@@ -101,8 +102,9 @@ def read_config(file: Path) -> dict[str, Any]:
     """The dict of a config.json.
 
     Raises:
-        CheckpointError: It is not JSON, or no object.
+        CheckpointError: It is not JSON, or no object, or a pointer of Git LFS.
     """
+    refuse_pointers([file])
     try:
         config = json.loads(file.read_text())
     except ValueError as error:

@@ -11,7 +11,7 @@ import psutil
 
 from pallas_kernels import paged_attention
 from pallas_kernels.registry import Target
-from rtpjax.engine import kv_cache
+from rtpjax.engine import kv_cache, seats
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
 from rtpjax.sharding import Split
@@ -24,6 +24,9 @@ _CACHE_DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 _FP8_FROM = 89  # compute capability; 8.9 is Ada, 9.0 Hopper
 MIB = 1 << 20
 GIB = 1 << 30
+# The part of what is left beside the cache that the state of running requests may take: on a GPU of
+# reserved_bytes, on the CPU as much as this part of the cache, which leaves most memory alone.
+_SEATS_PART = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class EngineSettings:
             most 4 GiB on the CPU; on a GPU what is left beside the weights, less reserved_bytes.
         kv_cache_dtype: Format of cached keys and values; int8 and fp8 (e4m3) have a scale per page
             and kv head. Auto: as the activations.
-        reserved_bytes: GPU memory left for temporaries.
+        reserved_bytes: GPU memory left for temporaries and the state of running requests.
         use_prefix_cache: Whether shared prompt prefixes are computed once.
         tp_size: Devices that each layer is split over.
         dp_size: Groups of so many devices, each with requests and pages of its own.
@@ -164,6 +167,14 @@ def resolve(
         split = Split.of(model, settings.tp_size)
         budget = _cache_budget(settings, split, is_cpu, free_bytes)
     max_model_len = _max_model_len(settings, model, budget, page_size, bytes_per_page)
+    if settings.kv_cache_bytes is None:
+        # Seats take no memory of their own unless they are large: then the cache has less.
+        seat_bytes = max_num_seqs * seats.seat_bytes(max_model_len, model.vocab_size)
+        spare = (budget if is_cpu else settings.reserved_bytes) // _SEATS_PART
+        if seat_bytes > spare:
+            budget -= (seat_bytes - spare) * Split.of(model, settings.tp_size).kv_heads
+            max_model_len = _max_model_len(settings, model, budget, page_size, bytes_per_page)
+    _warn_of_length(settings, max_model_len, model.max_position_embeddings, budget)
     most = max_num_seqs * kv_cache.pages_for(max_model_len, page_size) + 1
     config = EngineConfig(
         precision=precision,
@@ -191,12 +202,13 @@ def _max_model_len(
     bytes_per_page: int,
 ) -> int:
     """The longest context: what is asked for, or what the model and the cache allow."""
-    longest = (kv_cache.num_pages(budget, bytes_per_page) - 1) * page_size
+    longest = (kv_cache.num_pages(max(budget, 0), bytes_per_page) - 1) * page_size
     if longest < 2:
         least = (1 + kv_cache.pages_for(2, page_size)) * bytes_per_page
         raise ConfigError(
             f"The cache has {budget / MIB:.1f} MiB, which hold no context of 2 tokens and the page "
-            f"for padding. Set KV_CACHE_MEM_MB to at least {-(-least // MIB)}, or free memory."
+            f"for padding. Set KV_CACHE_MEM_MB to at least {-(-least // MIB)}, free memory, or set "
+            "CONCURRENCY_LIMIT lower: each running request takes memory, too."
         )
     trained = model.max_position_embeddings
     max_model_len = _or(settings.max_model_len, min(trained, longest))
@@ -208,6 +220,12 @@ def _max_model_len(
             f"and {budget / MIB:.0f} MiB are there. Set MAX_SEQ_LEN to at most {longest}, or "
             f"KV_CACHE_MEM_MB to at least {-(-needed // MIB)}."
         )
+    return max_model_len
+
+
+def _warn_of_length(
+    settings: EngineSettings, max_model_len: int, trained: int, budget: int
+) -> None:
     if settings.max_model_len is None and max_model_len < trained:
         logger.warning(
             "The context is cut from %d to %d tokens: that is what %.0f MiB of cache hold. "
@@ -218,7 +236,6 @@ def _max_model_len(
             "MAX_SEQ_LEN %d is more than the %d tokens that the model was trained for.",
             max_model_len, trained,
         )  # fmt: skip
-    return max_model_len
 
 
 def describe(config: EngineConfig, bytes_per_page: int) -> str:

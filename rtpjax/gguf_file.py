@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import mmap
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import gguf
 import numpy as np
 
 from rtpjax.errors import CheckpointError
+from rtpjax.lfs import refuse_pointers
 
 _SUPPORTED_VERSIONS = (2, 3)
 _MAX_DIMS = 4
+_JOIN = "Join the parts first: llama-gguf-split --merge FIRST_PART JOINED.gguf"
+_PART_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 
 # GGUFValueType -> little-endian struct format
 _SCALARS = {
@@ -76,6 +80,7 @@ def read_gguf(path: Path) -> GgufFile:
     Raises:
         CheckpointError: Not a GGUF file that can be read, truncated, or one part of several.
     """
+    refuse_pointers([path])
     size = path.stat().st_size
     if size < 24:
         raise CheckpointError(f"{path}: truncated: {size} bytes, a GGUF header has at least 24.")
@@ -88,16 +93,30 @@ def read_gguf(path: Path) -> GgufFile:
         key = cursor.string()
         metadata[key] = cursor.value(cursor.scalar("I"))
     if metadata.get("split.count", 1) > 1:
-        raise CheckpointError(
-            f"{path}: part {metadata.get('split.no', 0) + 1} of {metadata['split.count']} of a "
-            "split GGUF. Join the parts first: llama-gguf-split --merge FIRST_PART JOINED.gguf"
-        )
+        part, count = metadata.get("split.no", 0) + 1, metadata["split.count"]
+        raise CheckpointError(f"{path}: part {part} of {count} of a split GGUF. {_JOIN}")
     infos = [_read_tensor_info(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     start = math.ceil(cursor.offset / alignment) * alignment
     tensors = tuple(dataclasses.replace(info, offset=info.offset + start) for info in infos)
     _check_size(path, tensors, size)
     return GgufFile(path, metadata, tensors, np.frombuffer(mapped, dtype=np.uint8))
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """The .gguf file of a folder, None if there is none.
+
+    Raises:
+        CheckpointError: There are several, of one model or of many.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) <= 1:
+        return files[0] if files else None
+    named = [_PART_NAME.fullmatch(file.name) for file in files]
+    if all(named) and len({match[1] for match in named if match}) == 1:
+        raise CheckpointError(f"{folder}: a split GGUF in {len(files)} parts. {_JOIN}")
+    names = ", ".join(file.name for file in files)
+    raise CheckpointError(f"{folder}: {len(files)} .gguf files; name one of them: {names}.")
 
 
 class _Cursor:

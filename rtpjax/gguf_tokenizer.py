@@ -10,6 +10,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import (
@@ -100,6 +101,7 @@ def tokenizer_from_gguf(file: GgufFile) -> PreTrainedTokenizerFast:
         folder, name = file.path.parent, file.path.name
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        tokenizer.chat_template = _chat_template(file.metadata)
         return tokenizer
     split = _split(file)
     return PreTrainedTokenizerFast(
@@ -155,6 +157,22 @@ def _tokenizer_options(file: GgufFile) -> dict[str, Any]:
     arch = metadata.get("general.architecture")
     options["model_max_length"] = metadata.get(f"{arch}.context_length")
     options["clean_up_tokenization_spaces"] = False
-    if (template := metadata.get("tokenizer.chat_template")) is not None:
+    if (template := _chat_template(metadata)) is not None:
         options["chat_template"] = template
     return options
+
+
+_TEMPLATE_KEY = "tokenizer.chat_template"
+
+
+def _chat_template(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The file's one chat template, or those that have names and it as the default of them."""
+    named = {
+        key.removeprefix(f"{_TEMPLATE_KEY}."): value
+        for key, value in metadata.items()
+        if key.startswith(f"{_TEMPLATE_KEY}.")
+    }
+    default = metadata.get(_TEMPLATE_KEY)
+    if not named:
+        return default
+    return named if default is None else {"default": default, **named}

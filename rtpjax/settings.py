@@ -6,6 +6,8 @@ The names are RTP-LLM's. rtpjax.start_server reads them from flags and the envir
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,22 @@ def _keys(text: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in text.split(",") if key.strip())
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    """Origins as a browser sends them: no path, not even a slash."""
+    origins = tuple(origin.rstrip("/") for origin in _keys(text))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin.lower()):
+            raise ValueError("expected origins like https://chat.example.com, with commas, or *")
+    return origins
+
+
+def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(each) for each in _keys(text))
+    except ValueError as error:
+        raise ValueError(f"expected addresses or networks like 10.0.0.0/8; {error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One thing that an operator can set.
@@ -93,12 +111,14 @@ class Setting:
         parse: Text to value; raises ValueError.
         default: Its value when it is not set.
         help: For --help.
+        file_name: Of a secret, the setting for a file that has it.
     """
 
     name: str
     parse: Callable[[str], Any]
     default: Any
     help: str
+    file_name: str | None = None
 
 
 SETTINGS = (
@@ -241,8 +261,51 @@ SETTINGS = (
         _keys,
         (),
         "comma-separated keys that callers must send one of (default: any key)",
+        file_name="API_KEYS_FILE",
+    ),
+    Setting("API_KEYS_FILE", Path, None, "file with one of these keys a line (# begins a comment)"),
+    Setting(
+        "ADMIN_API_KEY",
+        _keys,
+        (),
+        "key of operators, for /metrics, /worker_status, /cache_status, /set_log_level and "
+        "priorities below 0 (default: those are for callers from this host only)",
+        file_name="ADMIN_API_KEY_FILE",
+    ),
+    Setting("ADMIN_API_KEY_FILE", Path, None, "file with that key, or several, one a line"),
+    Setting(
+        "OPERATOR_HOSTS",
+        _networks,
+        (),
+        "comma-separated networks (10.0.0.0/8) whose hosts are operators without a key",
+    ),
+    Setting(
+        "SHARE_PREFIXES",
+        _switch,
+        False,
+        "let requests with different API_KEYS share cached prompt prefixes",
+    ),
+    Setting(
+        "CORS_ALLOW_ORIGINS",
+        _origins,
+        (),
+        "comma-separated origins (https://chat.example.com) whose pages may call the server, or * "
+        "for all (default: none)",
     ),
     Setting("MAX_BODY_MB", _positive, 16, "a larger request body gets a 413"),
+    Setting(
+        "MAX_BODIES_MB",
+        _positive,
+        512,
+        "bodies of all requests that are received or checked; further ones get a 503",
+    ),
+    Setting("MAX_CONNECTIONS", _positive, 8192, "connections at once; further ones get a 503"),
+    Setting(
+        "WRITE_TIMEOUT_S",
+        _positive,
+        60,
+        "a client that reads nothing for this long, while its answer waits, is cut off",
+    ),
     Setting(
         "PREPARE_TIMEOUT_S",
         _positive,
@@ -250,6 +313,12 @@ SETTINGS = (
         "longest time for checking, rendering and encoding a request, its wait included",
     ),
     Setting("ALLOW_USER_TEMPLATE", _switch, False, "let a request bring its own chat template"),
+    Setting(
+        "ALLOW_CONTROL_TOKENS_IN_CONTENT",
+        _switch,
+        False,
+        "let text in a chat request, such as <|im_end|>, become control tokens",
+    ),
     Setting(
         "UNKNOWN_FIELDS",
         _unknown_fields,

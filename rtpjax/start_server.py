@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtpjax.distributed.hosts import Hosts, check_mesh_size, resolve
-from rtpjax.errors import CheckpointError, ConfigError
+from rtpjax.errors import CheckpointError, ConfigError, EngineError
 from rtpjax.settings import NOT_YET, SETTINGS, Setting
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ def read_settings(
     values = {}
     for setting in settings:
         text = flags[setting.name]
+        if text and setting.file_name:
+            logger.warning(
+                "--%s has a secret, which everybody on this host sees with ps; %s takes a file.",
+                setting.name.lower(),
+                setting.file_name,
+            )
         text = environment.get(setting.name) if text is None else text
         try:
             values[setting.name] = setting.default if not text else setting.parse(text)
@@ -161,6 +167,8 @@ def with_model_type(config: dict[str, Any], model_type: str | None) -> dict[str,
 
 
 def configure_logging(settings: Mapping[str, Any]) -> None:
+    from server.request_id import RequestIdFilter
+
     handlers: list[logging.Handler] = []
     if settings["LOG_FILE"]:
         handlers.append(logging.FileHandler(settings["LOG_FILE"]))
@@ -168,10 +176,12 @@ def configure_logging(settings: Mapping[str, Any]) -> None:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(
         level=settings["LOG_LEVEL"],
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s %(levelname)s %(name)s:%(request)s %(message)s",
         handlers=handlers,
         force=True,
     )
+    for handler in handlers:
+        handler.addFilter(RequestIdFilter())
     for name in ("jax", "absl", "httpx", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -253,6 +263,7 @@ def serve(settings: Mapping[str, Any], hosts: Hosts | None = None) -> None:
     Raises:
         ConfigError: The port is in use, or a setting cannot be met.
         CheckpointError: The checkpoint cannot be had, or does not fit its model.
+        EngineError: The engine has failed, after it had started.
     """
     started = time.perf_counter()
     from server.lifecycle import bind, run
@@ -293,19 +304,48 @@ def _prepare(
     server_config = ServerConfig(
         host=settings["START_HOST"],
         port=settings["START_PORT"],
-        api_keys=settings["API_KEYS"],
+        api_keys=keys_of(settings, "API_KEYS"),
+        admin_api_keys=keys_of(settings, "ADMIN_API_KEY"),
+        operator_hosts=settings["OPERATOR_HOSTS"],
+        share_prefixes=settings["SHARE_PREFIXES"],
+        cors_allow_origins=settings["CORS_ALLOW_ORIGINS"],
         max_body_bytes=settings["MAX_BODY_MB"] * MIB,
+        max_bodies_bytes=settings["MAX_BODIES_MB"] * MIB,
+        max_connections=settings["MAX_CONNECTIONS"],
+        write_timeout_s=settings["WRITE_TIMEOUT_S"],
         prepare_timeout_s=settings["PREPARE_TIMEOUT_S"],
         drain_timeout_s=settings["DRAIN_TIMEOUT_S"],
         tool_call_parser=settings["TOOL_CALL_PARSER"],
         reasoning_parser=settings["REASONING_PARSER"],
         allow_user_template=settings["ALLOW_USER_TEMPLATE"],
+        allow_control_tokens_in_content=settings["ALLOW_CONTROL_TOKENS_IN_CONTENT"],
         model_type=model_type,
         ignores_unknown_fields=settings["UNKNOWN_FIELDS"] == "ignore",
         sampling_defaults=defaults,
         load_format=settings["LOAD_FORMAT"],
     )
     return engine, server_config, leader
+
+
+def keys_of(settings: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Keys from a setting and from the file of `{name}_FILE`.
+
+    Raises:
+        ConfigError: The file cannot be read, or has no key.
+    """
+    path: Path | None = settings[f"{name}_FILE"]
+    if path is None:
+        return settings[name]
+    try:
+        lines = path.expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{name}_FILE is {str(path)!r}: {reason}.") from error
+    lines = [line.strip() for line in lines]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:  # an empty file must not open the server to anyone
+        raise ConfigError(f"{name}_FILE is {str(path)!r}, which has no key; write one a line.")
+    return (*settings[name], *keys)
 
 
 def _open_model(settings: Mapping[str, Any]) -> tuple[Path, Checkpoint, PreTrainedTokenizerFast]:
@@ -392,6 +432,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             follow_leader(settings, hosts)
     except (ConfigError, CheckpointError) as error:
         print(f"rtpjax cannot start: {error}", file=sys.stderr)
+        return 1
+    except EngineError as error:
+        print(f"rtpjax has stopped: {error}", file=sys.stderr)
         return 1
     return 0
 

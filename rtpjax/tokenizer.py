@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,24 @@ from rtpjax.checkpoint import read_config
 from rtpjax.dummy_checkpoint import is_config_file
 from rtpjax.dummy_tokenizer import DummyTokenizer, dummy_tokenizer
 from rtpjax.errors import CheckpointError
-from rtpjax.gguf_file import read_gguf
+from rtpjax.gguf_file import only_gguf, read_gguf
 from rtpjax.gguf_tokenizer import tokenizer_from_gguf
+from rtpjax.lfs import refuse_pointers
+
+logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+# What transformers reads beside them.
+_READ_WITH_IT = (
+    *_TOKENIZER_FILES,
+    "added_tokens.json",
+    "additional_chat_templates/*.jinja",
+    "chat_template.*",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
@@ -39,13 +54,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder to load a tokenizer from.")
     if not _has_tokenizer(path):
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return tokenizer_from_gguf(read_gguf(ggufs[0]))
+        gguf = only_gguf(path)
+        if gguf is not None:
+            return tokenizer_from_gguf(read_gguf(gguf))
         raise CheckpointError(
             f"{path}: there is no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). "
             "Set TOKENIZER_PATH to the folder that has it."
         )
+    refuse_pointers(file for pattern in _READ_WITH_IT for file in sorted(path.glob(pattern)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
@@ -57,7 +73,33 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             f"{path}: {type(tokenizer).__name__} runs in Python only; a tokenizer.json is needed. "
             "AutoTokenizer.from_pretrained(SRC).save_pretrained(DST) writes one for most models."
         )
+    _add_processor_template(path, tokenizer)
     return tokenizer
+
+
+def _add_processor_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Takes the template of `chat_template.json`, which transformers reads for processors only.
+
+    Checkpoints of models that see images have it; where the tokenizer has templates of its own,
+    those are meant for text.
+    """
+    file = folder / "chat_template.json"
+    if not file.is_file():
+        return
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: expected an object with a chat_template. Mend or remove the file."
+        ) from error
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = found
+    elif found != tokenizer.chat_template:
+        logger.warning(
+            "%s is left out: the tokenizer's own chat template is used for text", file.name
+        )
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -108,6 +150,7 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     file = (path.parent if is_config_file(path) else path) / "generation_config.json"
     if not file.is_file():
         return {}
+    refuse_pointers([file])
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

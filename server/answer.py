@@ -15,6 +15,11 @@ NULL = b"null"
 class AnswerFormat(Protocol):
     """Writes one answer, as events of a stream or whole."""
 
+    @property
+    def id(self) -> str:
+        """As the caller gets it; "" if the API has none."""
+        ...
+
     def first(self, index: int) -> bytes | None:
         """The event before the first delta of a choice, if the API has one."""
         ...
@@ -51,7 +56,7 @@ class Envelope:
             usage_so_far: It comes in all others, too, as it is then.
         """
         self._usage_so_far = usage_so_far
-        self.fields = {
+        self.fields: dict[str, Any] = {
             "id": f"{prefix}-{secrets.token_hex(16)}",
             "object": kind,
             "created": int(time.time()),

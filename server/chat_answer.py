@@ -35,6 +35,10 @@ class ChatAnswer:
             usage_so_far=usage_so_far,
         )
 
+    @property
+    def id(self) -> str:
+        return self._chunk.fields["id"]
+
     def first(self, index: int) -> bytes | None:
         return self._event(index, b'{"role":"assistant","content":""}', NULL, NULL)
 
@@ -127,7 +131,7 @@ class ChatAnswer:
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         return {
-            "token": self._tokens.text_of(token_id),
+            "token": self._tokens.chat_name_of(token_id),
             "logprob": max(logprob, -9999.0),  # JSON has no -Infinity; OpenAI's own floor
             "bytes": list(self._tokens.bytes_of(token_id)),
         }

@@ -22,6 +22,7 @@ from server.prompt import EncodedPrompt, check_length
 from server.protocol.body import field_error
 from server.protocol.chat import ChatRequest
 from server.reasoning_tokens import reasoning_counters
+from server.template_process import callers_processes
 
 
 def chat_job(context: ModelContext, body: ChatRequest) -> Job:
@@ -109,21 +110,27 @@ def _encode(context: ModelContext, body: ChatRequest, support: CallSupport) -> E
             why = "the model's chat template has no switch for it"
             context.fields.say(f"reasoning effort {body.reasoning_effort}", why)
         variables = (effort or {}) | variables
-    encoder = context.encoder.with_calls(support)
-    return encoder.encode_chat(body.messages, variables, body.calls)
+    return context.encoder.encode_chat(support, body.messages, variables, body.calls)
 
 
 def _call_support(context: ModelContext, body: ChatRequest) -> CallSupport:
-    """The model's, for its template or, if allowed, the request's own."""
-    if body.user_template is None:
-        return context.calls
+    """What renders for the template that the request gets, names, or, if allowed, brings."""
+    if body.template_key:
+        return context.templates.named(body.template_key, param="template_key")
+    # As in transformers, the name of a template or the text of one.
+    if body.chat_template is not None and body.chat_template in context.templates:
+        return context.templates.named(body.chat_template, param="chat_template")
+    field = "chat_template" if body.chat_template is not None else "user_template"
+    source = getattr(body, field)
+    if source is None:
+        return context.templates.choose(has_tools=bool(body.calls.offered))
     if not context.config.allow_user_template:
         reason = "not allowed by this server (its setting ALLOW_USER_TEMPLATE)"
-        raise field_error("user_template", reason)
+        raise field_error(field, reason)
     if context.lane != SLOW:  # it may run for seconds, which the others must not wait for
         raise NeedsLane(SLOW)
-    template = _user_template(context, body.user_template)
-    return context.calls.with_template(template)
+    template = _user_template(context, source, field)
+    return context.templates.with_tools.with_template(template)
 
 
 def debug_info(
@@ -134,13 +141,14 @@ def debug_info(
     return DebugInfo(engine.tokenizer, prompt, request.sampling, engine.max_model_len)
 
 
-def _user_template(context: ModelContext, source: str) -> ChatTemplate:
+def _user_template(context: ModelContext, source: str, field: str) -> ChatTemplate:
     special = context.engine.tokenizer.special_tokens_map.items()
     try:
         return ChatTemplate(
             source,
             {name: str(token) for name, token in special},
             timeout_s=context.config.template_timeout_s,
+            processes=callers_processes(),
         )
-    except (ConfigError, RecursionError) as error:
-        raise field_error("user_template", str(error)) from error
+    except ConfigError as error:
+        raise field_error(field, str(error)) from error

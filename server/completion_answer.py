@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rtpjax.engine.request import TokenLogprob
+from rtpjax.engine.request import GenerationRequest, TokenLogprob
 from server.answer import NULL, Envelope, dumps
 from server.output import Choice, Delta, Usage
 from server.recorder import Recorder
+from server.text_offsets import TextOffsets, prompt_offsets
 from server.token_text import TokenText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class CompletionAnswer:
     """Implements AnswerFormat.
 
-    Attributes:
+    Args:
+        requests: The engine's, by index of their choice.
         echoes: Per choice the text that stands before the generated one (the prompt, with `echo`).
         recorder: Knows the echoed tokens' log-probabilities, if they are asked for.
         num_top: How many likeliest tokens the echo's log-probabilities name.
@@ -25,7 +30,9 @@ class CompletionAnswer:
     def __init__(
         self,
         model: str,
+        tokenizer: PreTrainedTokenizerFast,
         tokens: TokenText,
+        requests: Sequence[GenerationRequest],
         *,
         with_usage: bool,
         usage_so_far: Usage | None = None,
@@ -33,21 +40,27 @@ class CompletionAnswer:
         recorder: Recorder | None = None,
         num_top: int = 0,
     ):
+        self._tokenizer = tokenizer
         self._tokens = tokens
+        self._requests = requests
         self._echoes = echoes
         self._recorder = recorder
         self._num_top = num_top
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, TextOffsets] = {}
         self._chunk = Envelope(
             "cmpl", "text_completion", model, with_usage=with_usage, usage_so_far=usage_so_far
         )
+
+    @property
+    def id(self) -> str:
+        return self._chunk.fields["id"]
 
     def first(self, index: int) -> bytes | None:
         if not self._echoes:
             return None
         logprobs = NULL
         if self._recorder is not None:
-            logprobs = dumps(self._logprobs(index, self._echoed(index)))
+            logprobs = dumps(self._echoed(index))
         return self._event(index, self._echoes[index], logprobs, None)
 
     def delta(self, delta: Delta) -> bytes:
@@ -68,8 +81,10 @@ class CompletionAnswer:
     def _choice(self, choice: Choice) -> dict[str, Any]:
         logprobs = None
         if choice.logprobs is not None:
-            entries = [*self._echoed(choice.index), *choice.logprobs]
-            logprobs = self._logprobs(choice.index, entries)
+            logprobs = self._logprobs(choice.index, choice.logprobs)
+            if self._recorder is not None:
+                echoed = self._echoed(choice.index)
+                logprobs = {name: echoed[name] + values for name, values in logprobs.items()}
         echo = self._echoes[choice.index] if self._echoes else ""
         return {
             "index": choice.index,
@@ -84,33 +99,50 @@ class CompletionAnswer:
             % (index, dumps(text), logprobs, dumps(finish_reason))
         )
 
-    def _echoed(self, index: int) -> list[TokenLogprob | int]:
-        """Entries of the prompt's tokens; the first one has no log-probability, only an id."""
-        if self._recorder is None:
-            return []
-        first, *_ = self._recorder.requests[index].prompt_token_ids
+    def _echoed(self, index: int) -> dict[str, list[Any]]:
+        """The prompt's tokens; the first one has no log-probability, only an id."""
+        assert self._recorder is not None
+        token_ids = self._requests[index].prompt_token_ids
+        offsets = prompt_offsets(self._tokenizer, self._tokens, token_ids, self._echoes[index])
         entries = self._recorder.records[index].prompt_logprobs or ()
-        others = [entry for entry in entries if entry is not None]
-        return [first, *(replace(entry, top=entry.top[: self._num_top]) for entry in others)]
+        scored = [replace(e, top=e.top[: self._num_top]) for e in entries if e is not None]
+        return self._columns([token_ids[0], *scored], offsets)
 
-    def _logprobs(self, index: int, entries: Sequence[TokenLogprob | int]) -> dict[str, Any]:
-        offset = self._offsets.get(index, 0)
-        tokens, offsets, values, top = [], [], [], []
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        if index not in self._offsets:
+            request = self._requests[index]
+            self._offsets[index] = TextOffsets(
+                self._tokenizer,
+                self._tokens,
+                start=len(self._echoes[index]) if self._echoes else 0,
+                prompt_token_ids=request.prompt_token_ids,
+                skip_special_tokens=request.sampling.skip_special_tokens,
+            )
+        offsets = self._offsets[index]
+        return self._columns(entries, [offsets.of(entry.token_id) for entry in entries])
+
+    def _columns(
+        self, entries: Sequence[TokenLogprob | int], offsets: list[int]
+    ) -> dict[str, list[Any]]:
+        """The API's lists, of tokens and those that have an id only."""
+        names, values, top = [], [], []
         for entry in entries:
             is_scored = isinstance(entry, TokenLogprob)
-            text = self._tokens.text_of(entry.token_id if is_scored else entry)
-            tokens.append(text)
-            offsets.append(offset)
-            offset += len(text)
+            names.append(self._tokens.name_of(entry.token_id if is_scored else entry))
             values.append(max(entry.logprob, -9999.0) if is_scored else None)
             top.append(self._top(entry) if is_scored else None)
-        self._offsets[index] = offset
         return {
-            "tokens": tokens,
+            "tokens": names,
             "token_logprobs": values,
             "top_logprobs": top,
-            "text_offset": offsets,
+            "text_offset": offsets[: len(names)],
         }
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        return {self._tokens.text_of(t): max(p, -9999.0) for t, p in entry.top}
+        """By name; where two tokens have the same, the less likely one is named by its id."""
+        found: dict[str, float] = {}
+        for token_id, logprob in entry.top:
+            name = self._tokens.name_of(token_id)
+            name = f"token_id:{token_id}" if name in found else name
+            found[name] = max(logprob, -9999.0)
+        return found

@@ -27,8 +27,9 @@ def plain_requests(
     Raises:
         RequestError: What is asked of the answer's form cannot be honoured.
     """
-    drop_idle_budget(context, context.calls, body)
-    return constrained_requests(context.calls, body, prompts, params, wanted_grammar(body))
+    support = context.templates.without_tools
+    drop_idle_budget(context, support, body)
+    return constrained_requests(support, body, prompts, params, wanted_grammar(body))
 
 
 def drop_idle_budget(context: ModelContext, support: CallSupport, body: FormFields) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rtpjax.errors import DrainingError
-from server.chat_template import ChatTemplate
+from server.chat_template import chat_templates
 from server.config import ServerConfig
+from server.connection import Limits
 from server.engine_protocol import Engine
+from server.errors import STOPPED
 from server.function_calls.support import CallSupport
 from server.lanes import SMALL
 from server.metrics import Metrics
+from server.named_templates import NamedTemplates
 from server.preparation import Preparation
 from server.prompt import PromptEncoder
 from server.protocol.fields import FieldPolicy
@@ -20,9 +22,6 @@ from server.token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-logger = logging.getLogger(__name__)
 
 
 class ModelContext:
@@ -38,23 +37,22 @@ class ModelContext:
         self.config = config
         self.fields = FieldPolicy(ignores_unknown=config.ignores_unknown_fields)
         self.lane = SMALL
-        template = ChatTemplate.from_tokenizer(
-            engine.tokenizer, timeout_s=config.template_timeout_s
-        )
-        self.calls = CallSupport(
-            template,
-            _special_tokens(engine.tokenizer),
-            model_type=config.model_type,
-            tool_call_parser=config.tool_call_parser,
-            reasoning_parser=config.reasoning_parser,
-        )
-        if self.calls.is_format_unknown:
-            logger.warning(
-                "the chat template writes function calls in a form that is not known: calls are "
-                "looked for in the hermes format, and others come back as text; "
-                "TOOL_CALL_PARSER names another parser"
+        templates = chat_templates(engine.tokenizer, timeout_s=config.template_timeout_s)
+        special = _special_tokens(engine.tokenizer)
+        supports = {
+            name: CallSupport(
+                template,
+                special,
+                model_type=config.model_type,
+                tool_call_parser=config.tool_call_parser,
+                reasoning_parser=config.reasoning_parser,
             )
-        self.encoder = PromptEncoder(engine.tokenizer, template, self.calls)
+            for name, template in templates.items()
+        }
+        self.templates = NamedTemplates(supports)
+        self.encoder = PromptEncoder(
+            engine.tokenizer, allows_control_tokens=config.allow_control_tokens_in_content
+        )
 
     @cached_property
     def token_text(self) -> TokenText:
@@ -68,13 +66,18 @@ class ServerContext(ModelContext):
     def __init__(self, engine: Engine, config: ServerConfig):
         """Raises: ConfigError: As ModelContext."""
         super().__init__(engine, config)
-        self.metrics = Metrics(engine.stats)
+        self.limits = Limits(
+            max_connections=config.max_connections,
+            max_body_bytes=config.max_bodies_bytes,
+            write_timeout_s=config.write_timeout_s,
+        )
+        self.metrics = Metrics(engine.stats, self.limits)
         self.preparation = Preparation(self)
 
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""
         if self.engine.failure is not None:
-            return self.engine.failure
+            return STOPPED
         if self.engine.is_draining:
             return "the server is shutting down"
         if not self.engine.is_ready:

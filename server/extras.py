@@ -56,6 +56,10 @@ class WithExtras:
         self._tokens = tokens
         self._started: set[int] = set()
 
+    @property
+    def id(self) -> str:
+        return self._answer.id
+
     def first(self, index: int) -> bytes | None:
         event = self._answer.first(index)
         if event is None:

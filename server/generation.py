@@ -13,9 +13,10 @@ from sanic import HTTPResponse, Request
 
 from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
 from rtpjax.errors import RequestError
-from server.access_log import note_usage
+from server.access_log import note_answer
 from server.answer import AnswerFormat, dumps
 from server.answer_parser import AnswerSyntax, parsed
+from server.auth import Caller
 from server.context import ModelContext, ServerContext
 from server.engine_protocol import Engine
 from server.errors import HttpError
@@ -111,7 +112,7 @@ def adapt_sampling(
     """The parameters with what a syntax needs: its stop strings, and its marks in the text."""
     if syntax is None:
         return list(params)
-    skip_special = not context.calls.needs_special_tokens(syntax)
+    skip_special = not context.templates.with_tools.needs_special_tokens(syntax)
     stop = () if syntax.tools is None else syntax.tools.stop
     return [
         replace(
@@ -130,31 +131,35 @@ async def answer(request: Request, context: ServerContext, job: Job) -> HTTPResp
     """
     if job.is_stream:
         async with (
-            _deltas(context, job) as stream,
+            _deltas(request, context, job) as stream,
             aclosing(_events(job, stream)) as events,
         ):
             await send_events(request, events, failure=job.failure)
-        note_usage(request, job.usage)
         return None
-    body = await run_whole(context, job)
-    note_usage(request, job.usage)
+    body = await run_whole(request, context, job)
     return HTTPResponse(body, content_type="application/json")
 
 
-async def run_whole(context: ServerContext, job: Job) -> bytes:
+async def run_whole(request: Request, context: ServerContext, job: Job) -> bytes:
     """Runs the job and returns its answer in one piece, as JSON."""
-    async with _deltas(context, job) as stream:
+    async with _deltas(request, context, job) as stream:
         choices = join([delta async for delta in stream])
     whole = job.answer.whole(choices, job.usage)
     return whole if isinstance(whole, bytes) else dumps(whole)
 
 
 @asynccontextmanager
-async def _deltas(context: ServerContext, job: Job) -> AsyncIterator[AsyncGenerator[Delta, None]]:
+async def _deltas(
+    request: Request, context: ServerContext, job: Job
+) -> AsyncIterator[AsyncGenerator[Delta, None]]:
+    """What the engine answers: the one way to it, for what its caller may ask for."""
+    caller: Caller = request.ctx.caller
+    requests = [caller.request(each) for each in job.requests]
+    note_answer(request, job.answer.id, requests, job.usage)
     # A recorder generates as the engine does, which is all that deltas asks of one.
     engine = context.engine if job.recorder is None else cast(Engine, job.recorder)
     async with AsyncExitStack() as stack:
-        stream = deltas(engine, job.requests, job.usage, context.metrics)
+        stream = deltas(engine, requests, job.usage, context.metrics)
         await stack.enter_async_context(aclosing(stream))
         if job.syntax is not None:
             stream = parsed(stream, [job.syntax] * len(job.requests))

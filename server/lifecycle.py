@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -13,12 +14,16 @@ import uvloop
 from sanic import Sanic
 from sanic.server import AsyncioServer
 
-from rtpjax.errors import ConfigError
+from rtpjax.errors import ConfigError, EngineError
 from server.app import create_app
 from server.config import ServerConfig
+from server.connection import Connection
 from server.engine_protocol import Engine
 
 logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_FAREWELL_S = 3.0  # in which callers and /health hear that the engine has failed
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -34,6 +39,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host {host!r}: {error}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What the system keeps for a client that does not read; connections inherit it. (Linux
+        # doubles it.) Without it that can be megabytes for each.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
         sock.bind((host, port))
         # With SO_REUSEADDR two sockets can bind the same port until one of them listens.
         sock.listen(1024)
@@ -78,8 +86,10 @@ async def serve(
 
     Raises:
         ConfigError: The port cannot be used, or the chat template is broken.
+        EngineError: The engine has failed. Whoever started the process should start it again.
     """
     app = create_app(engine, config)
+    _allow_open_files(config.max_connections)
     sock = sock or bind(config.host, config.port)
     if stop is None:
         stop = asyncio.Event()
@@ -93,13 +103,31 @@ async def serve(
             await starting  # raises what went wrong while loading
             if on_ready is not None:
                 on_ready(_url(config.host, sock.getsockname()[1]))
-            await stop.wait()
+            await _stop_or_failure(stopping, engine)
             await _drain(engine, config)
     finally:
         starting.cancel()
         stopping.cancel()
         await _close(server)
         await engine.stop()
+
+
+def _allow_open_files(num_connections: int) -> None:
+    """Raises the process's limit of open files for its connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = num_connections + 256  # weights, logs, sockets of other hosts
+    wanted = needed
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < needed:
+        logger.warning(
+            "the limit of open files (ulimit -Hn) is %d, too few for MAX_CONNECTIONS=%d: raise it, "
+            "or lower the setting",
+            hard,
+            num_connections,
+        )
 
 
 def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
@@ -121,13 +149,23 @@ def _stop_on_signals(stop: asyncio.Event, engine: Engine) -> None:
 
 
 async def _listen(app: Sanic, sock: socket.socket) -> AsyncioServer:
-    server = await app.create_server(sock=sock)
+    server = await app.create_server(sock=sock, protocol=Connection)
     assert server is not None
     await server.startup()
     await server.before_start()
     await server.after_start()
     app.set_serving(True)
     return server
+
+
+async def _stop_or_failure(stopping: asyncio.Task[bool], engine: Engine) -> None:
+    """Waits for the stop; raises if the engine fails before."""
+    while engine.failure is None:
+        done, _ = await asyncio.wait([stopping], timeout=_POLL_S)
+        if done:
+            return
+    await asyncio.wait([stopping], timeout=_FAREWELL_S)
+    raise EngineError(engine.failure)
 
 
 async def _drain(engine: Engine, config: ServerConfig) -> None:

@@ -29,7 +29,8 @@ def error_json(error: HttpError) -> dict[str, Any]:
     shown: dict[str, Any] = {"type": kind, "message": error.message}
     if error.details is not None:
         shown["details"] = dict(error.details)
-    return {"type": "error", "error": shown}
+    found = {"type": "error", "error": shown}
+    return found if error.request_id is None else found | {"request_id": error.request_id}
 
 
 def messages_failure(error: HttpError) -> bytes:
@@ -62,6 +63,10 @@ class MessagesAnswer:
             "role": "assistant",
             "model": model,
         }
+
+    @property
+    def id(self) -> str:
+        return self._message["id"]
 
     def first(self, index: int) -> bytes | None:
         message = self._message | {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rtpjax.engine.request import EngineStats, RequestOutput
+from server.connection import Limits
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
@@ -18,9 +19,13 @@ _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 class Metrics:
     """The counters of one server, in a registry of their own."""
 
-    def __init__(self, stats: Callable[[], EngineStats]):
+    def __init__(self, stats: Callable[[], EngineStats], limits: Limits):
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(stats))
+        connections = self._gauge("http_connections", "Connections of callers")
+        connections.set_function(lambda: limits.num_connections)
+        bodies = self._gauge("http_body_bytes", "Bodies of the requests that are worked on")
+        bodies.set_function(lambda: limits.held_body_bytes)
         self.requests = Counter(
             "rtpjax_requests",
             "Finished sequences, by how they ended",
@@ -30,6 +35,9 @@ class Metrics:
         self.ttft = self._histogram("ttft", "Arrival to first token", _SECONDS)
         self.tpot = self._histogram("tpot", "Mean time per token after the first", _TOKEN_SECONDS)
         self.latency = self._histogram("e2e_latency", "Arrival to last token", _SECONDS)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"rtpjax_{name}", text, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"rtpjax_{name}_seconds", text, buckets=buckets, registry=self.registry)

@@ -39,7 +39,7 @@ td {{ border-top: 1px solid #ccc; padding: .2rem .8rem .2rem 0; vertical-align: 
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document of all routes."""
     routes = list(all_routes())
-    models = {body for _, _, handler in routes if (body := body_of(handler)) is not None}
+    models = {body for route in routes if (body := body_of(route.handler)) is not None}
     ordered = sorted(models, key=lambda model: model.__name__)
     _, schemas = models_json_schema([(m, "validation") for m in ordered], ref_template=_REF)
     return {
@@ -73,7 +73,7 @@ def page() -> str:
 
 def _paths(routes: Iterable[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, handler in sorted(routes, key=lambda route: route[1]):
+    for method, path, handler, _ in sorted(routes, key=lambda route: route.path):
         variables = re.findall(r"<(\w+)(?::\w+)?>", path)
         operation: dict[str, Any] = {
             "summary": (inspect.getdoc(handler) or "").partition("\n")[0],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rtpjax.errors import RequestError
 from server import limits
-from server.chat_template import ChatTemplate
-from server.function_calls import CallOptions
+from server.control_tokens import Span
+from server.function_calls import CallOptions, Function
 from server.function_calls.support import CallSupport
+from server.masked_prompt import located
+from server.masks import Conversation
+from server.plain_tokens import PlainEncoder
 from server.protocol.body import field_error
 from server.protocol.completions import Prompt
 
@@ -30,32 +32,61 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Makes prompts for one tokenizer and one chat template."""
+    """Makes prompts for one tokenizer."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        template: ChatTemplate,
-        calls: CallSupport | None = None,
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, allows_control_tokens: bool = False):
+        """Args:
+        tokenizer: The model's.
+        allows_control_tokens: Whether text of callers in a chat may become control tokens.
+        """
         # The backend, not the wrapper: the wrapper sets truncation on each call, which fails when
         # two threads encode. A tokenizer.json may switch truncation on; a prompt is never cut.
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._calls = calls or CallSupport(template)
+        self._plain = PlainEncoder(self._backend)
+        self._allows_control_tokens = allows_control_tokens
         self.vocab_size = len(tokenizer)
 
     def encode_chat(
         self,
+        support: CallSupport,
         messages: list[dict[str, Any]],
         variables: dict[str, Any],
         calls: CallOptions = _NO_CALLS,
     ) -> EncodedPrompt:
         """Renders and encodes; the template writes the special tokens, so none are added again."""
+        text, spans = self._rendered(support, messages, variables, calls)
+        if not spans:
+            return EncodedPrompt(self._ids(text, add_special_tokens=False), text)
+        control = support.control_tokens(self._backend).texts
+        return EncodedPrompt(tuple(self._plain.encode(text, spans, control)), text)
 
-        text = self._calls.render(messages, calls, variables)
-        return EncodedPrompt(self._ids(text, add_special_tokens=False), text)
+    def _rendered(
+        self,
+        support: CallSupport,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any],
+        calls: CallOptions,
+    ) -> tuple[str, list[Span]]:
+        """The prompt's text, and where in it callers' text must not become control tokens."""
+        text = support.render(messages, calls, variables)
+        if self._allows_control_tokens:
+            return text, []
+        tokens = support.control_tokens(self._backend)
+        definitions = [function.definition for function in calls.functions]
+        other = [*definitions, *variables.values()]
+        conversation = Conversation(tokens, messages, other, support.assistant_marks)
+        if conversation.is_clean:
+            return text, []
+        masks = conversation.masks(support.source)
+        functions = [Function(conversation.masked(d, masks)) for d in definitions]
+        masked = support.render(
+            conversation.masked_messages(masks),
+            replace(calls, functions=tuple(functions)),
+            {name: conversation.masked(value, masks) for name, value in variables.items()},
+        )
+        return located(text, masked, masks)
 
     def encode_completion(
         self, prompt: Prompt, *, add_special_tokens: bool = True
@@ -91,12 +122,6 @@ class PromptEncoder:
                 if token_ids:
                     found[token_ids] = None
         return list(found)
-
-    def with_calls(self, calls: CallSupport) -> PromptEncoder:
-        """The same encoder with what renders for another chat template."""
-        encoder = copy.copy(self)
-        encoder._calls = calls
-        return encoder
 
 
 def _check_bad_word(index: int, token_ids: Sequence[int]) -> None:

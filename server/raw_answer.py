@@ -29,6 +29,10 @@ class RawAnswer:
         self._texts = [""] * len(recorder.requests)
         self._is_finished = [False] * len(recorder.requests)
 
+    @property
+    def id(self) -> str:
+        return ""
+
     def first(self, index: int) -> bytes | None:
         return None
 

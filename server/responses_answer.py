@@ -34,6 +34,10 @@ class ResponsesAnswer:
         self._items = Items()
         self._item_ids: list[str] = []
 
+    @property
+    def id(self) -> str:
+        return self._id
+
     def first(self, index: int) -> bytes | None:
         return b"".join(
             self._state_event(kind, self._response("in_progress"))
@@ -184,7 +188,7 @@ class ResponsesAnswer:
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         return {
-            "token": self._tokens.text_of(token_id),
+            "token": self._tokens.chat_name_of(token_id),
             "logprob": max(logprob, -9999.0),
             "bytes": list(self._tokens.bytes_of(token_id)),
         }

@@ -45,5 +45,5 @@ async def send_events(
         async for event in events:
             await response.send(event)
     except Exception as error:  # noqa: BLE001 (the error handler, once the headers are out)
-        await response.send(failure(to_http_error(error)))
+        await response.send(failure(to_http_error(error, request)))
     await response.eof()

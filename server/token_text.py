@@ -44,6 +44,31 @@ class TokenText:
         """The text of the token; half a character becomes the replacement character."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
 
+    def whole_text_of(self, token_id: int) -> str | None:
+        """The text of the token; None if it has a part of a character."""
+        try:
+            return self.bytes_of(token_id).decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+
+    def chat_name_of(self, token_id: int) -> str:
+        r"""The text of the token as the chat API writes it: `\xf0\x9f` for half a character."""
+        text = self.whole_text_of(token_id)
+        return _escaped(self.bytes_of(token_id)) if text is None else text
+
+    def name_of(self, token_id: int) -> str:
+        r"""The text as the completions API writes it: `bytes:\xf0\x9f` for half a character."""
+        text = self.whole_text_of(token_id)
+        return f"bytes:{_escaped(self.bytes_of(token_id))}" if text is None else text
+
+    def is_added(self, token_id: int) -> bool:
+        """Whether the token stands beside the vocabulary, as special ones do."""
+        return token_id in self._added
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `skip_special_tokens` leaves the token out of a text."""
+        return token_id in self.special_ids
+
     def _look_up(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id].encode()
@@ -57,6 +82,11 @@ class TokenText:
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
+
+
+def _escaped(raw: bytes) -> str:
+    r"""Printable ASCII as it is, other bytes as `\xNN`."""
+    return repr(raw)[2:-1]
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -216,7 +216,7 @@ def _shared(context: ModelContext) -> dict[str, Any]:
         "tokenizer": context.engine.tokenizer,
         "token_text": context.token_text,
         "encoder": context.encoder,
-        "calls": context.calls,
+        **{f"calls of {name}": calls for name, calls in context.templates.supports.items()},
     }
 
 

@@ -11,6 +11,7 @@ from rtpjax.checkpoint import Checkpoint, read_config
 from rtpjax.dummy_checkpoint import DummyCheckpoint, is_config_file
 from rtpjax.errors import CheckpointError
 from rtpjax.expert_tensors import with_stacked_experts
+from rtpjax.gguf_file import only_gguf
 from rtpjax.joined_tensors import with_separate_tensors
 from rtpjax.text_model import with_text_model
 
@@ -46,10 +47,10 @@ def _open(path: Path) -> Checkpoint:
         return OrbaxCheckpoint(path, _read_config(path), manifest)
     if (path / INDEX_NAME).exists() or any(path.glob("*.safetensors")):
         return SafetensorsCheckpoint(path, _read_config(path))
-    ggufs = sorted(path.glob("*.gguf"))
-    if len(ggufs) == 1:
-        return GgufCheckpoint(ggufs[0])
-    raise _nothing_readable(path, ggufs)
+    gguf = only_gguf(path)
+    if gguf is not None:
+        return GgufCheckpoint(gguf)
+    raise _nothing_readable(path)
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -69,10 +70,7 @@ def _read_config(folder: Path) -> dict:
     return read_config(file)
 
 
-def _nothing_readable(path: Path, ggufs: list[Path]) -> CheckpointError:
-    if ggufs:
-        names = ", ".join(file.name for file in ggufs)
-        return CheckpointError(f"{path}: {len(ggufs)} .gguf files; name one of them: {names}.")
+def _nothing_readable(path: Path) -> CheckpointError:
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         return CheckpointError(

@@ -19,6 +19,7 @@ import numpy as np
 
 from rtpjax.checkpoint import TensorInfo
 from rtpjax.errors import CheckpointError
+from rtpjax.lfs import refuse_pointers
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -62,6 +63,7 @@ class SafetensorsCheckpoint:
         self.path = path
         self.config = config
         weights = _weight_files(path)
+        refuse_pointers(weights)
         self.files = (path / "config.json", *weights)
         self._entries: dict[str, tuple[Path, _Entry]] = {}
         doubled: dict[str, tuple[str, ...]] = {}
@@ -91,6 +93,7 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / INDEX_NAME
     if not index.exists():
         return sorted(path.glob("*.safetensors"))
+    refuse_pointers([index])
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:

@@ -2,9 +2,10 @@
 
     event loop                                   engine thread
     generate() ── Add, Abort ──► inbox ──────►   add / abort, step, step, ...
-    queue of the request ◄── call_soon_threadsafe(outputs of a step) ──┘
+    queue of the request ◄── outbox, call_soon_threadsafe ────────────┘
 
-Only messages cross, so the engine could move to a process of its own.
+A message that fails ends its own request. Where the thread itself cannot go on, all requests end,
+`failure` says why, and whoever runs the server should end the process.
 """
 
 from __future__ import annotations
@@ -14,20 +15,31 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.engine import LLMEngine
-from rtpjax.engine.grammar import TIME_LIMIT_S, too_slow
+from rtpjax.engine.faults import report, told
+from rtpjax.engine.grammar import TIME_LIMIT_S, result_of, too_slow
 from rtpjax.engine.request import EngineStats, GenerationRequest, RequestOutput
-from rtpjax.errors import DrainingError, EngineError
+from rtpjax.errors import (
+    DrainingError,
+    EngineError,
+    RequestError,
+    RequestTimeoutError,
+    RtpjaxError,
+)
 
 logger = logging.getLogger(__name__)
 
 # A request to add, with its place in its grammar if it has one, or the id of a request to abort.
 _Message = tuple[GenerationRequest, Constraint | None] | str
+
+_MAX_CALLS = 3  # of the event loop that fail, one after the other
+_JOIN_S = 5.0  # for a thread that may hang
 
 
 class AsyncLLMEngine:
@@ -56,7 +68,8 @@ class AsyncLLMEngine:
         self._engine: LLMEngine | None = None
         self._thread: threading.Thread | None = None
         self._inbox: deque[_Message] = deque()
-        self._wake = threading.Condition()
+        self._outbox: deque[RequestOutput] = deque()
+        self._arriving: set[str] = set()  # ids of requests that the engine has not taken in
         self._is_stopping = False
         self._has_ended = False  # read and written in the event loop only
         self._queues: dict[str, asyncio.Queue[RequestOutput]] = {}
@@ -86,11 +99,12 @@ class AsyncLLMEngine:
 
     async def stop(self) -> None:
         """Ends the thread. Requests that still run end with an error."""
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        self._is_stopping = True
+        if self._thread is not None and self._engine is not None:
+            self._engine.wake.set()
+            # After a failure it may hang on a device; it is a daemon.
+            await asyncio.to_thread(self._thread.join, _JOIN_S if self.failure else None)
+            self._end_all()
 
     def fail(self, reason: str) -> None:
         """Ends all requests with an error and takes no new ones, though the thread may hang.
@@ -98,8 +112,8 @@ class AsyncLLMEngine:
         Thread-safe. For failures that only the outside can see: a host of the mesh is gone.
         """
         self.failure = reason
-        if self._thread is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end_all)
+        if self._thread is not None:
+            self._call(self._end_all)
 
     async def drain(self, timeout_s: float) -> None:
         """Takes no new requests; waits until the running ones have ended, or the time is over."""
@@ -127,18 +141,50 @@ class AsyncLLMEngine:
         if self._engine is None or self._thread is None:
             raise DrainingError("The server is still loading the model.", code="not_ready")
         if not self.is_ready:
-            reason = self.failure or "restart the server"
-            raise DrainingError(f"The engine has stopped: {reason}.", code="stopped")
-        self._engine.check(request, num_arriving=len(self._inbox))
-        return self._outputs(request)
+            reason = self.failure or "Restart the server."
+            raise DrainingError(f"The engine has stopped: {reason}", code="stopped")
+        self._check(self._engine, request)
+        return self._outputs(self._engine, request)
 
-    async def _outputs(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput]:
+    def _check(self, engine: LLMEngine, request: GenerationRequest) -> None:
+        """Refuses what the engine does not take."""
+        try:
+            engine.check(request, num_arriving=len(self._arriving))
+            if request.request_id in self._queues:
+                raise RequestError(
+                    f"request_id: {request.request_id!r} is in use; give each request its own.",
+                    param="request_id",
+                )
+        except RtpjaxError:
+            raise
+        except BaseException as error:
+            error_id = report(f"Checking request {request.request_id}", error)
+            if request is not engine.probe:
+                self._check_probe(engine)
+            raise EngineError(told(error_id)) from error
+
+    def _check_probe(self, engine: LLMEngine) -> None:
+        """Fails as a whole if the engine's own request does not pass the check either."""
+        try:
+            self._check(engine, engine.probe)
+        except EngineError:
+            self.fail("The engine cannot check requests any more; the server's log has the cause.")
+        except RtpjaxError:
+            pass  # a full queue, say
+
+    async def _outputs(
+        self, engine: LLMEngine, request: GenerationRequest
+    ) -> AsyncGenerator[RequestOutput]:
+        request_id = request.request_id
+        # Others may have come since generate() looked.
+        engine.check_queue(num_arriving=len(self._arriving))
         queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
-        assert request.request_id not in self._queues, f"request id {request.request_id} is in use"
-        self._queues[request.request_id] = queue
+        assert request_id not in self._queues, f"request id {request_id} is in use"
+        self._queues[request_id] = queue
+        self._arriving.add(request_id)
         is_finished = False
         try:
-            self._send((request, await self._constrain(request)))
+            self._send(engine, (request, await self._constrain(engine, request)))
             if self._has_ended:
                 self._end_all()
             while not is_finished:
@@ -146,72 +192,133 @@ class AsyncLLMEngine:
                 is_finished = output.finish_reason is not None
                 yield output
         finally:
-            del self._queues[request.request_id]
+            del self._queues[request_id]
+            self._arriving.discard(request_id)
             if not is_finished:
-                self._send(request.request_id)
+                self._send(engine, request_id)
 
-    async def _constrain(self, request: GenerationRequest) -> Constraint | None:
+    async def _constrain(self, engine: LLMEngine, request: GenerationRequest) -> Constraint | None:
         """Compiles the request's grammar in a thread of its own.
 
         Raises:
             RequestError: It cannot be compiled, or not in time.
+            QueueFullError: Too many others are being compiled.
+            EngineError: The compiler failed.
         """
         if not request.is_constrained:
             return None
-        assert self._engine is not None
-        compiling = asyncio.wrap_future(
-            self._engine.grammars.submit(request.grammar, request.reasoning_limit)
-        )
+        limit_s, is_own = TIME_LIMIT_S, False
+        if request.timeout_s is not None:
+            left_s = request.arrived_s + request.timeout_s - time.monotonic()
+            limit_s, is_own = min((left_s, True), (limit_s, False))
         try:
-            # Others may wait for the same grammar: it is not cancelled.
-            compiled = await asyncio.wait_for(asyncio.shield(compiling), TIME_LIMIT_S)
-        except TimeoutError:
-            raise too_slow(request.grammar) from None
-        return self._engine.constrain(compiled, request.sampling)
+            with engine.grammars.compiling(request.grammar, request.reasoning_limit) as shared:
+                compiled = asyncio.wrap_future(shared)
+                compiled.add_done_callback(lambda f: f.cancelled() or f.exception())  # seen here
+                await asyncio.wait([compiled], timeout=max(limit_s, 0.0))
+                if shared.done():
+                    return engine.constrain(result_of(shared), request.sampling)
+        except RtpjaxError:
+            raise
+        except BaseException as error:
+            error_id = report(f"The grammar of request {request.request_id}", error)
+            raise EngineError(told(error_id)) from error
+        if not is_own:
+            raise too_slow(request.grammar)
+        raise RequestTimeoutError(
+            "The request's own time limit was over before its grammar was compiled.",
+            param="timeout_ms",
+            code="timeout",
+        )
 
-    def _send(self, message: _Message) -> None:
-        with self._wake:
-            self._inbox.append(message)
-            self._wake.notify()
+    def _send(self, engine: LLMEngine, message: _Message) -> None:
+        self._inbox.append(message)
+        engine.wake.set()
 
     def _run(self) -> None:
         """The engine thread."""
         engine = self._engine
         assert engine is not None
         try:
-            while self._receive(engine):
-                outputs = engine.step()
-                if outputs:
-                    self._loop.call_soon_threadsafe(self._deliver, outputs)
+            while not self._is_stopping:
+                engine.wake.clear()
+                self._receive(engine)
+                outputs = engine.step() if engine.has_work else []
+                self.failure = self.failure or engine.failure
+                self._tell(outputs)
+                if engine.failure is not None:
+                    break
+                if not self._inbox and not self._is_stopping:
+                    engine.wait()
+        except BaseException:
+            self.failure = "The engine's thread has failed. Restart the server; its log says why."
+            logger.exception("The engine's thread failed")
         finally:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._end_all)
+            self._call(self._end_all)
 
-    def _receive(self, engine: LLMEngine) -> bool:
-        """Takes the inbox in; waits for a message if nothing else is to do. False to stop."""
-        with self._wake:
-            while not (self._inbox or engine.has_work or self._is_stopping):
-                self._wake.wait()
-            messages = list(self._inbox)
-            self._inbox.clear()
-        for message in messages:
-            if isinstance(message, str):
-                engine.abort(message)
+    def _receive(self, engine: LLMEngine) -> None:
+        """Takes the inbox in. What fails there ends the request that it is for."""
+        for _ in range(len(self._inbox)):
+            message = self._inbox.popleft()
+            is_new = not isinstance(message, str)
+            request_id = message[0].request_id if is_new else message
+            try:
+                if is_new:
+                    engine.add(*message)
+                else:
+                    engine.abort(message)
+            except RtpjaxError as error:
+                self._tell([_refused(request_id, error)])
+            except BaseException as error:  # noqa: BLE001 (see report)
+                error_id = report(f"Request {request_id}", error)
+                self._tell([_error(request_id, told(error_id))])
+                engine.send_probe()
+            self._arriving.discard(request_id)
+
+    def _tell(self, outputs: Iterable[RequestOutput]) -> None:
+        """Has the event loop give outputs to those who wait for them."""
+        self._outbox.extend(outputs)
+        if self._outbox and not self._call(self._deliver):
+            raise EngineError("The event loop takes no calls any more.")
+
+    def _call(self, function: Callable[[], None]) -> bool:
+        """Has the event loop call a function; False if it cannot be had to.
+
+        What a call was for is done by the next one, so one that fails is just made again.
+        """
+        for _ in range(_MAX_CALLS):
+            try:
+                self._loop.call_soon_threadsafe(function)
+            except Exception:
+                if self._loop.is_closed():
+                    break
+                logger.exception("The event loop did not take a call")
             else:
-                engine.add(*message)
-        return not self._is_stopping
+                return True
+        return False
 
-    def _deliver(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
+    def _deliver(self) -> None:
+        while self._outbox:
+            output = self._outbox.popleft()
             queue = self._queues.get(output.request_id)
             if queue is not None:
                 queue.put_nowait(output)
 
     def _end_all(self) -> None:
-        """The thread has ended: so do all requests."""
+        """The thread has ended: so do all requests, each after what it was told before."""
         self._has_ended = True
         reason = f": {self.failure}" if self.failure else "."
         error = str(EngineError(f"The engine stopped before the answer was complete{reason}"))
-        self._deliver(
-            [RequestOutput(i, "", (), finish_reason="error", error=error) for i in self._queues]
-        )
+        self._outbox.extend(_error(request_id, error) for request_id in list(self._queues))
+        self._deliver()
+
+
+def _error(request_id: str, error: str, **fields: Any) -> RequestOutput:
+    return RequestOutput(request_id, "", (), finish_reason="error", error=error, **fields)
+
+
+def _refused(request_id: str, error: RtpjaxError) -> RequestOutput:
+    """The output for a request that the engine's thread refused."""
+    if isinstance(error, RequestError):
+        return _error(request_id, str(error), error_kind="request", error_param=error.param)
+    return _error(request_id, str(error))

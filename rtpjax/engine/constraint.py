@@ -13,7 +13,8 @@ Where the reasoning's end is forced, one token is all that fits; it goes through
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -23,6 +24,8 @@ from rtpjax.engine.grammar import CompiledConstraint
 from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.errors import EngineError, RequestError
 
+_SLOW_S = 0.02  # a mask that takes longer would be waited for in vain
+
 
 class Constraint:
     """One request's place in its grammar, in its reasoning, or both. Belongs to the engine.
@@ -31,6 +34,7 @@ class Constraint:
         compiled: What constrains it.
         pool: Fills masks.
         allowed_token_ids: No other token may be chosen; empty allows all.
+        on_mask: Called from another thread when a mask is there, or could not be made.
 
     Attributes:
         is_free: The next tokens need no mask.
@@ -42,11 +46,15 @@ class Constraint:
         compiled: CompiledConstraint,
         pool: Executor,
         allowed_token_ids: Sequence[int] = (),
+        *,
+        on_mask: Callable[[], object] = lambda: None,
     ):
         grammar = compiled.grammar
         self._compiled = grammar
         self._tokenizer = compiled.tokenizer
         self._pool = pool
+        self._on_mask = on_mask
+        self._is_slow = False
         self._ends = _bits(compiled.end_token_ids, self._num_words)
         self._allowed = _bits(allowed_token_ids, self._num_words) if allowed_token_ids else None
         self._matcher = None if grammar is None else grammar.matcher.deep_copy()
@@ -69,12 +77,20 @@ class Constraint:
         """Why there is no mask, if making it failed."""
         return self._mask.exception() if self._mask is not None and self._mask.done() else None
 
+    def close(self) -> None:
+        """The request has ended: a mask that is not begun is not made."""
+        if self._mask is not None:
+            self._mask.cancel()
+
     def can_run(self, num_sampled: int) -> bool:
         """Whether the token after num_sampled ones can be computed now.
 
-        One token in flight is fine: it will be known before the next one is chosen.
+        One token in flight is fine: it will be known before the next one is chosen. But where the
+        last mask took long, this one may be late, too, and the step would wait for nothing.
         """
-        return num_sampled == self._num_accepted + 1 or self.is_ready
+        if num_sampled == self._num_accepted + 1:
+            return self.is_free or not self._is_slow
+        return self.is_ready
 
     @property
     def is_ready(self) -> bool:
@@ -161,6 +177,7 @@ class Constraint:
             self._mask = self._forced_mask(forced_id)
         elif self._matcher is not None:
             self._mask = self._pool.submit(self._fill)
+            self._mask.add_done_callback(lambda _: self._on_mask())
 
     @property
     def _num_words(self) -> int:
@@ -170,7 +187,9 @@ class Constraint:
         matcher = self._matcher
         assert matcher is not None
         mask = np.zeros((1, self._num_words), np.int32)
+        started = time.perf_counter()
         fill_next_token_bitmask(matcher, mask)
+        self._is_slow = time.perf_counter() - started > _SLOW_S
         if matcher.is_error():
             raise EngineError(f"The grammar failed: {matcher.get_error()}")
         if not mask.any():

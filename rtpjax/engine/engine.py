@@ -6,51 +6,59 @@
 The device works on N+1 while the host reads N and makes masks. That a request ended with N is
 noticed when N+1 is under way already; what N+1 computes for it is dropped. A mask that is late does
 not hold up the others: its row's token is dropped, and computed again when the mask is there.
+
+What fails for one row ends that request. What fails for a step has all requests start again, and a
+trial (rtpjax.engine.trial) finds out whose fault it was. Where not even the engine's own probe
+works any more the engine has failed: all requests end, and `failure` says why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from concurrent import futures
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from rtpjax.config import EngineConfig
-from rtpjax.engine.admission import check_request
+from rtpjax.engine.admission import MAX_INT32, check_request
 from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
+from rtpjax.engine.faults import report, told
 from rtpjax.engine.grammar import CompiledConstraint, GrammarCompiler
 from rtpjax.engine.groups import Groups
+from rtpjax.engine.outputs import added_by, keep_score, output_of
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
-    ErrorKind,
     FinishReason,
     GenerationRequest,
     Grammar,
     RequestOutput,
     SamplingParams,
-    TokenLogprob,
 )
 from rtpjax.engine.runner import Forwarded, Runner, StepHandle, biases_of
 from rtpjax.engine.sampling import Sampled
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
-from rtpjax.errors import EngineError, QueueFullError, RequestError
+from rtpjax.engine.trial import Trial
+from rtpjax.errors import DrainingError, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
 
 _MASK_THREADS = 4
 _MASK_WAIT_S = 0.005  # then the tokens whose mask is late are dropped
+_MAX_WAIT_S = 1.0
+_MAX_FAILED_PROBES = 3  # in a row
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,6 +84,11 @@ class LLMEngine:
         config: Resolved settings.
         tokenizer: For text increments and stop strings.
         end_token_ids: The model's own end tokens.
+
+    Attributes:
+        wake: Set whenever there may be something to do for a thread that waits.
+        failure: Why the engine cannot go on, or None.
+        probe: A request of the engine's own, which any engine that works can answer.
     """
 
     def __init__(
@@ -89,6 +102,14 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
         self.timings = StepTimings()
+        self.wake = threading.Event()
+        self.failure: str | None = None
+        self.probe = GenerationRequest(
+            f"probe-{secrets.token_hex(8)}",
+            (0,),
+            SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
+            priority=-MAX_INT32,
+        )
         self.grammars = GrammarCompiler(tokenizer, self.end_token_ids)
         self._runner = runner
         self._groups = Groups(
@@ -103,6 +124,14 @@ class LLMEngine:
         )
         self._live: dict[str, tuple[Sequence, Detokenizer]] = {}
         self._in_flight: StepHandle | None = None
+        self._is_device_lost = False
+        self._is_stalled = False
+        self._trial = Trial()
+        self._probe: Sequence | None = None
+        self._has_probe_ended = False
+        self._book_error: BaseException | None = None
+        self._num_failed_probes = 0
+        self._ended: list[RequestOutput] = []  # between two steps
         self._arrivals = itertools.count()
         self._constrained: dict[str, Sequence] = {}
         self._timed: dict[str, Sequence] = {}
@@ -113,7 +142,18 @@ class LLMEngine:
     @property
     def has_work(self) -> bool:
         """Whether step() has anything to do."""
-        return bool(self._live) or self._in_flight is not None
+        is_waiting = self._in_flight is not None or self._book_error is not None
+        return bool(self._live or self._ended) or is_waiting
+
+    def wait(self) -> None:
+        """Returns once step() may have something to do, which is at once as a rule.
+
+        After a step that found nothing to do, all requests wait for their masks. `wake` ends the
+        wait; a thread clears it before it looks for work.
+        """
+        if self._is_stalled or not self.has_work:
+            self.wake.wait(self._next_deadline_s() if self.has_work else None)
+            self._is_stalled = False
 
     def check(self, request: GenerationRequest, *, num_arriving: int = 0) -> None:
         """Refuses what cannot be honoured. Of what step() changes it reads the queue's length only.
@@ -125,20 +165,38 @@ class LLMEngine:
         Raises:
             RequestError: The prompt does not fit, or a parameter is out of the engine's range.
             QueueFullError: Too many requests wait.
+            DrainingError: The engine has failed.
         """
-        check_request(request, self.config, self._runner.num_tokens, self.end_token_ids)
-        if self._groups.num_waiting + num_arriving >= self.config.max_num_waiting:
+        self._check_alone(request)
+        self.check_queue(num_arriving=num_arriving)
+
+    def check_queue(self, *, num_arriving: int = 0) -> None:
+        """The part of check that depends on the other requests; it costs nothing."""
+        num_waiting = self._groups.num_waiting + self._trial.num_held
+        if num_waiting + num_arriving >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
             )
 
+    def _check_alone(self, request: GenerationRequest) -> None:
+        if self.failure is not None:
+            raise DrainingError(self.failure, code="stopped")
+        check_request(request, self.config, self._runner.num_tokens, self.end_token_ids)
+        if request.request_id in self._live:
+            raise RequestError(
+                f"request_id: {request.request_id!r} is in use; give each request its own.",
+                param="request_id",
+            )
+
     def constrain(self, compiled: CompiledConstraint, sampling: SamplingParams) -> Constraint:
         """A request's own place in what constrains it; thread-safe."""
-        return Constraint(compiled, self._mask_pool, sampling.allowed_token_ids)
+        return Constraint(
+            compiled, self._mask_pool, sampling.allowed_token_ids, on_mask=self.wake.set
+        )
 
     def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
-        """Queues a request that passed check.
+        """Queues a request, or raises and leaves everything as it was.
 
         Args:
             request: What to generate.
@@ -146,11 +204,43 @@ class LLMEngine:
                 compiled now.
 
         Raises:
-            RequestError: The grammar cannot be compiled.
+            RequestError: It cannot be honoured, or its grammar cannot be compiled.
         """
+        self._check_alone(request)
         if request.is_constrained and constraint is None:
             compiled = self.grammars.compile(request.grammar, request.reasoning_limit)
             constraint = self.constrain(compiled, request.sampling)
+        sequence, detokenizer = self._begun(request)
+        sequence.constraint = constraint
+        self._enqueue(sequence)
+        self._live[request.request_id] = sequence, detokenizer
+        if constraint is not None:
+            self._constrained[request.request_id] = sequence
+        if request.timeout_s is not None:
+            self._timed[request.request_id] = sequence
+        self._num_prompt_tokens += sequence.num_prompt_tokens
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        is_on = self._trial.is_on or self._is_device_lost
+        if is_on and sequence.request is self.probe:
+            self._trial.send_probe(sequence)
+        elif is_on:
+            self._trial.hold(sequence)
+        else:
+            try:
+                self._groups.add(sequence)
+            except BaseException as error:
+                self._book_error = error
+                raise
+
+    def _check_books(self) -> None:
+        """Raises what went wrong when a sequence was added or taken out: its pages may be lost."""
+        error, self._book_error = self._book_error, None
+        if error is not None:
+            raise error
+
+    def _begun(self, request: GenerationRequest) -> tuple[Sequence, Detokenizer]:
+        """A request's state before its first step."""
         sampling = request.sampling
         room = self.config.max_model_len - len(request.prompt_token_ids)
         sequence = Sequence(
@@ -161,7 +251,7 @@ class LLMEngine:
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         sequence.sampling_fields = sampling_fields(sequence, seed)
         sequence.biases = biases_of(sequence, self._end_ids(sampling))
-        detokenizer = Detokenizer(
+        return sequence, Detokenizer(
             self.tokenizer,
             prompt_token_ids=request.prompt_token_ids,
             skip_special_tokens=sampling.skip_special_tokens,
@@ -170,14 +260,6 @@ class LLMEngine:
             include_stop_str_in_output=sampling.include_stop_str_in_output,
             stop_sequences=sampling.stop_sequences,
         )
-        sequence.constraint = constraint
-        if constraint is not None:
-            self._constrained[request.request_id] = sequence
-        if request.timeout_s is not None:
-            self._timed[request.request_id] = sequence
-        self._live[request.request_id] = sequence, detokenizer
-        self._groups.add(sequence)
-        self._num_prompt_tokens += sequence.num_prompt_tokens
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request now; its pages are free then. None if it has ended already."""
@@ -186,27 +268,42 @@ class LLMEngine:
         return self._end(self._live[request_id][0], "abort")
 
     def step(self) -> list[RequestOutput]:
-        """Dispatches the next step and returns what the one before it added to its requests."""
+        """Dispatches the next step and returns what the one before it added to its requests.
+
+        It does not raise: what goes wrong ends requests, or all of them (see `failure`).
+        """
         started, waited = time.perf_counter(), self.timings.wait_s
-        rows: list[ScheduledRow] = []
+        rows: list[ScheduledRow] | None = None
         outputs: list[RequestOutput] = []
         collected, self._in_flight = self._in_flight, None
         try:
+            self._check_books()
+            if self._is_device_lost:
+                self._runner.reset()
+                self._is_device_lost = False
+            for sequence in self._trial.admit():
+                self._groups.add(sequence)
             groups = self._groups.schedule()
             rows = list(itertools.chain(*groups))
             forwarded = self._forward(groups) if rows else None
             if collected is not None:
                 self._collect(collected, outputs)
-            elif forwarded is None:
-                self._await_masks(self._running_constraints(), 1.0)  # nothing else to do
             if forwarded is not None:
-                self._in_flight = self._choose(forwarded)
+                self._in_flight = self._choose(forwarded, outputs)
             self._end_failed(outputs)
             self._end_late(outputs)
-        except Exception as error:  # the one place where any failure of a step ends up
-            logger.exception("A step failed; its requests end with an error")
+            self._check_books()
+        except BaseException as error:  # noqa: BLE001 (see report)
             collecting = collected.batch.rows.values() if collected else ()
-            outputs += self._recover([*collecting, *rows], error)
+            # Where scheduling itself failed, it may be for any request.
+            self._recover([] if rows is None else [*collecting, *rows], error, outputs)
+        self._is_stalled = not (rows or collected or self._is_device_lost)
+        if self.failure is not None:
+            self._in_flight = None
+        outputs += self._ended
+        self._ended = []
+        if self._has_probe_ended:
+            outputs = self._without_probes(outputs)
         waited = self.timings.wait_s - waited
         self.timings.host_s += time.perf_counter() - started - waited
         return outputs
@@ -231,12 +328,15 @@ class LLMEngine:
             request = GenerationRequest(
                 f"offline-{len(outputs)}", tuple(prompt), params, grammar=grammar
             )
-            self.check(request)
-            outputs[request.request_id] = []
+            self.check_queue()
             self.add(request)
+            outputs[request.request_id] = []
         while self.has_work:
+            self.wake.clear()
             for output in self.step():
                 outputs[output.request_id].append(output)
+            if self.has_work:
+                self.wait()
         return list(outputs.values())
 
     def stats(self) -> EngineStats:
@@ -244,7 +344,7 @@ class LLMEngine:
         schedulers, stats = self._groups.schedulers, self._groups.stats
         return EngineStats(
             num_running=sum(len(s.running) for s in schedulers),
-            num_waiting=self._groups.num_waiting,
+            num_waiting=self._groups.num_waiting + self._trial.num_held,
             num_pages=sum(s.pool.capacity for s in schedulers),
             num_free_pages=sum(s.pool.num_free for s in schedulers),
             page_size=self.config.page_size,
@@ -263,15 +363,19 @@ class LLMEngine:
         """Asserts that the books agree (tests call it after every step)."""
         self._groups.check()
         live = {id(s) for s, _ in self._live.values()}
-        assert live == {id(s) for s in (*self._groups.running, *self._groups.waiting)}
+        groups, held = self._groups, self._trial.held
+        assert live == {id(s) for s in (*groups.running, *groups.waiting, *held)}
+        assert len(live) == len(groups.running) + len(groups.waiting) + len(held)
 
     def _end_ids(self, sampling: SamplingParams) -> frozenset[int]:
         own = frozenset() if sampling.ignore_eos else self.end_token_ids
         return own | frozenset(sampling.stop_token_ids)
 
-    def _running_constraints(self) -> list[Constraint]:
-        running = (s.constraint for s in self._constrained.values() if s.slot >= 0)
-        return [c for c in running if c is not None]
+    def _next_deadline_s(self) -> float:
+        """Seconds until a request's own time is over, and a second at most."""
+        now = time.monotonic()
+        ends = (s.arrived_s + (s.request.timeout_s or 0.0) for s in self._timed.values())
+        return min((max(end - now, 0.0) for end in ends), default=_MAX_WAIT_S)
 
     def _await_masks(self, constraints: Iterable[Constraint], timeout_s: float) -> None:
         """Waits for masks, or until the time is over."""
@@ -283,11 +387,18 @@ class LLMEngine:
         """Ends requests whose mask could not be made; the others go on."""
         for sequence in list(self._constrained.values()):
             error = sequence.constraint.error if sequence.constraint else None
-            if isinstance(error, RequestError):
-                fields = {"error_kind": "request", "error_param": error.param}
-                outputs.append(self._end(sequence, "error", error=str(error), **fields))
-            elif error is not None:
-                outputs.append(self._end(sequence, "error", error=str(error)))
+            if error is not None and not sequence.is_finished:
+                outputs.append(self._fail_row(sequence, error))
+
+    def _fail_row(self, sequence: Sequence, error: BaseException) -> RequestOutput:
+        """Ends a request for which something failed on the host; the others are untouched."""
+        if isinstance(error, RequestError):
+            fields = {"error_kind": "request", "error_param": error.param}
+            return self._end(sequence, "error", error=str(error), **fields)
+        error_id = report(f"Request {sequence.request.request_id}", error)
+        output = self._end(sequence, "error", error=told(error_id))
+        self.send_probe()  # the next one may fail in the same way
+        return output
 
     def _end_late(self, outputs: list[RequestOutput]) -> None:
         """Ends requests whose own time limit is over."""
@@ -295,7 +406,7 @@ class LLMEngine:
         for sequence in list(self._timed.values()):
             timeout_s = sequence.request.timeout_s
             assert timeout_s is not None
-            if now - sequence.arrived_s > timeout_s:
+            if now - sequence.arrived_s > timeout_s and not sequence.is_finished:
                 count = sequence.num_output_tokens
                 error = f"The request took longer than {timeout_s * 1000:.0f} ms, its own limit; "
                 error += f"it had {count} tokens of output."
@@ -307,23 +418,25 @@ class LLMEngine:
         batch = pack(groups, self._runner.buckets, config.table_width, config.page_size)
         return self._runner.forward(batch)
 
-    def _choose(self, forwarded: Forwarded) -> StepHandle:
+    def _choose(self, forwarded: Forwarded, outputs: list[RequestOutput]) -> StepHandle:
         """Has a step's tokens chosen; those whose mask is late do not count."""
         constrained = {
             b: (row.sequence, row.sequence.constraint)
             for b, row in (forwarded.batch.rows.items() if self._constrained else ())
-            if row.samples
-            and row.sequence.constraint is not None
-            and not row.sequence.is_finished
-            and not row.sequence.num_dropped
+            if row.samples and row.sequence.constraint is not None and not row.sequence.num_dropped
         }
         self._await_masks((c for _, c in constrained.values()), _MASK_WAIT_S)
         masks: dict[int, np.ndarray] = {}
         for b, (sequence, constraint) in constrained.items():
-            if not constraint.is_ready:
-                self._groups.of(sequence).retract(sequence)
-            elif constraint.mask is not None:
-                masks[b] = constraint.mask
+            if sequence.is_finished:
+                continue
+            try:
+                if not constraint.is_ready:
+                    self._groups.of(sequence).retract(sequence)
+                elif constraint.mask is not None:
+                    masks[b] = constraint.mask
+            except BaseException as error:  # noqa: BLE001 (see report)
+                outputs.append(self._fail_row(sequence, error))
         return self._runner.choose(forwarded, masks)
 
     def _collect(self, handle: StepHandle, outputs: list[RequestOutput]) -> None:
@@ -331,118 +444,147 @@ class LLMEngine:
         started = time.perf_counter()
         sampled = self._runner.collect(handle)
         self.timings.wait_s += time.perf_counter() - started
-        token_ids = sampled.token_ids.tolist()
-        for b, row in handle.batch.rows.items():
-            if row.target >= 0:
-                count = row.sequence.request.sampling.prompt_logprobs or 0
-                row.sequence.prompt_logprobs[row.start] = _logprob(sampled, b, count)
-        for b, row in handle.batch.rows.items():
-            sequence = row.sequence
-            if not row.samples or sequence.is_finished:
-                continue
-            if sequence.num_dropped:
-                sequence.num_dropped -= 1
-                continue
-            output = self._take(sequence, token_ids[b], sampled, b)
-            if output is not None:
-                outputs.append(output)
+        for take in (self._take_score, self._take_sample):
+            for b, row in handle.batch.rows.items():
+                if row.sequence.is_finished:
+                    continue
+                try:
+                    output = take(row, sampled, b)
+                except BaseException as error:  # noqa: BLE001 (see report)
+                    output = self._fail_row(row.sequence, error)
+                if output is not None:
+                    outputs.append(output)
 
-    def _take(
-        self, sequence: Sequence, token_id: int, sampled: Sampled, b: int
-    ) -> RequestOutput | None:
+    def _take_score(self, row: ScheduledRow, sampled: Sampled, b: int) -> None:
+        if row.target >= 0:
+            keep_score(row, sampled, b)
+
+    def _take_sample(self, row: ScheduledRow, sampled: Sampled, b: int) -> RequestOutput | None:
         """Adds a token to its request, and ends the request if the token does.
 
-        None if the token does not fit the request's grammar: it will be sampled again.
+        None if there is none, or if it does not fit the grammar and will be sampled again.
         """
-        sampling, constraint = sequence.request.sampling, sequence.constraint
-        is_end = token_id in self._end_ids(sampling)
-        if constraint is not None:
-            try:
-                fits = constraint.accept(token_id, is_end=is_end)
-            except EngineError as error:
-                return self._end(sequence, "error", error=str(error))
-            if not fits:
-                self._groups.of(sequence).retract(sequence)
-                sequence.num_dropped -= 1  # this one is not in flight any more
-                return None
+        sequence = row.sequence
+        if not row.samples:
+            return None
+        if sequence.num_dropped:
+            sequence.num_dropped -= 1
+            return None
+        token_id = int(sampled.token_ids[b])
+        is_end = token_id in self._end_ids(sequence.request.sampling)
+        constraint = sequence.constraint
+        if constraint is not None and not constraint.accept(token_id, is_end=is_end):
+            self._groups.of(sequence).retract(sequence)
+            sequence.num_dropped -= 1  # this one is not in flight any more
+            return None
         detokenizer = self._live[sequence.request.request_id][1]
         self._groups.of(sequence).record(sequence, token_id)
         self._num_output_tokens += 1
-        added: dict[str, Any] = {"token_ids": (token_id,)}
-        if sampling.logprobs is not None:
-            added["logprobs"] = (_logprob(sampled, b, sampling.logprobs),)
-        if sequence.scores_prompt and sequence.num_output_tokens == 1:
-            scores = (sequence.prompt_logprobs[i] for i in range(sequence.num_prompt_tokens - 1))
-            added["prompt_logprobs"] = (None, *scores)
-        if is_end:
-            added["text"] = detokenizer.finish()
-            stop_reason = token_id if token_id in sampling.stop_token_ids else None
-            stop_reason = detokenizer.stop_reason or stop_reason
-            return self._end(sequence, "stop", stop_reason=stop_reason, **added)
-        added["text"] = detokenizer.push((token_id,))
-        is_full = sequence.num_output_tokens >= sequence.max_tokens
-        is_complete = constraint is not None and constraint.is_finished
-        if is_full or is_complete:
-            added["text"] += detokenizer.finish()
-        if detokenizer.stop_reason is not None:
-            return self._end(sequence, "stop", stop_reason=detokenizer.stop_reason, **added)
-        if is_full or is_complete:
-            return self._end(sequence, "stop" if is_complete else "length", **added)
-        return self._output(sequence, **added)
+        finish_reason, added = added_by(sequence, detokenizer, sampled, b, is_end=is_end)
+        if finish_reason is not None:
+            return self._end(sequence, finish_reason, **added)
+        return output_of(sequence, **added)
 
     def _end(self, sequence: Sequence, finish_reason: FinishReason, **fields) -> RequestOutput:
         """Takes the sequence out and makes its one terminal output."""
-        self._groups.finish(sequence)
-        del self._live[sequence.request.request_id]
-        self._constrained.pop(sequence.request.request_id, None)
-        self._timed.pop(sequence.request.request_id, None)
-        return self._output(sequence, finish_reason=finish_reason, **fields)
+        request_id = sequence.request.request_id
+        self._has_probe_ended |= sequence.request is self.probe
+        del self._live[request_id]
+        self._constrained.pop(request_id, None)
+        self._timed.pop(request_id, None)
+        output = output_of(sequence, finish_reason, **fields)
+        if sequence.constraint is not None:
+            sequence.constraint.close()
+        try:
+            if self._trial.discard(sequence):
+                sequence.is_finished = True
+            else:
+                self._groups.finish(sequence)
+        except BaseException as error:  # noqa: BLE001 (see report)
+            sequence.is_finished = True
+            self._book_error = error  # the answer is right all the same
+            return output
+        if sequence is self._probe:
+            self._judge(finish_reason)
+        return output
 
-    def _output(
-        self,
-        sequence: Sequence,
-        *,
-        text: str = "",
-        token_ids: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprob, ...] | None = None,
-        finish_reason: FinishReason | None = None,
-        stop_reason: str | int | None = None,
-        prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None,
-        error: str | None = None,
-        error_kind: ErrorKind = "engine",
-        error_param: str | None = None,
-    ) -> RequestOutput:
-        return RequestOutput(
-            request_id=sequence.request.request_id,
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_output_tokens=sequence.num_output_tokens,
-            num_cached_tokens=sequence.num_cached_tokens,
-            wait_s=sequence.wait_s,
-            prompt_logprobs=prompt_logprobs,
-            error=error,
-            error_kind=error_kind,
-            error_param=error_param,
+    def _judge(self, finish_reason: FinishReason) -> None:
+        """A probe has ended."""
+        self._probe = None
+        if finish_reason == "length":
+            self._num_failed_probes = 0
+        elif finish_reason == "error":
+            self._num_failed_probes += 1
+            self.send_probe()
+
+    def _recover(
+        self, rows: list[ScheduledRow], error: BaseException, outputs: list[RequestOutput]
+    ) -> None:
+        """Has all requests start again after a failed step, and ends the one to blame, if known."""
+        in_step = list(dict.fromkeys(r.sequence for r in rows if not r.sequence.is_finished))
+        message = told(report(f"A step of {len(in_step)} requests", error))
+        if self.failure is not None:
+            return
+        try:
+            self._in_flight = self._book_error = None
+            self._is_device_lost = True
+            live = [sequence for sequence, _ in self._live.values()]
+            self._groups.reset()
+            blamed = self._trial.fail(in_step, live)
+            for sequence in live:
+                sequence.restart()
+            self._drop_probe(live, blamed)
+            outputs += [self._end(sequence, "error", error=message) for sequence in blamed]
+            self.send_probe()
+        except BaseException as second:  # noqa: BLE001 (see report)
+            report("Starting again after a failed step", second)
+            self._fail()
+
+    def _drop_probe(self, live: list[Sequence], blamed: list[Sequence]) -> None:
+        """Ends a probe that was under way: after a failed step a new one comes first."""
+        if self._probe is None or self._probe in blamed:
+            return
+        if self._probe in live:
+            self._end(self._probe, "abort")
+        else:  # it failed while it ended
+            self._probe = None
+            self._num_failed_probes += 1
+
+    def send_probe(self) -> None:
+        """Has the engine answer a request of its own, to find out whether it still can.
+
+        Whoever sees something fail for one request asks for it: the next one may fail likewise.
+        Where one probe after the other fails, the engine has failed.
+        """
+        while self._probe is None and self.failure is None:
+            if self._num_failed_probes >= _MAX_FAILED_PROBES:
+                self._fail()
+                return
+            try:
+                self.add(self.probe)
+                self._probe = self._live[self.probe.request_id][0]
+            except BaseException as error:  # noqa: BLE001 (see report)
+                report("The engine's own probe", error)
+                self._num_failed_probes += 1
+
+    def _fail(self) -> None:
+        """Ends all requests, for good."""
+        self.failure = (
+            "The engine has failed: requests of its own fail, too. Restart the server; its log "
+            "has the cause."
         )
+        logger.critical("%s", self.failure)
+        for sequence, _ in self._live.values():
+            sequence.is_finished = True
+            if sequence.request is not self.probe:
+                self._ended.append(output_of(sequence, "error", error=self.failure))
+        for known in (self._live, self._constrained, self._timed):
+            known.clear()
+        self._in_flight = self._probe = None
+        self._trial = Trial()
+        with contextlib.suppress(Exception):
+            self._groups.reset()
 
-    def _recover(self, rows: list[ScheduledRow], error: Exception) -> list[RequestOutput]:
-        """Ends a failed step's requests. The others start again: the cache may be lost."""
-        self._in_flight = None
-        failed = {row.sequence: None for row in rows if not row.sequence.is_finished}
-        message = f"{type(error).__name__}: {error}"
-        outputs = [self._end(sequence, "error", error=message) for sequence in failed]
-        self._groups.reset()
-        self._runner.reset()
-        return outputs
-
-
-def _logprob(sampled: Sampled, b: int, count: int) -> TokenLogprob:
-    """Row b's log-probabilities with the count best alternatives."""
-    top = zip(
-        sampled.top_ids[b, :count].tolist(), sampled.top_logprobs[b, :count].tolist(), strict=True
-    )
-    return TokenLogprob(int(sampled.token_ids[b]), float(sampled.logprobs[b]), tuple(top))
+    def _without_probes(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
+        self._has_probe_ended = False
+        return [output for output in outputs if output.request_id != self.probe.request_id]

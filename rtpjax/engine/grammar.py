@@ -2,22 +2,24 @@
 
 A compiled grammar is a matcher in its first state; each request gets a copy (15 us). Compiling
 takes milliseconds, and its work is bounded twice: by llguidance's own limits, and by a time limit
-for whoever waits. Equal grammars are compiled once, also when they come together.
+for whoever waits. Equal grammars are compiled once, also when they come together. Few can wait for
+a thread; one that all its callers have given up before that is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +27,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from llguidance.numpy import fill_next_token_bitmask
 
+from rtpjax.engine.faults import report, told
 from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.engine.request import JSON_OPTIONS, Grammar, ReasoningLimit
-from rtpjax.errors import RequestError
+from rtpjax.errors import EngineError, QueueFullError, RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,6 +44,7 @@ MAX_RULES = 1000
 _STACK_BYTES = 64 << 20
 _MAX_CACHED = 256
 _MAX_THREADS = 2
+MAX_QUEUED = 64  # grammars under way or waiting for a thread
 
 _TEXT = r"/(.|\n)*/"
 
@@ -89,6 +93,28 @@ class CompiledConstraint:
         )
 
 
+@dataclass(slots=True)
+class _Job:
+    """A grammar that is or was compiled, and how many wait for it."""
+
+    future: Future[CompiledConstraint]
+    num_waiting: int = 0
+
+
+def result_of(future: Future[CompiledConstraint]) -> CompiledConstraint:
+    """The result of a future that is done.
+
+    Raises:
+        RequestError: The grammar is wrong. A new one for each caller: an error keeps the stack of
+            all who raised it.
+        EngineError: It could not be compiled for a reason that may not be there another time.
+    """
+    error = future.exception()
+    if isinstance(error, RequestError):
+        raise RequestError(str(error), param=error.param, code=error.code)
+    return future.result()
+
+
 class GrammarCompiler:
     """Compiles for one tokenizer.
 
@@ -100,28 +126,38 @@ class GrammarCompiler:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, end_token_ids: Iterable[int]):
         self._hf = tokenizer
         self._end_token_ids = sorted(end_token_ids)
-        self._cache: OrderedDict[Any, Future[CompiledConstraint]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._jobs: OrderedDict[Any, _Job] = OrderedDict()
+        self._num_queued = 0
+        self._lock = threading.RLock()  # a future that is done calls back at once
         self._making = threading.Lock()
 
-    def submit(
+    @contextlib.contextmanager
+    def compiling(
         self, grammar: Grammar | None, limit: ReasoningLimit | None = None
-    ) -> Future[CompiledConstraint]:
-        """Starts to compile, unless that has been done before. Thread-safe.
+    ) -> Iterator[Future[CompiledConstraint]]:
+        """Has a grammar compiled, unless that has been done before. Thread-safe.
 
-        Returns:
-            A future, shared with others (do not cancel it): what was compiled, or RequestError.
+        Yields:
+            A future, shared with others (do not cancel it); `result_of` takes its result.
+
+        Raises:
+            QueueFullError: Too many grammars are being compiled.
         """
         key = grammar, limit
         with self._lock:
-            future = self._cache.get(key)
-            if future is None:
-                future = self._pool.submit(self._compile, grammar, limit)
-                self._cache[key] = future
-                if len(self._cache) > _MAX_CACHED:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(key)
-            return future
+            job = self._jobs.get(key)
+            if job is None:
+                job = self._begin(key)
+            else:
+                self._jobs.move_to_end(key)
+            job.num_waiting += 1
+        try:
+            yield job.future
+        finally:
+            with self._lock:
+                job.num_waiting -= 1
+                if not job.num_waiting:
+                    job.future.cancel()  # has no effect on one that runs or is done
 
     def compile(
         self, grammar: Grammar | None, limit: ReasoningLimit | None = None
@@ -130,11 +166,49 @@ class GrammarCompiler:
 
         Raises:
             RequestError: It is wrong, too large, or takes too long.
+            QueueFullError: Too many grammars are being compiled.
         """
+        with self.compiling(grammar, limit) as future:
+            wait_for([future], TIME_LIMIT_S)
+            if not future.done():
+                raise too_slow(grammar)
+            return result_of(future)
+
+    def _begin(self, key: tuple[Grammar | None, ReasoningLimit | None]) -> _Job:
+        if self._num_queued >= MAX_QUEUED:
+            raise QueueFullError(
+                f"{MAX_QUEUED} grammars are being compiled already. Try again later.",
+                code="queue_full",
+            )
+        job = self._jobs[key] = _Job(self._pool.submit(self._work, *key))
+        self._num_queued += 1
+        job.future.add_done_callback(partial(self._settle, key))
+        return job
+
+    def _settle(
+        self, key: tuple[Grammar | None, ReasoningLimit | None], future: Future[CompiledConstraint]
+    ) -> None:
+        """Keeps what would be the same another time: a result, or that the grammar is wrong."""
+        with self._lock:
+            self._num_queued -= 1
+            if future.cancelled() or not isinstance(future.exception(), RequestError | None):
+                del self._jobs[key]
+            done = [key for key, job in self._jobs.items() if job.future.done()]
+            for oldest in done[: max(0, len(self._jobs) - _MAX_CACHED)]:
+                del self._jobs[oldest]
+
+    def _work(self, grammar: Grammar | None, limit: ReasoningLimit | None) -> CompiledConstraint:
         try:
-            return self.submit(grammar, limit).result(TIME_LIMIT_S)
-        except FutureTimeoutError:
-            raise too_slow(grammar) from None
+            return self._compile(grammar, limit)
+        except RequestError:
+            raise
+        except BaseException as error:
+            error_id = report("Compiling a grammar", error)
+            if grammar is None or isinstance(error, Exception):
+                raise EngineError(told(error_id)) from error
+            # A panic of the library: it depends on the grammar alone.
+            reason = f"the grammar library cannot take it (error {error_id})"
+            raise refusal(grammar, reason) from error
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -51,8 +51,9 @@ class Groups:
 
     def reset(self) -> None:
         """See Scheduler.reset."""
-        for scheduler in self.schedulers:
+        for scheduler, promised in zip(self.schedulers, self._promised, strict=True):
             scheduler.reset()
+            promised.clear()
 
     @property
     def running(self) -> list[Sequence]:

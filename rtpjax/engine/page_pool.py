@@ -83,11 +83,6 @@ class PagePool:
             self._page_of[name] = page
             self._name_of[page] = name
 
-    def forget_all(self) -> None:
-        """Empties the prefix cache: what the pages hold is no longer what their names say."""
-        for page in list(self._name_of):
-            self._forget(page)
-
     def _forget(self, page: int) -> None:
         name = self._name_of.pop(page, None)
         if name is not None:

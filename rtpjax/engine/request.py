@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -147,8 +148,9 @@ class GenerationRequest:
         priority: Lower runs first; ties run in order of arrival.
         grammar: What the output must look like; None leaves it free.
         reasoning_limit: Ends the reasoning in time; None leaves it free.
-        timeout_s: Longest time from its arrival to its end, the time in the queue included. A
-            request that takes longer ends with an error.
+        timeout_s: Longest time from its arrival to its end, the time for its grammar and in the
+            queue included. A request that takes longer ends with an error.
+        arrived_s: When it arrived, on the clock of time.monotonic.
     """
 
     request_id: str
@@ -159,6 +161,7 @@ class GenerationRequest:
     grammar: Grammar | None = None
     reasoning_limit: ReasoningLimit | None = None
     timeout_s: float | None = None
+    arrived_s: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def is_constrained(self) -> bool:

@@ -31,7 +31,7 @@ from jax.typing import DTypeLike
 from pallas_kernels import paged_attention
 from pallas_kernels.registry import UnsupportedError, using
 from rtpjax.config import EngineConfig
-from rtpjax.engine import kv_cache
+from rtpjax.engine import kv_cache, seats
 from rtpjax.engine.batch import (
     NO_SLOT,
     NUM_ROW_FIELDS,
@@ -186,18 +186,8 @@ class Runner:
             self._model.cache_specs, num_pages, c.page_size, c.precision.cache, self.mesh
         )
 
-        def slots(*shape: int, value: int = 0, dtype: DTypeLike = jnp.int32) -> jax.Array:
-            every = (self._num_groups * c.max_num_seqs, *shape)
-            return jnp.full(every, value, dtype, device=self._by_group)
-
-        self._state = SlotState(
-            tokens=slots(c.max_model_len + 1),
-            bias_ids=slots(MAX_BIASES, value=NO_SLOT),
-            bias_values=slots(MAX_BIASES, dtype=jnp.float32),
-            bias_until=slots(MAX_BIASES),
-            bad_words=slots(*_BAD_WORDS, value=NO_SLOT),
-            masks=slots(self._mask_words),
-        )
+        num_seats = self._num_groups * c.max_num_seqs
+        self._state = seats.allocate(num_seats, c.max_model_len, self._vocab_size, self._by_group)
 
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
         """Compiles all programs, in parallel, and runs each once on padding."""

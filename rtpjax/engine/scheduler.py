@@ -138,16 +138,13 @@ class Scheduler:
         sequence.num_computed = min(sequence.num_computed, sequence.num_tokens - 1)
 
     def reset(self) -> None:
-        """The device's state was lost, the tokens in flight and what the pages hold included.
+        """Starts with fresh books and no sequence: the device's state was lost, or these are wrong.
 
-        Every running sequence starts again from its known tokens.
+        Sequences can be added again once they have been restarted.
         """
-        for sequence in list(self.running):
-            self._preempt(sequence)
-        for sequence in self.waiting:
-            sequence.num_sampled = sequence.num_output_tokens
-            sequence.num_dropped = 0
-        self.pool.forget_all()
+        self.pool = PagePool(self.pool.num_pages)
+        self.waiting, self.running = [], []
+        self._free_slots = list(range(self.max_num_seqs))
 
     def _admit(self) -> Sequence | None:
         """Moves the first waiting sequence to running if all its known tokens fit into free pages.

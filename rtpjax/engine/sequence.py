@@ -11,7 +11,6 @@ one at a time.
 from __future__ import annotations
 
 import hashlib
-import time
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,12 +41,14 @@ class Sequence:
         epoch: Counts preemptions: a slot that was given up must be filled again.
         is_finished: Set once; what is still in flight for it is dropped.
         sampling_fields: The sampling parameters as the packed batch wants them, made once.
-        arrived_s, wait_s: When it was made, and how long it then waited for its first step.
+        arrived_s, wait_s: When the request came, and how long it then waited for its first step.
         prompt_logprobs: By position of the prompt token before, for requests that want them.
         biases: (token id, value, position before which it counts), added to logits.
         constraint: Its place in the grammar that its output must follow; None for no grammar.
         num_dropped: Samples in flight that do not count: one before them did not fit the grammar,
             or their mask was late.
+        num_failures: Failed steps that it was in, and was not found to be the cause of.
+        goal: Output tokens with which it is past the step that failed last (rtpjax.engine.trial).
     """
 
     request: GenerationRequest
@@ -68,12 +69,15 @@ class Sequence:
     biases: list[tuple[int, float, int]] = field(default_factory=list)
     constraint: Constraint | None = None
     num_dropped: int = 0
-    arrived_s: float = field(default_factory=time.monotonic)
+    num_failures: int = 0
+    goal: int = 0
+    arrived_s: float = field(init=False)
     wait_s: float = 0.0
     prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
+        self.arrived_s = self.request.arrived_s
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -103,6 +107,14 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Known output tokens."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def restart(self) -> None:
+        """Goes back to the known tokens: what the device and the scheduler had of it is lost."""
+        self.epoch += self.slot >= 0
+        self.slot = -1
+        self.pages = []
+        self.num_computed = self.num_published = self.num_dropped = 0
+        self.num_sampled = self.num_output_tokens
 
     def names(self, page_size: int) -> list[bytes]:
         """Names of all full pages of known tokens.

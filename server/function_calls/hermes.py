@@ -27,6 +27,10 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
+# What is written around calls and results.
+TEXTS = (_TOOLS, _FORMAT, "<tool_response>\n", "\n</tool_response>")
+
+
 def system_text(functions: Sequence[Function], *, teaches_format: bool = True) -> str:
     """What the model is told of its functions."""
     tools = "\n".join(json.dumps(f.as_tool, ensure_ascii=False) for f in functions)

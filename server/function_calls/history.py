@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Such a template looks for a call only in messages whose content is None ...
@@ -34,6 +34,26 @@ class Arguments(dict[str, Any]):
 
     def __radd__(self, other: str) -> str:
         return other + self._text
+
+
+class ArgumentsText(str):
+    """Arguments that are no JSON object, as a model wrote them: cut, or of another type.
+
+    Templates write them as they are, also where they ask for JSON.
+    """
+
+    __slots__ = ()
+
+
+class ReadArguments(str):
+    """Arguments as text, with what they shall be read as."""
+
+    def __new__(cls, text: str, value: dict[str, Any]) -> ReadArguments:
+        made = super().__new__(cls, text)
+        made.value = value
+        return made
+
+    value: dict[str, Any]
 
 
 def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list[dict[str, Any]]:
@@ -66,13 +86,40 @@ def template_messages(messages: Sequence[dict[str, Any]], template: str) -> list
 def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
     text = function["arguments"]
+    value = json_object(text)
+    arguments = ArgumentsText(text) if value is None else Arguments(str(text), value)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object in a text; None where it has something else."""
+    if isinstance(text, ReadArguments):
+        return text.value
     try:
-        value = json.loads(text or "{}")
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return call  # a model's own slip: the template gets the text
-    if not isinstance(value, dict):
-        return call
-    return {**call, "function": {**function, "arguments": Arguments(text or "{}", value)}}
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def with_broken_calls_as_text(
+    message: dict[str, Any], write: Callable[[str, str], str]
+) -> dict[str, Any]:
+    """A message whose calls with arguments that are no JSON object stand in its content.
+
+    Args:
+        message: Any message.
+        write: Makes the text of a call of its function's name and its arguments.
+    """
+    calls = message.get("tool_calls", [])
+    broken = [call for call in calls if json_object(call["function"]["arguments"]) is None]
+    if not broken:
+        return message
+    texts = [write(call["function"]["name"], call["function"]["arguments"]) for call in broken]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    content = "\n".join(filter(None, (message["content"], *texts)))
+    sound = [call for call in calls if call not in broken]
+    return {**rest, "content": content} | ({"tool_calls": sound} if sound else {})
 
 
 def _short(call_id: str) -> str:

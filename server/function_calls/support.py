@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from rtpjax.engine.request import ReasoningLimit
 from rtpjax.errors import RequestError
 from server.answer_parser import AnswerSyntax
 from server.chat_template import ChatTemplate
-from server.function_calls import CallOptions, hermes
-from server.function_calls.history import template_messages
+from server.control_tokens import ControlTokens, control_tokens
+from server.function_calls import CallOptions, Function, hermes
+from server.function_calls.history import template_messages, with_broken_calls_as_text
 from server.function_calls.react import react_turns
 from server.grammars.calls import CallStyle
+from server.parsing.tagged_reasoning import TaggedReasoning
 from server.reasoning_parsers import (
     NONE,
     check_reasoning_format,
@@ -52,8 +56,18 @@ class CallSupport:
         model_type: str = "",
         tool_call_parser: str | None = None,
         reasoning_parser: str | None = None,
+        literals: Sequence[str] = (),
     ):
-        """Raises: ConfigError: There is no parser of that name."""
+        """Args:
+            template: The chat template.
+            special_tokens: The tokenizer's.
+            model_type: As in config.json.
+            tool_call_parser, reasoning_parser: Names of formats; None goes by template and type.
+            literals: Texts of other templates whose control tokens are control tokens here, too.
+
+        Raises:
+            ConfigError: There is no parser of that name.
+        """
         self._make = partial(
             CallSupport,
             special_tokens=special_tokens,
@@ -63,6 +77,8 @@ class CallSupport:
         )
         source = template.source
         self._template = template
+        self._own_literals = tuple(literals)
+        self._control_tokens: ControlTokens | None = None
         self._special_tokens = special_tokens
         self._is_react_model = model_type in _REACT_MODELS and not template.knows_tools
         found = find_tool_format(source, model_type) if template.knows_tools else DEFAULT
@@ -74,7 +90,43 @@ class CallSupport:
 
     def with_template(self, template: ChatTemplate) -> CallSupport:
         """The same model with another template."""
-        return self._make(template)
+        return self._make(template, literals=(*self._own_literals, *self._template.literals))
+
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._template.source
+
+    @cached_property
+    def literals(self) -> tuple[str, ...]:
+        """The texts that are written into prompts besides what callers wrote."""
+        ways = tool_formats()[self.tool_format].written
+        written = [text for way in ways for text in (way.begin, way.call, way.end, way.section_end)]
+        texts = (*self._own_literals, *self._template.literals, *written, *hermes.TEXTS)
+        return tuple(dict.fromkeys((*texts, *_all_marks())))
+
+    @cached_property
+    def assistant_marks(self) -> frozenset[str]:
+        """Marks of reasoning and calls, which are legitimate in what the assistant said.
+
+        Of special tokens only tags around the model's own reasoning are: others end turns.
+        """
+        tools = tool_formats()
+        formats = (tools[self.tool_format], tools[DEFAULT])
+        calls = {mark for f in formats for way in f.written for mark in f.marks_of(way)}
+        tags = {
+            name: found.grammar.marks
+            for name, found in reasoning_formats().items()
+            if isinstance(found.grammar, TaggedReasoning)
+        }
+        marks = calls.union(*tags.values()) - self._special_tokens
+        return frozenset(marks.union(tags.get(self.reasoning_format, ())))
+
+    def control_tokens(self, backend: Tokenizer) -> ControlTokens:
+        """The tokens that a caller's text must not become, of the model's tokenizer."""
+        if self._control_tokens is None:
+            self._control_tokens = control_tokens(backend, self.literals)
+        return self._control_tokens
 
     def _format_of(self, calls: CallOptions) -> str:
         is_react = self._is_react_model and calls.dialect == "functions" and not self._is_chosen
@@ -89,6 +141,8 @@ class CallSupport:
             RequestError: The template refuses the messages, or their roles are out of order.
         """
         functions = calls.offered
+        if any(map(_is_empty, messages)) and not self._takes_empty_turns:
+            messages = [_with_a_blank(message) for message in messages]
         if functions and self._format_of(calls) == _REACT:
             is_open = bool(variables.get("continue_final_message"))
             turns, open_turn = react_turns(messages, functions, is_last_open=is_open)
@@ -97,18 +151,20 @@ class CallSupport:
             if open_turn:
                 opens = {"continue_final_message": False, "add_generation_prompt": True}
                 variables = variables | opens
-            return self._template.render(turns, **variables) + open_turn
+            return self._template.render(turns, is_rewritten=True, **variables) + open_turn
         if self._template.knows_tools:
             tools = [function.as_tool for function in functions] or None
             if "tool_calls" not in self._template.source:
                 messages = [hermes.with_calls_as_text(message) for message in messages]
+            elif not self._takes_arguments_as_text:
+                messages = [with_broken_calls_as_text(m, self._call_text) for m in messages]
             converted = template_messages(messages, self._template.source)
             return self._template.render(converted, tools=tools, **variables)
         plain = hermes.plain_messages(messages)
         if functions:
             text = hermes.system_text(functions, teaches_format=self.tool_format == DEFAULT)
             plain = hermes.with_text(plain, text, has_system=self._has_system)
-        return self._template.render(plain, **variables)
+        return self._template.render(plain, is_rewritten=True, **variables)
 
     @property
     def is_format_unknown(self) -> bool:
@@ -121,12 +177,47 @@ class CallSupport:
     @cached_property
     def _has_system(self) -> bool:
         """Whether the template takes messages of role system."""
-        probe = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        return self._takes([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+
+    @cached_property
+    def _takes_empty_turns(self) -> bool:
+        """Whether the assistant may have said nothing; Ministral's template wants a text."""
+        user, empty = {"role": "user", "content": "a"}, {"role": "assistant", "content": ""}
+        return self._takes([user, empty, user]) or not self._takes(
+            [user, _with_a_blank(empty), user]
+        )
+
+    @cached_property
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether the template writes a call's arguments that are no mapping, and so can be none of
+        those that it goes through one by one."""
+        text = "arguments as text"
+        call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": text}}
+        probe = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call00000", "name": "f", "content": "b"},
+        ]
+        tools = [Function({"name": "f", "description": "f"}).as_tool]
         try:
-            self._template.render(probe)
+            messages = template_messages(probe, self._template.source)
+            return text in self._template.render(messages, tools=tools)
+        except RequestError:
+            return False
+
+    def _takes(self, messages: list[dict[str, Any]]) -> bool:
+        try:
+            self._template.render(messages)
         except RequestError:
             return False
         return True
+
+    def _call_text(self, name: str, arguments: str) -> str:
+        """A call as the model writes it, with arguments as they are."""
+        written = tool_formats()[self.tool_format].written_by(self._template.source)
+        lines = "\n" if written.arguments is not None else ""
+        call = written.begin + written.call.replace("{name}", name).replace("{index}", "0")
+        return f"{call}{arguments}{lines}{written.end}{written.section_end}"
 
     def syntax(self, calls: CallOptions, prompt: str) -> AnswerSyntax | None:
         """How answers to a prompt are read; None where all of them are plain text.
@@ -199,3 +290,21 @@ class CallSupport:
             written = () if syntax.style is None else syntax.style.marks
             marks = (*marks, *syntax.tools.grammar.marks, *written)
         return not self._special_tokens.isdisjoint(marks)
+
+
+@cache
+def _all_marks() -> tuple[str, ...]:
+    """Marks of calls and reasoning in all formats: models know more than their template shows."""
+    tools = (mark for f in tool_formats().values() for way in f.written for mark in f.marks_of(way))
+    reasoning = (mark for f in reasoning_formats().values() for mark in f.grammar.marks)
+    return tuple(dict.fromkeys((*tools, *reasoning)))
+
+
+def _is_empty(message: dict[str, Any]) -> bool:
+    """Whether it is a turn of the assistant in which nothing is said or called."""
+    is_said = message["content"].strip() or message.get("tool_calls")
+    return message["role"] == "assistant" and not is_said
+
+
+def _with_a_blank(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": " "} if _is_empty(message) else message

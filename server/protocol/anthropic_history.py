@@ -105,10 +105,12 @@ def _add_assistant(history: History, blocks: Iterable[Place]) -> None:
 def _add_call(history: History, where: str, block: dict[str, Any]) -> None:
     _check_keys(where, block, {"id", "name", "input"})
     call_id, name = (_string(where, block, key) for key in ("id", "name"))
-    arguments = block.get("input")
-    if not isinstance(arguments, dict):
+    # An object; of a call that was cut, clients may have kept the text.
+    arguments = block.get("input", {})
+    if not isinstance(arguments, dict | str):
         raise field_error(f"{where}.input", f"expected an object, found {describe(arguments)}")
-    text = json.dumps(arguments, ensure_ascii=False)
+    is_text = isinstance(arguments, str)
+    text = arguments if is_text else json.dumps(arguments, ensure_ascii=False)
     history.call(f"{where}.id", call_id, name, text)
 
 

@@ -20,6 +20,8 @@ from server.protocol.values import StopString, Temperature, TokenCount, TopK, To
 
 # How the chat request's fields are called here, for its errors.
 _NAMES = (
+    # Turns of one role are one message, so its number is another.
+    (r"messages\[.*", "messages"),
     (r"stop\b", "stop_sequences"),
     (r"response_format\.json_schema", "output_config.format"),
     (r"response_format", "output_config.format"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from collections.abc import Mapping, Sized
 from functools import cache
@@ -113,7 +114,7 @@ def load_object(body: bytes) -> dict[str, Any]:
     if not body:
         raise RequestError("the request body is empty, expected a JSON object")
     try:
-        text = body.decode("utf-8")
+        text = _decoded(body)
         value = json.loads(text, parse_constant=_refuse_constant)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -131,6 +132,27 @@ def load_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, found {describe(value)}")
     return value
+
+
+# What a JSON text begins with in other encodings: a mark, or an ASCII character and zeros.
+_OTHER_ENCODINGS = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\x00\x00\x00", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"\x00", "UTF-16"),
+)
+
+
+def _decoded(body: bytes) -> str:
+    """The text of a body; a mark of UTF-8 before it is skipped."""
+    found = next((name for mark, name in _OTHER_ENCODINGS if body.startswith(mark)), None)
+    if found is None and body[1:2] == b"\x00":
+        found = "UTF-32" if body[2:4] == b"\x00\x00" else "UTF-16"
+    if found is not None:
+        raise RequestError(f"the request body is {found} text, expected UTF-8")
+    return body.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
 def _is_on_event_loop() -> bool:

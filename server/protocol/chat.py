@@ -75,6 +75,8 @@ class ChatRequest(FormFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     user_template: Annotated[str, Field(max_length=limits.MAX_TEMPLATE_CHARS)] | None = None
+    chat_template: Annotated[str, Field(max_length=limits.MAX_TEMPLATE_CHARS)] | None = None
+    template_key: Annotated[str, Field(max_length=limits.MAX_TEMPLATE_CHARS)] | None = None
     debug_info: bool = False
     tools: Any = None
     tool_choice: Any = None
@@ -90,6 +92,7 @@ class ChatRequest(FormFields):
         self._take_other_names()
         if self.enable_thinking and self.reasoning_effort == "none":
             raise field_error("reasoning_effort", "none, but enable_thinking is true")
+        self._check_one_template()
         is_partial = partial_of(self.messages)
         self._calls = call_options(
             tools=self.tools,
@@ -107,6 +110,12 @@ class ChatRequest(FormFields):
         if self.continue_final_message:
             self._check_continued()
         return self
+
+    def _check_one_template(self) -> None:
+        names = ("user_template", "chat_template", "template_key")
+        given = [name for name in names if getattr(self, name)]
+        if len(given) > 1:
+            raise field_error(given[1], f"not allowed together with {given[0]}")
 
     def _take_other_names(self) -> None:
         """Settles what other APIs say in `reasoning`, `thinking` and `json_format`."""

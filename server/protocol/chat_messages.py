@@ -14,6 +14,8 @@ from typing import Any
 
 from server import limits
 from server.protocol.body import check_count, describe, field_error, field_path
+from server.protocol.described import quoted
+from server.protocol.history import arguments_text
 
 # OpenAI renamed `system`; templates know the old name only.
 _ROLES = {
@@ -62,7 +64,8 @@ def _message(index: int, value: Any) -> dict[str, Any]:
     calls = _calls(where, index, given)
     if calls and role != "assistant":
         raise field_error(f"{where}.role", "only the assistant makes calls")
-    if calls or (role == "assistant" and ("reasoning_content" in given or "reasoning" in given)):
+    if role == "assistant":
+        # Of an answer that was cut inside its reasoning, many clients send back nothing at all.
         given.setdefault("content", "")
     message: dict[str, Any] = {"role": role, "content": _content(where, given)}
     for key in given.keys() - {"role", "content"} - _IGNORED_IN_MESSAGE:
@@ -108,7 +111,7 @@ def _match_results(messages: list[dict[str, Any]]) -> None:
         if call_id is None:
             call_id = calls.meant_by(message.get("name"))
         elif call_id not in calls.names:
-            reason = f"no call before it has the id {describe(call_id)}"
+            reason = f"no call before it has the id {quoted(call_id)}"
             raise field_error(f"{where}.tool_call_id", reason)
         calls.answer(call_id)
         message["tool_call_id"] = call_id
@@ -176,7 +179,7 @@ def _calls(where: str, index: int, given: dict[str, Any]) -> list[dict[str, Any]
         if not isinstance(call_id, str):
             raise field_error(f"{at}.id", f"expected a string, found {describe(call_id)}")
         if call_id in checked:
-            raise field_error(f"{at}.id", f"{describe(call_id)} is there already")
+            raise field_error(f"{at}.id", f"there is a call with the id {quoted(call_id)} already")
         checked[call_id] = _call(f"{at}.function", call_id, call.get("function"))
     return list(checked.values())
 
@@ -192,7 +195,7 @@ def _call(where: str, call_id: str, function: Any) -> dict[str, Any]:
     if not isinstance(arguments, str | None):
         reason = f"expected JSON in a string, found {describe(arguments)}"
         raise field_error(f"{where}.arguments", reason)
-    function = {"name": name, "arguments": arguments or "{}"}
+    function = {"name": name, "arguments": arguments_text(arguments)}
     return {"id": call_id, "type": "function", "function": function}
 
 

@@ -7,6 +7,13 @@ from typing import Any
 _MAX_NAME_CHARS = 80
 
 
+def quoted(value: Any) -> str:
+    """A name or an id in a sentence, shortened: there is no function 'nope'."""
+    if not isinstance(value, str):
+        return describe(value)
+    return repr(value if len(value) <= 40 else value[:40] + "...")
+
+
 def describe(value: Any) -> str:
     """Names a JSON value for an error message, shortened."""
     if value is None:
@@ -18,7 +25,7 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, str):
-        return f"the string {value if len(value) <= 40 else value[:40] + '...'!r}"
+        return f"the string {quoted(value)}"
     if isinstance(value, int) and abs(value) > 10**20:
         return f"a number of {value.bit_length()} bits"
     return f"{value!r}"

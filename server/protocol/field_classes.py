@@ -136,8 +136,6 @@ _CONVERSATION: Classes = {
     **_only("calls are always told apart from the answer", parse_tool_calls=True),
     **_only("templates write the special tokens", add_special_tokens=False),
     **_only("put documents into the messages", documents=([],)),
-    **_only("send it as user_template, if the server allows it", chat_template=""),
-    **_only("the model has one template for everything", template_key=""),
     **_only("send token ids as the prompt of /v1/completions", input_ids=([],)),
     **_only(_NO_SEARCH, enable_search=False),
     **each("web_search_options", Refused(_NO_SEARCH)),

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.protocol.body import describe, field_error
+from server.protocol.body import field_error
+from server.protocol.described import quoted
+
+
+def arguments_text(text: str | None) -> str:
+    """A call's arguments as JSON text; "" and null, which models write too, are no arguments."""
+    return "{}" if text is None or text.strip() in ("", "null") else text
 
 
 class _Texts(list[str]):
@@ -21,13 +27,15 @@ class History:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """In chat_messages' form; reasoning that neither text nor a call follows is left out."""
+        """In chat_messages' form. Reasoning at the end that neither text nor a call follows is left
+        out: it is no turn yet."""
         only_reasoning = {"role", "content", "reasoning_content"}
-        joined = (
+        joined = [
             {key: "\n".join(v) if isinstance(v, _Texts) else v for key, v in message.items()}
             for message in self._messages
-        )
-        return [m for m in joined if m["content"] or m.keys() != only_reasoning]
+        ]
+        is_open = joined and joined[-1].keys() == only_reasoning and not joined[-1]["content"]
+        return joined[:-1] if is_open else joined
 
     def say(self, role: str, text: str) -> None:
         """Adds a message of the user or the system."""
@@ -50,9 +58,9 @@ class History:
         """
         calls = self._assistant().setdefault("tool_calls", [])
         if call_id in self._open_calls:
-            raise field_error(where, f"{describe(call_id)} is there already")
+            raise field_error(where, f"there is a call with the id {quoted(call_id)} already")
         self._open_calls[call_id] = name
-        function = {"name": name, "arguments": arguments}
+        function = {"name": name, "arguments": arguments_text(arguments)}
         calls.append({"id": call_id, "type": "function", "function": function})
 
     def answer(self, where: str, call_id: str, text: str) -> None:
@@ -62,10 +70,10 @@ class History:
             RequestError: Naming `where`: there is no such call right before it, or it has a result.
         """
         if call_id not in self._open_calls:
-            reason = f"{describe(call_id)} is not the id of a call right before it"
+            reason = f"there is no call with the id {quoted(call_id)} right before it"
             raise field_error(where, reason)
         if call_id in self._answered:
-            raise field_error(where, f"the call {describe(call_id)} has a result already")
+            raise field_error(where, f"the call {quoted(call_id)} has a result already")
         self._answered.add(call_id)
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 

@@ -47,7 +47,15 @@ Includable = Literal[
 _PASSED = SamplingFields.model_fields.keys() - {
     *("model", "n", "stream", "stream_options", "max_tokens", "temperature", "top_p"),
     *("prompt_logprobs", "return_token_ids", "aux_info"),
-} | {"chat_template_kwargs", "enable_thinking", "thinking_budget", "thinking_token_budget"}
+} | {
+    "chat_template_kwargs",
+    "enable_thinking",
+    "thinking_budget",
+    "thinking_token_budget",
+    "user_template",
+    "chat_template",
+    "template_key",
+}
 
 _INSIDE = {
     **{name: shape_of(ChatRequest).honoured[name] for name in _PASSED},

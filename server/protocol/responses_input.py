@@ -52,7 +52,8 @@ def _message(history: History, where: str, item: dict[str, Any], _tools: NamedTo
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
         raise field_error(f"{where}.role", f"unknown role, found {describe(role)}")
-    text = _text(f"{where}.content", item.get("content"))
+    content = item.get("content", "" if role == "assistant" else None)
+    text = _text(f"{where}.content", content)
     if role == "assistant":
         history.write(text)
     else:
@@ -60,9 +61,8 @@ def _message(history: History, where: str, item: dict[str, Any], _tools: NamedTo
 
 
 def _call(history: History, where: str, item: dict[str, Any], tools: NamedTools) -> None:
-    call_id, name, arguments = (
-        _string(where, item, key) for key in ("call_id", "name", "arguments")
-    )
+    call_id, name = (_string(where, item, key) for key in ("call_id", "name"))
+    arguments = _string(where, {"arguments": "", **item}, "arguments")
     namespace = item.get("namespace")
     called = tools.called(name, namespace if isinstance(namespace, str) else None)
     history.call(f"{where}.call_id", call_id, called, arguments)

@@ -9,6 +9,7 @@ from typing import Any
 
 from server import limits
 from server.protocol.body import check_count, describe, field_error
+from server.protocol.described import quoted
 from server.protocol.fields import LEFT_OUT
 
 
@@ -138,7 +139,7 @@ def _allowed(choice: dict[str, Any], tools: list[Any]) -> tuple[str, list[Any]]:
         name = _name_of(tool)
         if not name or name not in names:
             given = tool.get("name") if isinstance(tool, dict) else None
-            reason = f"there is no function {describe(given)} in the request"
+            reason = f"there is no function {quoted(given)} in the request"
             raise field_error(f"tool_choice.tools[{index}].name", reason)
         wanted.add(name)
     return mode, [tool if _name_of(tool["function"]) in wanted else LEFT_OUT for tool in tools]

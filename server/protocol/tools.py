@@ -9,6 +9,7 @@ from typing import Any
 from server import limits
 from server.function_calls import CallOptions, Function
 from server.protocol.body import check_count, describe, field_error
+from server.protocol.described import quoted
 from server.protocol.fields import LEFT_OUT
 
 _NAME = re.compile(r"[\w.:/-]{1,128}")
@@ -41,7 +42,7 @@ def call_options(
     if choice == "required" and not offered:
         raise field_error(field, "a call is asked for, but there are no functions to call")
     if named is not None and named not in [function.name for function in offered]:
-        raise field_error(field, f"there is no function {describe(named)} in the request")
+        raise field_error(field, f"there is no function {quoted(named)} in the request")
     return CallOptions(offered, choice, named, is_parallel, dialect)
 
 
@@ -55,7 +56,9 @@ def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
             continue
         where, function = check(f"{field}[{index}]", entry)
         if function.name in found:
-            raise field_error(f"{where}.name", f"{describe(function.name)} is there already")
+            raise field_error(
+                f"{where}.name", f"there is a function {quoted(function.name)} already"
+            )
         found[function.name] = function
     _check_size(field, found.values())
     return tuple(found.values())

@@ -11,20 +11,32 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel
 from sanic import HTTPResponse, Request
 
 from server.access_log import Handler
 from server.answer import dumps
+from server.auth import Access
+from server.connection import HttpRequests
 from server.context import ModelContext, ServerContext
 from server.generation import watch_for_disconnect
 
 _BODY = "body_model"
 
-# Method, path, handler.
-Route = tuple[str, str, Handler]
+
+class Route(NamedTuple):
+    """One entry of a module's `ROUTES`.
+
+    Attributes:
+        path: Without a slash at its end; requests may have one.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    access: Access
 
 
 class Prepared(Protocol):
@@ -56,7 +68,16 @@ class Reply:
 def all_routes() -> Iterator[Route]:
     """The routes of every module in this folder."""
     for module in pkgutil.iter_modules(__path__):
-        yield from importlib.import_module(f"{__name__}.{module.name}").ROUTES
+        routes: list[Route] = importlib.import_module(f"{__name__}.{module.name}").ROUTES
+        yield from routes
+
+
+def routes_by_path() -> dict[str, list[Route]]:
+    """The same, together where one path has several methods."""
+    found: dict[str, list[Route]] = {}
+    for route in all_routes():
+        found.setdefault(route.path, []).append(route)
+    return found
 
 
 def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepare], Handler]:
@@ -75,6 +96,9 @@ def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepa
                 context.check_available()
             watch_for_disconnect(request)
             prepared = await context.preparation.run(prepare, request.body)
+            request.body = b""
+            if isinstance(request.stream, HttpRequests):
+                request.stream.release_body()
             return await prepared.respond(request, context)
 
         setattr(handler, _BODY, model)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from sanic import HTTPResponse, Request
 
 from rtpjax.errors import RequestError
-from server.access_log import note_usage
 from server.chat_job import chat_job
 from server.context import ModelContext, ServerContext
 from server.generation import Job, run_whole
 from server.protocol.batch_chat import BatchChatRequest, parse_batch
 from server.protocol.body import parse_body
 from server.protocol.chat import ChatRequest
-from server.routes import takes
+from server.routes import Route, takes
 
 
 @takes(ChatRequest, generates=True)
@@ -39,14 +38,13 @@ class Batch:
 
     async def respond(self, request: Request, context: ServerContext) -> HTTPResponse:
         """Runs all jobs at once."""
-        tasks = [asyncio.create_task(run_whole(context, job)) for job in self.jobs]
+        tasks = [asyncio.create_task(run_whole(request, context, job)) for job in self.jobs]
         try:
             responses = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        note_usage(request, *(job.usage for job in self.jobs))
         content = b'{"responses":[%b]}' % b",".join(responses)
         return HTTPResponse(content, content_type="application/json")
 
@@ -61,7 +59,7 @@ def _job(context: ModelContext, where: str, body: ChatRequest) -> Job:
 
 
 ROUTES = [
-    ("POST", "/v1/chat/completions", chat_completions),
-    ("POST", "/chat/completions", chat_completions),
-    ("POST", "/v1/batch/chat/completions", batch_chat_completions),
+    Route("POST", "/v1/chat/completions", chat_completions, "caller"),
+    Route("POST", "/chat/completions", chat_completions, "caller"),
+    Route("POST", "/v1/batch/chat/completions", batch_chat_completions, "caller"),
 ]

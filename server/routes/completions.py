@@ -14,7 +14,7 @@ from server.output import Usage
 from server.prompt import check_length
 from server.protocol.body import parse_body
 from server.protocol.completions import CompletionRequest
-from server.routes import takes
+from server.routes import Route, takes
 
 
 @takes(CompletionRequest, generates=True)
@@ -42,7 +42,9 @@ def completions(content: bytes, context: ModelContext) -> Job:
         requests=requests,
         answer=CompletionAnswer(
             engine.model_name,
+            engine.tokenizer,
             context.token_text,
+            requests,
             with_usage=body.include_usage,
             usage_so_far=usage if body.has_usage_in_chunks else None,
             echoes=echoes,
@@ -63,4 +65,7 @@ def completions(content: bytes, context: ModelContext) -> Job:
     return with_extras(context, job, extras)
 
 
-ROUTES = [("POST", "/v1/completions", completions), ("POST", "/completions", completions)]
+ROUTES = [
+    Route("POST", "/v1/completions", completions, "caller"),
+    Route("POST", "/completions", completions, "caller"),
+]

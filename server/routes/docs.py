@@ -6,6 +6,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import html, json
 
 from server.openapi import document, page
+from server.routes import Route
 
 
 async def openapi(_request: Request) -> HTTPResponse:
@@ -18,4 +19,4 @@ async def docs(_request: Request) -> HTTPResponse:
     return html(page())
 
 
-ROUTES = [("GET", "/openapi.json", openapi), ("GET", "/docs", docs)]
+ROUTES = [Route("GET", "/openapi.json", openapi, "open"), Route("GET", "/docs", docs, "open")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sanic import HTTPResponse, Request
 from sanic.response import json, raw
 
-from server.routes import context_of
+from server.routes import Route, context_of
 
 
 async def health(request: Request) -> HTTPResponse:
@@ -28,8 +28,8 @@ async def metrics(request: Request) -> HTTPResponse:
 
 
 ROUTES = [
-    ("GET", "/health", health),
-    ("GET", "/status", liveness),
-    ("GET", "/liveness", liveness),
-    ("GET", "/metrics", metrics),
+    Route("GET", "/health", health, "open"),
+    Route("GET", "/status", liveness, "open"),
+    Route("GET", "/liveness", liveness, "open"),
+    Route("GET", "/metrics", metrics, "operator"),
 ]

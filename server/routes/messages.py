@@ -16,7 +16,7 @@ from server.protocol.anthropic_messages import (
     parse_count,
     parse_messages,
 )
-from server.routes import Reply, takes
+from server.routes import Reply, Route, takes
 
 
 @takes(MessagesRequest, generates=True)
@@ -57,6 +57,6 @@ def count_tokens(content: bytes, context: ModelContext) -> Reply:
 
 
 ROUTES = [
-    ("POST", "/v1/messages", messages),
-    ("POST", "/v1/messages/count_tokens", count_tokens),
+    Route("POST", "/v1/messages", messages, "caller"),
+    Route("POST", "/v1/messages/count_tokens", count_tokens, "caller"),
 ]

@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import json
 
 from server.errors import ModelNotFound
-from server.routes import context_of
+from server.routes import Route, context_of
 
 
 async def list_models(request: Request) -> HTTPResponse:
@@ -44,7 +44,7 @@ def _model(request: Request) -> dict[str, Any]:
 
 
 ROUTES = [
-    ("GET", "/v1/models", list_models),
-    ("GET", "/models", list_models),
-    ("GET", "/v1/models/<model_id:path>", get_model),
+    Route("GET", "/v1/models", list_models, "caller"),
+    Route("GET", "/models", list_models, "caller"),
+    Route("GET", "/v1/models/<model_id:path>", get_model, "caller"),
 ]

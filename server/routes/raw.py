@@ -11,7 +11,7 @@ from server.output import Usage
 from server.prompt import EncodedPrompt, check_length
 from server.protocol.raw import RawPrompt, RawRequest, parse_raw
 from server.raw_answer import RAW_DONE, RawAnswer, raw_failure
-from server.routes import takes
+from server.routes import Route, takes
 
 
 @takes(RawRequest, generates=True)
@@ -54,4 +54,4 @@ def _encode(context: ModelContext, prompt: RawPrompt) -> EncodedPrompt:
     return encode_chat(context, prompt)
 
 
-ROUTES = [("POST", "/", infer), ("POST", "/batch_infer", batch_infer)]
+ROUTES = [Route("POST", "/", infer, "caller"), Route("POST", "/batch_infer", batch_infer, "caller")]

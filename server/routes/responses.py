@@ -10,7 +10,7 @@ from server.context import ModelContext
 from server.generation import Job
 from server.protocol.responses import ResponsesRequest, parse_responses
 from server.responses_answer import ResponsesAnswer
-from server.routes import takes
+from server.routes import Route, takes
 
 
 @takes(ResponsesRequest, generates=True)
@@ -37,4 +37,7 @@ def responses(content: bytes, context: ModelContext) -> Job:
     )
 
 
-ROUTES = [("POST", "/v1/responses", responses), ("POST", "/responses", responses)]
+ROUTES = [
+    Route("POST", "/v1/responses", responses, "caller"),
+    Route("POST", "/responses", responses, "caller"),
+]

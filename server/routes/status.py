@@ -11,7 +11,7 @@ from sanic.response import json
 
 from server.context import ModelContext, ServerContext
 from server.protocol.body import StrictModel, parse_body
-from server.routes import context_of, takes
+from server.routes import Route, context_of, takes
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def _cache(request: Request) -> dict[str, int]:
 
 
 ROUTES = [
-    ("GET", "/worker_status", worker_status),
-    ("POST", "/worker_status", worker_status),
-    ("GET", "/cache_status", cache_status),
-    ("POST", "/cache_status", cache_status),
-    ("POST", "/set_log_level", set_log_level),
+    Route("GET", "/worker_status", worker_status, "operator"),
+    Route("POST", "/worker_status", worker_status, "operator"),
+    Route("GET", "/cache_status", cache_status, "operator"),
+    Route("POST", "/cache_status", cache_status, "operator"),
+    Route("POST", "/set_log_level", set_log_level, "operator"),
 ]

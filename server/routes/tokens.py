@@ -17,10 +17,10 @@ from server.protocol.tokens import (
     TokenizeRequest,
     parse_tokenize,
 )
-from server.routes import Reply, takes
+from server.routes import Reply, Route, takes
 
 
-@takes(ChatRequest)
+@takes(ChatRequest, generates=True)  # before that the length of the context is not known
 def render(content: bytes, context: ModelContext) -> Reply:
     """The prompt of a chat request, as text and as token ids."""
     body = parse_body(content, ChatRequest, context.fields)
@@ -46,7 +46,7 @@ def encode(content: bytes, context: ModelContext) -> Reply:
     return Reply(answer)
 
 
-@takes(TokenizeRequest)
+@takes(TokenizeRequest, generates=True)
 def tokenize(content: bytes, context: ModelContext) -> Reply:
     """vLLM's: the ids of a text or of a chat's prompt, and how many there are."""
     body = parse_tokenize(content, context.fields)
@@ -85,9 +85,9 @@ def _check_known(context: ModelContext, token_ids: list[int]) -> None:
 
 
 ROUTES = [
-    ("POST", "/chat/render", render),
-    ("POST", "/v1/chat/render", render),
-    ("POST", "/tokenizer/encode", encode),
-    ("POST", "/tokenize", tokenize),
-    ("POST", "/detokenize", detokenize),
+    Route("POST", "/chat/render", render, "caller"),
+    Route("POST", "/v1/chat/render", render, "caller"),
+    Route("POST", "/tokenizer/encode", encode, "caller"),
+    Route("POST", "/tokenize", tokenize, "caller"),
+    Route("POST", "/detokenize", detokenize, "caller"),
 ]

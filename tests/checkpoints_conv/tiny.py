@@ -118,7 +118,12 @@ def write_gguf(
     return path
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int, pre: str = "smollm") -> None:
+def add_tokenizer(
+    writer: gguf.GGUFWriter,
+    vocab_size: int,
+    pre: str = "smollm",
+    chat_template: Any = "{{ messages[0].content }}",
+) -> None:
     """A byte-level vocabulary: three special tokens and some bytes; no merges but one."""
     letters = [chr(ord("a") + i) for i in range(26)]
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Ġ", "1", "2", "ĠĠ"]
@@ -131,7 +136,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int, pre: str = "smollm")
     writer.add_token_merges(["Ġ Ġ"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template("{{ messages[0].content }}")
+    writer.add_chat_template(chat_template)
 
 
 def _gguf_tensors(

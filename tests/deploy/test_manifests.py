@@ -43,7 +43,7 @@ def containers(node: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.stem)
 def test_every_manifest_names_real_settings_ports_and_routes(path: Path):
-    paths = {route for method, route, _ in all_routes() if method == "GET"}
+    paths = {route.path for route in all_routes() if route.method == "GET"}
     for doc in documents(path):
         assert {"apiVersion", "kind", "metadata", "spec"} <= doc.keys()
         for container in containers(doc):
@@ -104,7 +104,7 @@ def test_pods_of_a_group_find_each_other(index: int):
 def test_the_monitor_finds_the_pods():
     (monitor,) = documents(DEPLOY / "kubernetes/podmonitor.yaml")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert ("GET", endpoint["path"]) in {(method, route) for method, route, _ in all_routes()}
+    assert ("GET", endpoint["path"]) in {(route.method, route.path) for route in all_routes()}
     wanted = monitor["spec"]["selector"]["matchLabels"]
     for name in ("deployment", "leaderworkerset"):
         text = (DEPLOY / f"kubernetes/{name}.yaml").read_text()

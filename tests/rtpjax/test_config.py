@@ -8,6 +8,7 @@ import pytest
 
 from pallas_kernels.registry import Target
 from rtpjax.config import GIB, MIB, EngineConfig, EngineSettings, check_cache_dtype, resolve
+from rtpjax.engine.seats import seat_bytes
 from rtpjax.errors import ConfigError
 from rtpjax.models import CacheSpec, ModelConfig, Precision
 
@@ -166,11 +167,29 @@ def test_a_quantized_cache_holds_twice_the_tokens_less_its_scales(
 ):
     with caplog.at_level(logging.INFO):
         config = resolved(
-            "gpu", page_size=32, kv_cache_dtype=kv_cache_dtype, reserved_bytes=0, free_bytes=GIB
+            "gpu",
+            page_size=32,
+            kv_cache_dtype=kv_cache_dtype,
+            reserved_bytes=GIB,
+            free_bytes=2 * GIB,
         )
     assert config.precision == Precision(jnp.bfloat16, jnp.bfloat16, dtype)
     assert config.num_pages == num_pages == GIB // (MIB // 2 + 1024 if kv_cache_dtype else MIB)
     assert f"/{jnp.dtype(dtype).name} " in caplog.text
+
+
+def test_a_large_state_of_running_requests_takes_memory_of_the_cache():
+    """The tokens of 256 requests of a million tokens are a GiB; half a one of it is spare."""
+    model = dataclasses.replace(MODEL, max_position_embeddings=1 << 20)
+    settings = EngineSettings(max_num_seqs=256)
+    plain, large = (
+        resolve(settings, m, SPECS, platform="gpu", free_bytes=40 * GIB) for m in (MODEL, model)
+    )
+    assert plain.num_pages == 256 * 32 + 1
+    seats = 256 * seat_bytes(large.max_model_len, 64)
+    budget = 38 * GIB - (256 * seat_bytes(1 << 20, 64) - GIB // 2)
+    assert large.num_pages == budget // (2 * MIB)
+    assert large.num_pages * 2 * MIB + seats <= 38 * GIB + GIB // 2
 
 
 FP8, INT8 = (EngineSettings(kv_cache_dtype=name) for name in ("fp8", "int8"))

@@ -11,6 +11,7 @@ from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.settings import SETTINGS
 from rtpjax.start_server import (
     _engine_settings,
+    keys_of,
     main,
     quantization_of,
     read_settings,
@@ -128,3 +129,55 @@ def test_random_weights_are_never_taken_by_accident(tmp_path: Path):
     assert resolve_checkpoint(str(tmp_path), tmp_path, "dummy") == tmp_path / "config.json"
     with pytest.raises(ConfigError, match="LOAD_FORMAT is 'pt': expected auto or dummy"):
         read_settings([], {"LOAD_FORMAT": "pt"})
+
+
+def test_keys_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# of the team\none\n\n  two#2 \n")
+    settings = read_settings([], {"API_KEYS": "zero", "API_KEYS_FILE": str(path)})
+    assert keys_of(settings, "API_KEYS") == ("zero", "one", "two#2")
+    assert keys_of(settings, "ADMIN_API_KEY") == ()
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "ADMIN_API_KEY"])
+@pytest.mark.parametrize("content", [b"", b"# none\n", b"\xff\xfe", None])
+def test_a_file_without_keys_opens_nothing(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    settings = read_settings([], {f"{name}_FILE": str(path)})
+    with pytest.raises(ConfigError, match=rf"{name}_FILE is '{path}'"):
+        keys_of(settings, name)
+
+
+def test_a_key_in_a_flag_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    read_settings([], {"API_KEYS": "hidden"})
+    assert not caplog.messages
+    read_settings(["--api_keys", "seen"], {})
+    assert "API_KEYS_FILE" in caplog.text and "seen" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CORS_ALLOW_ORIGINS", "chat.example.com"),
+        ("CORS_ALLOW_ORIGINS", "https://a.example/path"),
+        ("CORS_ALLOW_ORIGINS", "https://*.example"),
+        ("CORS_ALLOW_ORIGINS", "null"),
+        ("OPERATOR_HOSTS", "10.0.0.1/8"),
+        ("OPERATOR_HOSTS", "everybody"),
+    ],
+)
+def test_lists_of_origins_and_hosts(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        read_settings([], {name: value})
+
+
+def test_origins_and_hosts() -> None:
+    environment = {"CORS_ALLOW_ORIGINS": "https://a.example/, http://localhost:3000,*"}
+    settings = read_settings([], environment | {"OPERATOR_HOSTS": "10.0.0.0/8, ::1"})
+    origins = ("https://a.example", "http://localhost:3000", "*")
+    assert settings["CORS_ALLOW_ORIGINS"] == origins
+    assert [str(network) for network in settings["OPERATOR_HOSTS"]] == ["10.0.0.0/8", "::1/128"]

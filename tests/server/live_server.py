@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import uvloop
 
 from server.config import ServerConfig
 from server.engine_protocol import Engine
@@ -25,7 +26,7 @@ class LiveServer:
         self.port: int = self._sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.error: BaseException | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -37,6 +38,7 @@ class LiveServer:
             )
         except Exception as error:  # noqa: BLE001 (handed to the test)
             self.error = error
+            self._sock.close()  # whoever waits for an answer need not wait longer
         finally:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -45,7 +47,12 @@ class LiveServer:
     def __enter__(self) -> LiveServer:
         self._thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=30)
-        wait_until(lambda: self.client.get("/liveness").status_code == 200)
+        try:
+            wait_until(lambda: self.client.get("/liveness").status_code == 200)
+        except httpx.TransportError:
+            if self.error is not None:
+                raise self.error from None
+            raise
         return self
 
     def stop(self) -> None:
@@ -62,6 +69,20 @@ class LiveServer:
         if self._thread.is_alive():
             self.stop()
         self.join()
+
+    @property
+    def num_connections(self) -> int:
+        """Those that there are, with the one of `client`."""
+        return int(self._gauge("rtpjax_http_connections"))
+
+    @property
+    def held_body_bytes(self) -> int:
+        """Of the bodies of requests that are worked on."""
+        return int(self._gauge("rtpjax_http_body_bytes"))
+
+    def _gauge(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """One chat request with a user's message."""

@@ -40,6 +40,8 @@ class ScriptedEngine:
 
     Attributes:
         error_at: Position of the token at which every request fails, or None.
+        error: What the engine says of it.
+        raise_at: Position at which something is raised that nobody foresaw, and what.
         delay_s: Time per token.
         stop_with: What every request is stopped by at its last token.
         running, aborted: Ids of requests.
@@ -54,9 +56,11 @@ class ScriptedEngine:
         self.tokenizer = make_tokenizer(template)
         self.is_ready = is_ready
         self.is_draining = False
-        self.failure = None
+        self.failure: str | None = None
         self.delay_s = 0.0
         self.error_at: int | None = None
+        self.error = "the device caught fire"
+        self.raise_at: tuple[int, Exception] | None = None
         self.stop_with: str | int | None = None
         self.refuse_with: Exception | None = None
         self.seen: list[GenerationRequest] = []
@@ -83,6 +87,8 @@ class ScriptedEngine:
             )
             for position in range(num_tokens):
                 await asyncio.sleep(self.delay_s)
+                if self.raise_at is not None and position == self.raise_at[0]:
+                    raise self.raise_at[1]
                 is_finished = position == num_tokens - 1 or position == self.error_at
                 yield self._output(request, position, is_last=position == num_tokens - 1)
                 if is_finished:
@@ -117,7 +123,7 @@ class ScriptedEngine:
             num_cached_tokens=CACHED_TOKENS,
             stop_reason=self.stop_with if is_last else None,
             prompt_logprobs=prompt_logprobs,
-            error="the device caught fire" if fails else None,
+            error=self.error if fails else None,
         )
 
     def _scored(self, request: GenerationRequest) -> Callable[[int], TokenLogprob]:

@@ -44,13 +44,6 @@ LOOPS = {
     "{% endmacro %}{{ f(60) }}",
 }
 
-TOO_LARGE = {
-    "repeat": "{{ 'a' * 1000000000 }}",
-    "repeat list": "{{ 1000000000 * [1] }}",
-    "power": "{{ 10 ** 10 ** 8 }}",
-    "format": "{{ '%999999999d' % 1 }}",
-}
-
 
 def template(source: str | None, timeout_s: float = 5) -> ChatTemplate:
     return ChatTemplate.from_tokenizer(make_tokenizer(source), timeout_s=timeout_s)
@@ -71,12 +64,6 @@ def test_stops_a_template_that_loops(name: str) -> None:
     with pytest.raises(RequestError, match=r"ran longer than 0\.2 s"):
         template(LOOPS[name], timeout_s=0.2).render(MESSAGES)
     assert time.monotonic() - start_s < 2
-
-
-@pytest.mark.parametrize("name", TOO_LARGE)
-def test_refuses_what_would_fill_the_memory(name: str) -> None:
-    with pytest.raises(RequestError, match=r"too (large|long|wide)"):
-        template(TOO_LARGE[name]).render(MESSAGES)
 
 
 @pytest.mark.parametrize(

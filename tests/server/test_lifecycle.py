@@ -87,6 +87,27 @@ def test_drain_finishes_what_runs_and_refuses_the_rest(engine: ScriptedEngine) -
         httpx.get(server.url)
 
 
+def test_an_engine_that_fails_ends_the_process_after_it_was_told() -> None:
+    script = "import threading\n" + SCRIPT.replace(
+        "run(engine",
+        "threading.Timer(1.5, lambda: setattr(engine, 'failure', 'it is broken')).start()\n"
+        "run(engine",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None and process.stderr is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(f"{url}/health").status_code == 200
+        wait_until(lambda: httpx.get(f"{url}/health").status_code == 503)
+        assert "the engine has stopped" in httpx.get(f"{url}/health").text
+        assert httpx.get(f"{url}/liveness").status_code == 200
+        assert process.wait(timeout=20) == 1
+        assert "EngineError: it is broken" in process.stderr.read()
+
+
 def test_sigterm_while_loading_ends_at_once() -> None:
     script = SCRIPT.replace(
         "run(engine", "engine.start = lambda: asyncio.to_thread(load)\nrun(engine"

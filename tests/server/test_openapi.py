@@ -16,7 +16,7 @@ def test_every_route_and_field(server: LiveServer) -> None:
         for path, operations in found["paths"].items()
         for method in operations
     }
-    served = {(m, re.sub(r"<(\w+):path>", r"{\1}", path)) for m, path, _ in all_routes()}
+    served = {(r.method, re.sub(r"<(\w+):path>", r"{\1}", r.path)) for r in all_routes()}
     assert listed == served
     schemas = found["components"]["schemas"]
     assert schemas["ChatRequest"]["properties"].keys() >= ChatRequest.model_fields.keys()

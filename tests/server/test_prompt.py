@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rtpjax.errors import RequestError
-from server.chat_template import ChatTemplate
 from server.prompt import PromptEncoder, check_length
 from tests.server.scripted_engine import make_tokenizer
 
@@ -16,7 +15,7 @@ def encoder() -> PromptEncoder:
     tokenizer = make_tokenizer()
     # Some tokenizer.json files have this switched on; a prompt must not be cut silently.
     tokenizer.backend_tokenizer.enable_truncation(5)
-    return PromptEncoder(tokenizer, ChatTemplate.from_tokenizer(tokenizer, timeout_s=5))
+    return PromptEncoder(tokenizer)
 
 
 def test_no_truncation() -> None:

@@ -93,7 +93,8 @@ def test_same_answer(server: LiveServer, path: str, body: dict[str, Any]) -> Non
     try:
         small = json.dumps(body).encode()
         large = small + b" " * SMALL_BYTES
-        answers = [server.client.post(path, content=content) for content in (small, large)]
+        headers = {"X-Request-ID": "same"}
+        answers = [server.client.post(path, content=c, headers=headers) for c in (small, large)]
     finally:
         logging.getLogger().setLevel(level)
     assert answers[0].status_code == answers[1].status_code

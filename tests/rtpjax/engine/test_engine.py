@@ -380,7 +380,7 @@ def test_the_end_token_ends_unless_ignored_or_before_min_tokens(engine):
         assert tiny.END not in later[:least]
         assert later[: len(found) - 1] == found[:-1]
         assert len(later) > least or output.finish_reason == "length"
-    at_once = params(logit_bias=((tiny.END, 1e4),), ignore_eos=False)
+    at_once = params(logit_bias=((tiny.END, 100.0),), ignore_eos=False)
     for least in (0, 1, 5):
         found = last(engine, PROMPTS[3], dataclasses.replace(at_once, min_tokens=least))[1]
         assert found.index(tiny.END) == least == len(found) - 1
@@ -450,12 +450,12 @@ def test_logprobs_come_for_each_token_and_only_on_request(engine):
     ("prompt_token_ids", "options", "message"),
     [
         ((), {}, "empty"),
-        (prompt(64), {"max_tokens": None}, "holds 64 tokens.*64 tokens"),
+        (prompt(64), {"max_tokens": None}, "holds 64 tokens.*prompt has 64"),
         (prompt(3), {"max_tokens": 0}, "at least 1"),
         ((5, 300), {}, "vocabulary of 300"),
         ((5, -1), {}, "vocabulary of 300"),
         (prompt(3), {"bad_words": ((5, 300),)}, "bad_words.*vocabulary of 300"),
-        (prompt(3), {"bad_words": ((5,) * 9,)}, "bad_words can be 96"),
+        (prompt(3), {"bad_words": ((5,) * 9,)}, "bad_words: expected at most 8, found 9"),
         (prompt(3), {"allowed_token_ids": (300,)}, "allowed_token_ids.*vocabulary of 300"),
         (prompt(3), {"prompt_logprobs": 21}, "at most 20"),
         (prompt(3), {"logit_bias": ((300, 1.0),)}, "logit_bias.*vocabulary of 300"),
@@ -494,62 +494,6 @@ def test_min_tokens_beyond_any_context_do_not_break_the_step(engine, alone):
     each = [params(max_tokens=None, min_tokens=2**31 - 1, ignore_eos=False), tiny.GREEDY]
     found = generate(engine, [prompt(50), PROMPTS[2]], each)
     assert (len(found[0]), found[1]) == (14, alone(PROMPTS[2]))
-
-
-def fail_once(monkeypatch, owner, name, *, after=0):
-    """Makes a method raise once, after it was called so many times."""
-    method, calls = getattr(owner, name), iter(range(10**6))
-
-    def failing(*args):
-        if next(calls) == after:
-            raise RuntimeError("injected")
-        return method(*args)
-
-    monkeypatch.setattr(owner, name, failing)
-
-
-@pytest.mark.parametrize("method", ["forward", "choose", "collect"])
-@pytest.mark.parametrize("after", [0, 1, 4])
-def test_a_failed_step_ends_its_requests_and_no_others(runner, alone, monkeypatch, method, after):
-    engine = tiny.make_engine(runner, max_num_seqs=2)
-    first, others = PROMPTS[2:4], PROMPTS[4:7]
-    for i, p in enumerate((*first, *others)):
-        tiny.add(engine, f"{i}", p, max_tokens=8)
-    fail_once(monkeypatch, runner, method, after=after)
-    outputs = tiny.run(engine)
-    for parts in outputs.values():
-        assert parts[-1].finish_reason is not None
-        assert all(part.finish_reason is None for part in parts[:-1])
-    ended = {k: parts[-1] for k, parts in outputs.items()}
-    assert {k for k, o in ended.items() if o.finish_reason == "error"} == {"0", "1"}
-    assert ended["0"].error == "RuntimeError: injected"
-    for i, p in enumerate(others, start=2):
-        assert tiny.tokens_of(outputs[f"{i}"]) == alone(p, params(max_tokens=8))
-    assert engine.stats().num_free_pages == engine.stats().num_pages
-    assert generate(engine, first) == [alone(p) for p in first]
-
-
-def test_running_requests_that_were_not_in_the_failed_step_start_again(runner, alone, monkeypatch):
-    engine = tiny.make_engine(runner, max_num_batched_tokens=2, max_num_seqs=3)
-    for i in range(3):
-        tiny.add(engine, f"{i}", PROMPTS[i + 1], temperature=0.9, seed=i)
-    fail_once(monkeypatch, runner, "forward", after=7)
-    outputs = tiny.run(engine)
-    errors = {k for k, parts in outputs.items() if parts[-1].finish_reason == "error"}
-    assert errors
-    assert errors < {"0", "1", "2"}
-    for i in {0, 1, 2} - set(map(int, errors)):
-        sampling = params(temperature=0.9, seed=i)
-        assert tiny.tokens_of(outputs[f"{i}"]) == alone(PROMPTS[i + 1], sampling)
-
-
-def test_a_failure_between_rows_loses_no_terminal_output(engine, monkeypatch):
-    tiny.add(engine, "ends", PROMPTS[2], max_tokens=3)
-    tiny.add(engine, "fails", PROMPTS[1], max_tokens=9)
-    detokenizer = engine._live["fails"][1]
-    fail_once(monkeypatch, detokenizer, "push", after=2)
-    ended = {k: parts[-1].finish_reason for k, parts in tiny.run(engine).items()}
-    assert ended == {"ends": "length", "fails": "error"}
 
 
 def test_any_mix_of_requests_ends_once_each(runner, alone):

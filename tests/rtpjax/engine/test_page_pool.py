@@ -71,21 +71,9 @@ def test_the_first_page_of_a_name_keeps_it():
     pool.check([[a, b, c]])
 
 
-def test_forget_all_leaves_no_name_and_every_page_where_it_was():
-    pool = PagePool(5)
-    held, freed = pool.allocate(2), pool.allocate(2)
-    for i, page in enumerate(held + freed):
-        pool.publish(page, name(i))
-    pool.release(freed)
-    pool.forget_all()
-    assert not any(pool.match([name(i)]) for i in range(4))
-    pool.check([held])
-    assert sorted(pool.allocate(2)) == sorted(freed)
-
-
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["allocate", "share", "release", "publish", "forget"]),
+        st.sampled_from(["allocate", "share", "release", "publish"]),
         st.integers(0, 7),
         st.integers(0, 7),
     ),
@@ -124,9 +112,6 @@ def test_random_operations_keep_the_books(num_pages, operations):
             pool.publish(page, name(y))
             if y not in names and page not in names.values():
                 names[y] = page
-        elif operation == "forget":
-            pool.forget_all()
-            names = {}
         pool.check(holders)
         assert pool.num_free == num_pages - 1 - len({p for pages in holders for p in pages})
         for n in range(8):

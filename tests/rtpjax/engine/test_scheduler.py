@@ -99,6 +99,9 @@ class Simulation:
         for sequence in {row.sequence: None for row in rows if not row.sequence.is_finished}:
             self.abort(sequence)
         self.scheduler.reset()
+        for sequence in self.live:
+            sequence.restart()
+            self.scheduler.add(sequence)
         self._cache.clear()
         self._tokens.clear()
         self.scheduler.check()
@@ -328,6 +331,7 @@ def test_reset_forgets_tokens_in_flight():
     s.scheduler.schedule()
     assert sequence.num_sampled == 1
     s.scheduler.reset()
+    sequence.restart()
     assert (sequence.num_sampled, sequence.num_computed, sequence.num_wanted) == (0, 0, 3)
 
 

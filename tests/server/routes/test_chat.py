@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from rtpjax.errors import QueueFullError, RequestError
+from tests.server.byte_engine import ByteEngine
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import CACHED_TOKENS, ScriptedEngine
 
@@ -96,6 +97,16 @@ def test_logprobs_have_bytes_and_are_sorted(server: LiveServer) -> None:
         assert values == sorted(values, reverse=True)
 
 
+def test_logprobs_of_parts_of_characters() -> None:
+    with LiveServer(ByteEngine("a\U0001f999")) as server:
+        answer = server.chat(logprobs=True, top_logprobs=5, max_tokens=9).json()["choices"][0]
+    assert answer["message"]["content"] == "a\U0001f999"
+    entries = answer["logprobs"]["content"]
+    assert [e["token"] for e in entries] == ["a", "\\xf0", "\\x9f", "\\xa6", "\\x99"]
+    assert bytes(b for e in entries for b in e["bytes"]).decode() == answer["message"]["content"]
+    assert all(len({t["token"] for t in e["top_logprobs"]}) == 5 for e in entries)
+
+
 def test_prompt_reaches_the_engine_with_special_tokens_once() -> None:
     engine = ScriptedEngine()
     with LiveServer(engine) as server:
@@ -158,7 +169,9 @@ def test_an_engine_error_in_the_middle(engine: ScriptedEngine, n: int) -> None:
     with LiveServer(engine) as server:
         whole = server.chat(n=n)
         assert whole.status_code == 500
-        assert whole.json()["error"]["message"] == "the device caught fire"
+        error = whole.json()["error"]
+        assert whole.headers["x-request-id"] in error["message"]
+        assert (error["code"], "fire" in whole.text) == ("engine_error", False)
         chunks = events(server.chat(n=n, stream=True))
         assert chunks[-1]["error"]["type"] == "server_error"
         assert "choices" in chunks[-2]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.server.byte_engine import ByteEngine
 from tests.server.live_server import LiveServer
 
 
@@ -68,6 +69,57 @@ def test_legacy_logprobs(server: LiveServer) -> None:
     assert choice["logprobs"]["text_offset"] == [0, 1, 2]
     assert choice["logprobs"]["token_logprobs"] == [-0.5] * 3
     assert [len(top) for top in choice["logprobs"]["top_logprobs"]] == [2] * 3
+
+
+PIECES = ["\U0001f999 One", "é", "<|im_start|>", "plain", "你好"]
+
+
+@pytest.mark.parametrize("prompt", PIECES)
+@pytest.mark.parametrize("answer", PIECES)
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("skip_special_tokens", [False, True])
+def test_logprobs_of_parts_of_characters(
+    prompt: str, answer: str, echo: bool, skip_special_tokens: bool
+) -> None:
+    engine = ByteEngine(answer)
+    fields = {"prompt": prompt, "echo": echo, "logprobs": 5, "max_tokens": 99}
+    fields["skip_special_tokens"] = skip_special_tokens
+    with LiveServer(engine) as server:
+        choice = complete(server, **fields)["choices"][0]
+        streamed = server.client.post("/v1/completions", json={**fields, "stream": True}).text
+    is_hidden = skip_special_tokens and answer.startswith("<|")
+    shown = (prompt if echo else "") + ("" if is_hidden else answer)
+    assert choice["text"] == shown
+    logprobs = choice["logprobs"]
+    ids = [i for text in ((prompt, answer) if echo else (answer,)) for i in engine.ids(text)]
+    columns = zip(ids, *logprobs.values(), strict=True)
+    for number, (token_id, token, _, top, offset) in enumerate(columns):
+        whole = engine.text_of(token_id)
+        if whole is None:
+            assert token == "bytes:" + "".join(f"\\x{b:02x}" for b in engine.bytes_of(token_id))
+            # A character of several tokens stands where its first one says.
+            assert shown[offset].encode().find(engine.bytes_of(token_id)) >= 0
+        else:
+            assert token == whole
+            assert is_hidden or shown.startswith(whole, offset)
+        assert top is None if echo and number == 0 else len(top) == 5 and token in top
+    lines = [line.removeprefix("data: ") for line in streamed.split("\n\n") if line][:-1]
+    parts = [json.loads(line)["choices"][0] for line in lines]
+    assert "".join(part["text"] for part in parts) == shown
+    for key, values in logprobs.items():
+        found = [v for part in parts if part["logprobs"] for v in part["logprobs"][key]]
+        assert found == values
+
+
+def test_two_tokens_with_one_text_are_both_listed() -> None:
+    engine = ByteEngine("ab")
+    engine.tokenizer.add_tokens(["zz", "yy"])
+    padded = [len(engine.tokenizer) + 1, len(engine.tokenizer) + 2]  # both are ""
+    engine.others = padded
+    with LiveServer(engine) as server:
+        choice = complete(server, prompt="x", logprobs=3, max_tokens=2)["choices"][0]
+    assert [len(top) for top in choice["logprobs"]["top_logprobs"]] == [3, 3]
+    assert f"token_id:{padded[1]}" in choice["logprobs"]["top_logprobs"][0]
 
 
 def test_echo_of_token_ids_is_their_text(server: LiveServer) -> None:

@@ -25,9 +25,11 @@ def test_health_follows_the_engine(engine: ScriptedEngine) -> None:
         engine.is_draining = True
         assert server.client.get("/health").json()["reason"] == "the server is shutting down"
         assert server.chat().status_code == 503
-        engine.failure = "process 1 has been silent for 6 s"
-        failed = server.client.get("/health")
-        assert (failed.status_code, failed.json()["reason"]) == (503, engine.failure)
+        engine.failure = "a step failed on process 0: XlaRuntimeError: /secret"
+        for failed in (server.client.get("/health"), server.chat()):
+            assert failed.status_code == 503
+            assert "the engine has stopped; the server's log says why" in failed.text
+            assert "secret" not in failed.text
 
 
 def test_models(server: LiveServer) -> None:

@@ -121,19 +121,24 @@ def test_errors_have_anthropics_shape(engine: ScriptedEngine) -> None:
         assert refused.json()["error"]["type"] == "authentication_error"
         server.client.headers["x-api-key"] = "secret"
         assert post(server).status_code == 200
-        assert post(server, max_tokens=0).json() == {
+        wrong = post(server, max_tokens=0)
+        assert wrong.json() == {
             "type": "error",
             "error": {
                 "type": "invalid_request_error",
                 "message": "max_tokens: expected greater than or equal to 1, found 0",
             },
+            "request_id": wrong.headers["request-id"],
         }
         missing = server.client.get("/v1/messages/batches")
         assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
         engine.error_at = 2
         assert post(server).json()["error"]["type"] == "api_error"
-        last = events(post(server, stream=True))[-1]
-        assert last["error"] == {"type": "api_error", "message": "the device caught fire"}
+        response = post(server, stream=True)
+        last = events(response)[-1]
+        assert last["error"]["type"] == "api_error"
+        assert last["request_id"] == response.headers["request-id"]
+        assert last["request_id"] in last["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_count_tokens(client: Any, engine: SpeakingEngine) -> None:
             {"messages": [USER, turn("assistant", USE | {"name": ""})]},
             "messages[1].content[0].name",
         ),
-        ({"messages": [USER, turn("assistant", USE | {"input": "{}"})]},
+        ({"messages": [USER, turn("assistant", USE | {"input": ["x"]})]},
          "messages[1].content[0].input"),
         ({"messages": [USER, turn("assistant", USE | {"mood": 1})]}, "messages[1].content[0].mood"),
         ({"messages": [USER, turn("assistant", USE)]}, "messages[1].content"),

@@ -97,7 +97,7 @@ def test_an_error_in_the_middle(engine: ScriptedEngine) -> None:
     engine.error_at = 2
     with LiveServer(engine) as server:
         assert post(server, prompt="a").status_code == 500
-        assert stream(server, prompt="a")[-1]["error"]["message"] == "the device caught fire"
+        assert stream(server, prompt="a")[-1]["error"]["code"] == "engine_error"
 
 
 def test_loss(server: LiveServer) -> None:

@@ -345,4 +345,4 @@ def test_an_error_in_the_middle_keeps_what_was_written(engine: SpeakingEngine) -
         body = {"input": "hi", "tools": [TOOL], "stream": True}
         text = server.client.post("/v1/responses", json=body).text
     last = json.loads(text.strip().rpartition("data: ")[2])
-    assert (last["type"], last["response"]["error"]["message"]) == ("response.failed", "fire")
+    assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "server_error")
