@@ -37,7 +37,7 @@ class Forks:
         with theirs:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BEGIN], stdin=theirs, env=environment
+                [sys.executable, "-c", _BEGIN], stdin=theirs.fileno(), env=environment
             )
 
     def fork(self) -> Fork:
