@@ -215,4 +215,4 @@ def test_templates_of_callers_hold_up_nobody(engine: ScriptedEngine) -> None:
         # Those that waited are gone, and the one that ran has been ended.
         started = time.monotonic()
         assert server.chat("x", user_template="{{ messages[0].content }}").status_code == 200
-        assert time.monotonic() - started < 5  # of 8 times 5 s
+        assert time.monotonic() - started < 15  # of 8 times 5 s
