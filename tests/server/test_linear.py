@@ -88,6 +88,7 @@ SAMPLING: dict[str, Any] = {
     "logit_bias": {"7": 1},
     "cache_salt": "salt",
     "extra_configs": CONFIG,
+    "chat_template_kwargs": {"date_string": "today"},
 }
 FORMS: dict[str, Any] = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
@@ -121,7 +122,8 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
             "function_call": {"name": "f"},
         },
         {"messages": [USER], "response_format": TAG},
-        {"messages": [USER], "chat_template_kwargs": {"date_string": "today"}},
+        {"messages": [USER], "chat_template": "x"},
+        {"messages": [USER], "template_key": "default"},
         {"messages": [USER], "model": "m", "metadata": {"a": "b"}},
         *({"messages": [USER], name: value} for name, value in ONE_BY_ONE.items()),
     ],
@@ -273,6 +275,7 @@ def test_every_long_field_has_a_sample(route: str) -> None:
     assert model is not None
     sampled = {key for body in SAMPLES[SAME_AS.get(route, route)] for key in keys_of(body)}
     elsewhere = set(ONE_BY_ONE) | {"user_template", "date_string", "tools", "functions"}
+    elsewhere |= {"chat_template", "template_key"}
     elsewhere |= {"tool_choice", "function_call", "system", "model", "schema"}
     missing = set(long_fields(model)) - sampled - elsewhere
     assert not missing, f"fields of {route} without a sample in SAMPLES"
