@@ -224,13 +224,13 @@ async def _model(args: argparse.Namespace, url: str) -> str:
         while True:
             try:
                 name = await client.resolve_model()
-            except aiohttp.ClientError:
+                if await _is_ready(url):
+                    return name
+            except (aiohttp.ClientError, TimeoutError):
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(1)
-                continue
-            if await _is_ready(url) or time.monotonic() > deadline:
-                return name
+            if time.monotonic() > deadline:
+                raise aiohttp.ClientError("/health is not 200")
             await asyncio.sleep(1)
 
 

@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from server import limits
 from server.output import Delta
+from server.parsing.call_limit import CallLimit
 from server.parsing.calls import Calls
-from server.parsing.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from server.parsing.events import Content, Event, Reasoning, ToolCallArguments
 from server.parsing.source import Parser
 from server.reasoning_parsers import ReasoningGrammar
 from server.tool_parsers import ToolFormat
@@ -26,9 +28,12 @@ class AnswerSyntax:
         reasoning: The format of reasoning, or None.
         schemas: The parameters' schemas of the functions that may be called, by name.
         is_reasoning_open: Whether the prompt ends inside the reasoning.
-        max_calls: Further calls are left out; None for no limit.
+        max_calls: The answer ends before a further call; None for no limit.
+        max_equal: How often it may have the same call; it ends where that is made once more.
         finish_reason: Of an answer with calls.
         style: How calls are written, where there are any.
+        is_forced: The model is held to calls: what is read as text is half of one.
+        certain: Texts after which it is held to a call.
     """
 
     tools: ToolFormat | None = None
@@ -36,28 +41,45 @@ class AnswerSyntax:
     schemas: Mapping[str, Mapping[str, Any]] | None = None
     is_reasoning_open: bool = False
     max_calls: int | None = None
+    max_equal: int = limits.MAX_EQUAL_CALLS
     finish_reason: str = "tool_calls"
     style: CallStyle | None = None
+    is_forced: bool = False
+    certain: tuple[str, ...] = ()
+
+    def is_cut(self, finish_reason: str, stop_reason: str | int | None) -> bool:
+        """Whether an answer ended before the model had finished it."""
+        own = () if self.tools is None else self.tools.stop
+        return finish_reason == "length" or (
+            isinstance(stop_reason, str) and stop_reason not in own
+        )
 
 
 class AnswerParser:
-    """Reads one answer: reasoning first, and what is left of it for calls.
-
-    Attributes:
-        has_calls: Whether there has been a call so far.
-    """
+    """Reads one answer: reasoning first, and what is left of it for calls."""
 
     def __init__(self, syntax: AnswerSyntax):
-        self.has_calls = False
-        self._max_calls = syntax.max_calls
+        self._limit = CallLimit(syntax.max_calls, syntax.max_equal)
+        self._is_forced = syntax.is_forced
         reasoning, tools = syntax.reasoning, syntax.tools
+        self._calls = calls = Calls(syntax.schemas or {}, certain=syntax.certain)
         self._reasoning = self._tools = None
         if reasoning is not None:
             is_open = syntax.is_reasoning_open
             self._reasoning = Parser(lambda source: reasoning.read(source, is_open))
         if tools is not None:
-            calls = Calls(syntax.schemas or {}, tools.make_id)
+            calls.make_id = tools.make_id
             self._tools = Parser(lambda source: tools.grammar.read(source, calls))
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether there has been a call, and none that was cut off."""
+        return self._limit.has_calls and not self._calls.was_cut
+
+    @property
+    def is_over(self) -> bool:
+        """The model has gone on to a call too many: the answer ends here."""
+        return self._limit.is_over
 
     def feed(self, text: str) -> list[Event]:
         """Takes the next text; returns what it made certain, text in as few events as can be."""
@@ -66,12 +88,18 @@ class AnswerParser:
             events = self._reasoning.feed(text)
         return self._read_calls(events)
 
-    def finish(self) -> list[Event]:
-        """Ends the text; returns what was held back."""
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        """Ends the text; returns what was held back.
+
+        Args:
+            is_cut: The model had not finished: a call that it had begun is given as far as it was
+                written, or not at all.
+        """
         events = self._reasoning.finish() if self._reasoning is not None else []
         if self._tools is None:
             return self._read_calls(events)
-        return self._read_calls(events) + self._seen(self._tools.finish())
+        read = self._read_calls(events) + self._seen(self._tools.finish(is_cut=is_cut))
+        return _merged(read + self._limit.finish(is_cut=is_cut))
 
     def _read_calls(self, events: list[Event]) -> list[Event]:
         if self._tools is None:
@@ -82,11 +110,9 @@ class AnswerParser:
         return self._seen(read)
 
     def _seen(self, events: list[Event]) -> list[Event]:
-        most = self._max_calls
-        if most is not None:
-            events = [e for e in events if isinstance(e, Content | Reasoning) or e.index < most]
-        self.has_calls |= any(isinstance(event, ToolCallStart) for event in events)
-        return _merged(events)
+        if self._is_forced:
+            events = [event for event in events if not isinstance(event, Content)]
+        return _merged(self._limit.take(events))
 
 
 def _merged(events: list[Event]) -> list[Event]:
@@ -107,17 +133,27 @@ def _merged(events: list[Event]) -> list[Event]:
 
 
 async def parsed(
-    deltas: AsyncIterator[Delta], syntaxes: Sequence[AnswerSyntax]
+    deltas: AsyncIterator[Delta], syntaxes: Sequence[AnswerSyntax], ended: set[int]
 ) -> AsyncGenerator[Delta, None]:
-    """The deltas with events in the place of their text; `syntaxes` has one entry per choice."""
+    """The deltas with events in the place of their text.
+
+    Args:
+        deltas: Of all choices.
+        syntaxes: One entry per choice.
+        ended: Takes the index of a choice that ends here, although the model would go on.
+    """
     parsers = [AnswerParser(syntax) for syntax in syntaxes]
     async for delta in deltas:
-        parser = parsers[delta.index]
+        parser, syntax = parsers[delta.index], syntaxes[delta.index]
         events = parser.feed(delta.text)
         finish_reason = delta.finish_reason
-        if finish_reason is not None:
-            events = _merged(events + parser.finish())
+        if finish_reason is not None and not parser.is_over:
+            is_cut = syntax.is_cut(finish_reason, delta.stop_reason)
+            events = _merged(events + parser.finish(is_cut=is_cut))
             if finish_reason == "stop" and parser.has_calls:
-                finish_reason = syntaxes[delta.index].finish_reason
+                finish_reason = syntax.finish_reason
+        if parser.is_over:
+            ended.add(delta.index)
+            finish_reason = syntax.finish_reason
         if events or delta.logprobs or finish_reason:
             yield replace(delta, text="", events=tuple(events), finish_reason=finish_reason)

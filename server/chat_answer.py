@@ -7,7 +7,7 @@ from typing import Any
 
 from rtpjax.engine.request import TokenLogprob
 from server.answer import NULL, Envelope, dumps
-from server.function_calls import Dialect
+from server.function_calls import CallOptions
 from server.output import Choice, Delta, Usage
 from server.parsing.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from server.token_text import TokenText
@@ -23,10 +23,12 @@ class ChatAnswer:
         *,
         with_usage: bool,
         usage_so_far: Usage | None = None,
-        dialect: Dialect = "tools",
+        calls: CallOptions | None = None,
     ):
         self._tokens = tokens
-        self._dialect = dialect
+        calls = calls or CallOptions()
+        self._dialect = calls.dialect
+        self._is_forced = calls.choice == "required"
         self._chunk = Envelope(
             "chatcmpl",
             "chat.completion.chunk",
@@ -86,7 +88,7 @@ class ChatAnswer:
         fields: dict[str, Any] = {"content": message.content}
         if message.reasoning:
             fields |= _reasoning(message.reasoning)
-        if not message.content and (message.calls or message.reasoning):
+        if not message.content and (message.calls or message.reasoning or self._is_forced):
             fields["content"] = None
         calls = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
         if calls and self._dialect == "functions":

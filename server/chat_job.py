@@ -40,7 +40,7 @@ def chat_job(context: ModelContext, body: ChatRequest) -> Job:
             context.token_text,
             with_usage=body.include_usage,
             usage_so_far=usage if body.has_usage_in_chunks else None,
-            dialect=body.calls.dialect,
+            calls=body.calls,
         ),
         usage=usage,
         is_stream=body.stream,

@@ -158,11 +158,12 @@ async def _deltas(
     note_answer(request, job.answer.id, requests, job.usage)
     # A recorder generates as the engine does, which is all that deltas asks of one.
     engine = context.engine if job.recorder is None else cast(Engine, job.recorder)
+    ended: set[int] = set()
     async with AsyncExitStack() as stack:
-        stream = deltas(engine, requests, job.usage, context.metrics)
+        stream = deltas(engine, requests, job.usage, context.metrics, ended)
         await stack.enter_async_context(aclosing(stream))
         if job.syntax is not None:
-            stream = parsed(stream, [job.syntax] * len(job.requests))
+            stream = parsed(stream, [job.syntax] * len(job.requests), ended)
             await stack.enter_async_context(aclosing(stream))
         yield stream
 

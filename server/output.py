@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -21,12 +21,14 @@ class Delta:
 
     Attributes:
         events: What the text turned out to be, once it has been parsed; the text is "" then.
+        stop_reason: The stop string or token that ended the choice, if one did.
     """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     events: tuple[Event, ...] | None = None
 
 
@@ -100,24 +102,39 @@ class Choice:
 
 
 async def deltas(
-    engine: Engine, requests: Sequence[GenerationRequest], usage: Usage, metrics: Metrics
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    usage: Usage,
+    metrics: Metrics,
+    ended: Container[int] = (),
 ) -> AsyncGenerator[Delta, None]:
     """Runs all requests at once and yields their deltas as they come; closing it aborts them.
+
+    Args:
+        engine: Runs them.
+        requests: One per choice.
+        usage: Is kept up to date.
+        metrics: As well.
+        ended: Choices whose reader has all that it wants: their requests are aborted.
 
     Raises:
         RequestError: The engine refuses a request.
         EngineError: A request ended without a complete answer.
         RequestTimeoutError: The same, since its own time limit was over.
     """
-    async with aclosing(_outputs(engine, requests, metrics)) as outputs:
+    async with aclosing(_outputs(engine, requests, metrics, ended)) as outputs:
         async for index, output in outputs:
+            if index in ended:
+                continue
             usage.see(index, output)
             if output.finish_reason == "error":
                 raise _failure(output)
             if output.finish_reason == "abort":
                 raise DrainingError("the server stopped before the answer was complete")
             if output.text or output.logprobs or output.finish_reason:
-                yield Delta(index, output.text, output.logprobs, output.finish_reason)
+                yield Delta(
+                    index, output.text, output.logprobs, output.finish_reason, output.stop_reason
+                )
 
 
 def _failure(output: RequestOutput) -> RtpjaxError:
@@ -152,32 +169,38 @@ def join(parts: Iterable[Delta]) -> list[Choice]:
 
 
 async def _outputs(
-    engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    metrics: Metrics,
+    ended: Container[int],
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    def timed(index: int) -> AsyncGenerator[RequestOutput, None]:
+        return _timed(engine, requests[index], metrics, lambda: index in ended)
+
     if len(requests) == 1:  # the common case needs no tasks
-        async with aclosing(_timed(engine, requests[0], metrics)) as outputs:
+        async with aclosing(timed(0)) as outputs:
             async for output in outputs:
                 yield 0, output
         return
-    async with aclosing(_merged(engine, requests, metrics)) as merged:
+    async with aclosing(_merged(timed, len(requests))) as merged:
         async for pair in merged:
             yield pair
 
 
 async def _merged(
-    engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics
+    outputs_of: Callable[[int], AsyncGenerator[RequestOutput, None]], num_requests: int
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     queue: asyncio.Queue[tuple[int, RequestOutput | None]] = asyncio.Queue()
 
-    async def pump(index: int, request: GenerationRequest) -> None:
+    async def pump(index: int) -> None:
         try:
-            async with aclosing(_timed(engine, request, metrics)) as outputs:
+            async with aclosing(outputs_of(index)) as outputs:
                 async for output in outputs:
                     queue.put_nowait((index, output))
         finally:
             queue.put_nowait((index, None))
 
-    tasks = [asyncio.create_task(pump(i, request)) for i, request in enumerate(requests)]
+    tasks = [asyncio.create_task(pump(index)) for index in range(num_requests)]
     try:
         num_running = len(tasks)
         while num_running:
@@ -194,7 +217,7 @@ async def _merged(
 
 
 async def _timed(
-    engine: Engine, request: GenerationRequest, metrics: Metrics
+    engine: Engine, request: GenerationRequest, metrics: Metrics, is_ended: Callable[[], bool]
 ) -> AsyncGenerator[RequestOutput, None]:
     timer = RequestTimer(metrics)
     outputs = engine.generate(request)
@@ -203,6 +226,9 @@ async def _timed(
             timer.see(output)
             yield output
             if output.finish_reason is not None:
+                return
+            if is_ended():
+                timer.finish("stop")
                 return
     except (GeneratorExit, asyncio.CancelledError):  # the client left
         timer.finish("abort")

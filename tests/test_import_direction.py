@@ -41,6 +41,7 @@ NO_JAX = (
     "rtpjax.errors",
     "rtpjax.engine.request",
     "rtpjax.engine.grammar",
+    "rtpjax.engine.grammar_check",
     "rtpjax.engine.constraint",
     "rtpjax.engine.reasoning",
     "rtpjax.engine.page_pool",

@@ -14,6 +14,7 @@ from rtpjax.distributed.channel import Host, Publisher, address_of
 from rtpjax.distributed.heartbeat import LeaderWatch, Limits, end_process
 from rtpjax.distributed.hosts import Hosts
 from rtpjax.engine.device_call import DeviceCall
+from rtpjax.engine.faults import report
 from rtpjax.engine.runner import Runner, StepHandle
 from rtpjax.engine.sampling import Sampled
 
@@ -86,8 +87,10 @@ class Leader:
         try:
             yield
         except Exception as error:
-            # Often the first sign of a follower that is gone: the collective says so.
-            self._watch.fail(f"a step failed on process 0: {type(error).__name__}: {error}")
+            # Often the first sign of a follower that is gone: the collective says so. Callers read
+            # the reason, so it has nothing of the error but an id.
+            error_id = report("A device call of process 0", error)
+            self._watch.fail(f"a step failed on process 0 (error {error_id} in its log)")
             raise
 
     def _drain(self) -> None:

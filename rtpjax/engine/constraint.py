@@ -20,7 +20,7 @@ from concurrent.futures import Executor, Future
 import numpy as np
 from llguidance.numpy import fill_next_token_bitmask
 
-from rtpjax.engine.grammar import CompiledConstraint
+from rtpjax.engine.grammar import CompiledConstraint, refusal
 from rtpjax.engine.reasoning import ReasoningClock
 from rtpjax.errors import EngineError, RequestError
 
@@ -190,10 +190,13 @@ class Constraint:
         started = time.perf_counter()
         fill_next_token_bitmask(matcher, mask)
         self._is_slow = time.perf_counter() - started > _SLOW_S
+        assert self._compiled is not None
+        source = self._compiled.source
         if matcher.is_error():
-            raise EngineError(f"The grammar failed: {matcher.get_error()}")
+            reason = "the output cannot go on: nothing fits a part of it, or it is too complex"
+            raise refusal(source, f"{reason} ({matcher.stop_reason()})")
         if not mask.any():
-            raise EngineError("The grammar allows no token here.")
+            raise refusal(source, "the output cannot go on: nothing fits a part of it")
         return mask[0] if self._allowed is None else self._narrowed(mask[0], self._allowed)
 
     def _narrowed(self, mask: np.ndarray, allowed: np.ndarray) -> np.ndarray:

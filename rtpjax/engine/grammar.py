@@ -253,7 +253,7 @@ class GrammarCompiler:
     def _compile_grammar(self, grammar: Grammar) -> CompiledGrammar:
         for part in (grammar, grammar.instead):
             if part is not None:
-                _check_size(part)
+                check_size(part)
         tokenizer = self._tokenizer()
         added = self._hf.backend_tokenizer.get_added_tokens_decoder()
         specials = {token.content: i for i, token in added.items() if token.special}
@@ -266,7 +266,7 @@ class GrammarCompiler:
             raise refusal(grammar, f"it cannot be read: {_brief(str(error))}") from error
         if matcher.is_error():
             raise refusal(grammar, _brief(matcher.get_error()))
-        _check_start(grammar, tokenizer, matcher)
+        check_start(grammar, tokenizer, matcher)
         after = grammar.after
         return CompiledGrammar(
             source=grammar,
@@ -276,7 +276,7 @@ class GrammarCompiler:
         )
 
 
-def _check_start(grammar: Grammar, tokenizer: LLTokenizer, matcher: LLMatcher) -> None:
+def check_start(grammar: Grammar, tokenizer: LLTokenizer, matcher: LLMatcher) -> None:
     """Refuses what is noticed only where the first token is asked for: rules that never end."""
     probe = matcher.deep_copy()
     mask = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
@@ -423,14 +423,19 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def _check_size(grammar: Grammar) -> None:
+def check_size(grammar: Grammar) -> None:
+    """Refuses what is too large to be compiled in time.
+
+    Raises:
+        RequestError: It is.
+    """
     text = grammar.text
     if len(text) > MAX_GRAMMAR_CHARS:
         raise refusal(
             grammar, f"it has {len(text)} characters, at most {MAX_GRAMMAR_CHARS} are allowed"
         )
     num_rules = text.count("\n") + text.count('"$ref"')
-    if num_rules > MAX_RULES:
+    if num_rules > MAX_RULES and not grammar.is_flat:
         raise refusal(grammar, f"it has {num_rules} rules, at most {MAX_RULES} are allowed")
     depth = deepest = 0
     for character in text:

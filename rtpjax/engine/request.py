@@ -100,6 +100,7 @@ class Grammar:
             the grammar's rule `part_i`, and then freely again.
         is_at_start: Triggers count only where the output begins.
         instead: What the output may be in place of all this.
+        is_flat: The rules do not name each other in a long chain, so there may be any number.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "ebnf", "structural_tag"]
@@ -110,6 +111,7 @@ class Grammar:
     triggers: tuple[str, ...] = ()
     is_at_start: bool = False
     instead: Grammar | None = None
+    is_flat: bool = False
 
     @property
     def is_free_text(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from server import limits
 from server.function_calls.schema import as_schema
 
 Dialect = Literal["tools", "functions"]
@@ -40,6 +41,11 @@ class Function:
         return as_schema(self.parameters)
 
     @property
+    def is_strict(self) -> bool:
+        """Whether calls must follow the schema to the letter, or the request is refused."""
+        return self.definition.get("strict") is True
+
+    @property
     def as_tool(self) -> dict[str, Any]:
         """In the form that chat templates take."""
         return {"type": "function", "function": {**self.definition, "parameters": self.schema}}
@@ -53,14 +59,14 @@ class CallOptions:
         functions: Those offered, in order.
         choice: "none" allows no call, "required" asks for at least one.
         named: The function that must be called; choice is "required" then.
-        is_parallel: Whether one answer may hold several calls.
+        is_parallel: Whether one answer may hold several calls; None if the request does not say.
         dialect: How calls are answered: as `tool_calls`, or as the legacy `function_call`.
     """
 
     functions: tuple[Function, ...] = ()
     choice: Literal["none", "auto", "required"] = "auto"
     named: str | None = None
-    is_parallel: bool = True
+    is_parallel: bool | None = None
     dialect: Dialect = "tools"
 
     @property
@@ -74,6 +80,22 @@ class CallOptions:
         functions = [function.definition for function in self.functions]
         said = [functions, self.choice, self.named, self.is_parallel, self.dialect]
         return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).digest()
+
+    @property
+    def max_calls(self) -> int | None:
+        """Most calls in one answer; None leaves it to the model.
+
+        A weak model that must call, and may call again, calls until its tokens are used up.
+        """
+        if self.named is not None or self.is_parallel is False or self.dialect == "functions":
+            return 1
+        is_bounded = self.choice == "required" and self.is_parallel is None
+        return limits.MAX_FORCED_CALLS if is_bounded else None
+
+    @property
+    def max_equal_calls(self) -> int:
+        """How often one answer may have the same call."""
+        return 1 if self.choice == "required" else limits.MAX_EQUAL_CALLS
 
     @property
     def finish_reason(self) -> str:

@@ -245,8 +245,11 @@ class CallSupport:
             reasoning=reasoning,
             schemas={function.name: function.schema for function in functions},
             is_reasoning_open=reasoning is not None and reasoning.is_open(prompt),
-            max_calls=None if calls.is_parallel and calls.dialect == "tools" else 1,
+            max_calls=calls.max_calls,
+            max_equal=calls.max_equal_calls,
             finish_reason=calls.finish_reason,
+            is_forced=calls.choice == "required",
+            certain=style.certain if style is not None else (),
         )
 
     def reasoning_limit(self, max_tokens: int, prompt: str) -> ReasoningLimit | None:

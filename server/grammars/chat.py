@@ -33,14 +33,21 @@ def chat_grammar(
     if syntax is None or syntax.style is None:
         return wanted
     if calls.choice == "required":
-        return syntax.style.forced(calls, after=after)
+        return _forced(syntax.style, calls, after)
     if wanted is None:
         return _auto(syntax.style, calls, after)
     return _either(wanted, syntax.style, calls)
 
 
+def _forced(style: CallStyle, calls: CallOptions, after: str | None) -> Grammar:
+    try:
+        return style.forced(calls, after=after)
+    except NotWritable as error:
+        raise field_error(calls.dialect, str(error)) from error
+
+
 def _auto(style: CallStyle, calls: CallOptions, after: str | None) -> Grammar | None:
-    """Calls are held to their schemas where all of them can be; else the model writes freely."""
+    """Text and calls; text alone where no function can be held to."""
     try:
         return style.auto(calls, after=after)
     except NotWritable:
@@ -53,8 +60,7 @@ def _either(wanted: Grammar, style: CallStyle, calls: CallOptions) -> Grammar:
         reason = "structural_tag cannot be combined with functions that may be called"
         raise field_error(wanted.param, reason)
     try:
-        forced = style.forced(calls, after=wanted.after)
-    except NotWritable as error:
-        reason = "it cannot be combined with these functions, whose calls this model's format"
-        raise field_error(wanted.param, f"{reason} cannot be held to: {error}") from error
+        forced = style.forced(calls, after=wanted.after, is_exact=False)
+    except NotWritable:
+        return wanted
     return dataclasses.replace(forced, instead=dataclasses.replace(wanted, after=None))

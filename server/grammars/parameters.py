@@ -13,18 +13,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rtpjax.engine.request import JSON_OPTIONS
+from server.json_schema.references import follow
 from server.parsing.typed_values import types_of
 from server.parsing.written import Parameters
 
 # Texts -> rules: literals, and marks where there are any.
 Literals = Callable[[str], str]
 
-_SAYS_NOTHING = frozenset({"title", "description", "default", "examples", "$schema", "$comment"})
-_OBJECT = _SAYS_NOTHING | {
-    "type", "properties", "required", "additionalProperties", "$defs", "definitions",
-}  # fmt: skip
-_STRING = _SAYS_NOTHING | {"type", "enum", "const", "pattern", "minLength", "maxLength"}
-_DEFINITIONS = ("$defs", "definitions")
+# Says that the format cannot hold a parameter, or the arguments (""), to a part of the schema.
+Report = Callable[[str, str], None]
+
+_OBJECT = frozenset({"type", "properties", "required", "additionalProperties", "$defs"})
+_MAX_REFERENCES = 8
+_MAX_FREE = 16  # parameters where the schema lists none
+_STRING = frozenset({"type", "enum", "const", "pattern", "minLength", "maxLength"})
 
 
 class NotWritable(ValueError):  # noqa: N818 (a turn, not an error: another format is taken)
@@ -49,27 +51,38 @@ class ParameterRules:
         others = "|".join(re.escape(end).replace("/", r"\/") for end in parameters.ends)
         self._without_ends = rf" & ~/(.|\n)*({others})(.|\n)*/" if others else ""
 
-    def arguments(self, schema: Mapping[str, Any], name: str) -> str:
+    def arguments(self, schema: Mapping[str, Any], name: str, report: Report) -> str:
         """What stands for the arguments in a rule.
 
         Args:
             schema: The function's, in normal form.
             name: What new rules begin with.
-
-        Raises:
-            NotWritable: The format cannot write them.
+            report: Is told what is left out where the format cannot write a part of the schema.
         """
-        if not schema.keys() <= _OBJECT or "object" not in schema.get("type", "object"):
-            raise NotWritable("the parameters are no plain object")
-        properties, required = schema.get("properties", {}), set(schema.get("required", []))
-        if not required <= properties.keys():
-            raise NotWritable("a required parameter is not described")
+        root = schema
+        schema = _plain_object(schema, root, report)
+        properties = dict(schema.get("properties", {}))
+        required = dict.fromkeys(schema.get("required", []))
+        is_open = schema.get("additionalProperties") is not False
+        if is_open and not properties and not required:
+            return self._free_arguments(name)
+        for key in required:
+            if key not in properties:
+                report(key, "a required parameter is not described")
+                properties[key] = {}
         written: list[tuple[str, bool]] = []
         for i, (key, value) in enumerate(properties.items()):
+            if value is False:
+                continue
             if not re.fullmatch(self._parameters.keys, key):
-                raise NotWritable(f"a parameter is called {key!r}")
+                report(key, f"a parameter is called {key!r}")
+                continue
             rule = f"{name}_{i}"
-            body = self._parameter(key, value, schema, rule)
+            try:
+                body = self._parameter(key, value, root, rule)
+            except NotWritable as error:
+                report(key, str(error))
+                body = self._any_value(key, rule)
             self.rules.append(f"{rule}: {body}")
             written.append((rule, key in required))
         return self._joined(written)
@@ -89,30 +102,53 @@ class ParameterRules:
 
     def _parameter(self, key: str, schema: Any, root: Mapping[str, Any], rule: str) -> str:
         form = self._parameters
+        if schema is True or schema == {}:
+            return self._any_value(key, rule)
         types = types_of(schema, root)
-        is_literal = form.is_python or "string" not in types
-        before = form.before.replace("{key}", key)
-        before = self._literals(before.replace("{is_string}", "false" if is_literal else "true"))
-        if is_literal:
-            after = self._literals(form.after)
-            return f"{before} {self._literal(schema, types, root)} {after}"
+        if form.is_python or "string" not in types:
+            return self._literal_parameter(key, self._literal(schema, types, root))
         if types & {"object", "array"}:
             raise NotWritable("a parameter may be a string as well as an object or a list")
         # (What says that it is a string cannot be null.)
         may_be_null = "null" in types and "{is_string}" not in form.before
         value = self._string(_string_schema(schema, root), may_be_null, rule)
-        return f"{before} {self._literals(form.quote)} {value}"
+        return f"{self._before(key, is_string=True)} {self._literals(form.quote)} {value}"
+
+    def _any_value(self, key: str, rule: str) -> str:
+        """A parameter of any value: a string, or JSON where the format tells the two apart."""
+        form = self._parameters
+        literal = self._literal_parameter(key, _json({}, {}))
+        if form.is_python:
+            return literal
+        before = self._before(key, is_string=True)
+        string = f"{before} {self._literals(form.quote)} {self._string({}, False, rule)}"
+        is_told = form.quote or "{is_string}" in form.before
+        return f"({string}) | ({literal})" if is_told else string
+
+    def _free_arguments(self, name: str) -> str:
+        """Parameters of any names and values."""
+        separator = self._literals(self._parameters.separator)
+        self.rules.append(f"{name}_any: {self._any_value('{key}', f'{name}_any')}")
+        return f"({name}_any ({separator} {name}_any){{0,{_MAX_FREE - 1}}})?"
+
+    def _before(self, key: str, *, is_string: bool) -> str:
+        before = self._parameters.before
+        before = before.replace("{is_string}", "true" if is_string else "false")
+        if key != "{key}":
+            return self._literals(before.replace("{key}", key))
+        first, last = map(self._literals, before.split("{key}"))
+        return f"{first} /{self._parameters.keys}/ {last}"
+
+    def _literal_parameter(self, key: str, value: str) -> str:
+        before = self._before(key, is_string=False)
+        return f"{before} {value} {self._literals(self._parameters.after)}"
 
     def _literal(self, schema: Any, types: frozenset[str], root: Mapping[str, Any]) -> str:
         """A value as JSON, or Python where that differs at the top."""
         is_plain = isinstance(schema, dict) and not schema.keys() & {"enum", "const"}
         if self._parameters.is_python and types == {"boolean"} and is_plain:
             return '("True" | "False")'
-        whole = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
-        definitions = {key: root[key] for key in _DEFINITIONS if key in root}
-        if _refers_elsewhere(whole) or _refers_elsewhere(definitions):
-            raise NotWritable("a parameter refers to another one")
-        return "%json " + json.dumps(definitions | whole | {"x-guidance": JSON_OPTIONS})
+        return _json(schema if isinstance(schema, dict) else {}, root)
 
     def _string(self, schema: Mapping[str, Any], may_be_null: bool, rule: str) -> str:
         """A string and what ends it."""
@@ -135,6 +171,34 @@ class ParameterRules:
         if is_mark:
             self.rules.append(f"+{mark} {until}: {term} {special}")
         return until
+
+
+def _plain_object(
+    schema: Mapping[str, Any], root: Mapping[str, Any], report: Report
+) -> Mapping[str, Any]:
+    """The schema as a list of properties."""
+    for _ in range(_MAX_REFERENCES):
+        if "$ref" not in schema or not isinstance(target := follow(schema["$ref"], root), dict):
+            break
+        rest = {key: value for key, value in schema.items() if key not in ("$ref", "type", "$defs")}
+        if rest:
+            break
+        schema = target
+    others = schema.keys() - _OBJECT
+    if others or "object" not in schema.get("type", "object"):
+        report(
+            "", f"{', '.join(sorted(others)) or 'type'} says more than which parameters there are"
+        )
+    return schema
+
+
+def _json(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    """A value as JSON, in a rule."""
+    definitions = root.get("$defs")
+    text = json.dumps({**schema, "x-guidance": JSON_OPTIONS})
+    if definitions and '"$ref"' in text:
+        text = json.dumps({**schema, "$defs": definitions, "x-guidance": JSON_OPTIONS})
+    return f"%json {text}"
 
 
 def _text(schema: Mapping[str, Any]) -> str:
@@ -162,28 +226,18 @@ def _quoted(text: str) -> str:
 
 def _string_schema(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any]:
     """Of a schema that allows strings, what it says about them."""
-    if not isinstance(schema, Mapping) or depth > 8:
+    if not isinstance(schema, Mapping) or depth > _MAX_REFERENCES:
         raise NotWritable("a parameter's schema is no plain one")
     if "$ref" in schema:
-        target: Any = root
-        for part in str(schema["$ref"]).removeprefix("#").split("/")[1:]:
-            target = target.get(part) if isinstance(target, Mapping) else None
-        return _string_schema(target, root, depth + 1)
+        if len(schema) > 1:
+            raise NotWritable("a parameter's strings are described twice")
+        return _string_schema(follow(schema["$ref"], root), root, depth + 1)
     for key in ("anyOf", "oneOf"):
         if key in schema:
             found = [part for part in schema[key] if "string" in types_of(part, root)]
-            if len(found) != 1 or not schema.keys() <= _SAYS_NOTHING | {key}:
+            if len(found) != 1 or len(schema) > 1:
                 raise NotWritable("a parameter's strings are described twice")
             return _string_schema(found[0], root, depth + 1)
     if not schema.keys() <= _STRING:
         raise NotWritable("a parameter's schema says what only JSON can be held to")
     return schema
-
-
-def _refers_elsewhere(value: Any) -> bool:
-    """Whether there is a reference to anything but the definitions."""
-    if isinstance(value, dict):
-        reference = value.get("$ref", "#/$defs/")
-        begins = str(reference).startswith(tuple(f"#/{key}/" for key in _DEFINITIONS))
-        return not begins or any(_refers_elsewhere(v) for v in value.values())
-    return isinstance(value, list) and any(_refers_elsewhere(v) for v in value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rtpjax.engine.request import Grammar
 from server import limits
-from server.json_schema import normalise
+from server.json_schema.enforce import enforceable, warn_of
 from server.protocol.body import check_count, describe, field_error
 
 FIELD = "response_format"
@@ -41,7 +41,7 @@ def response_grammar(value: Any, *, after: str | None = None) -> Grammar | None:
 def _json_object(value: dict[str, Any]) -> tuple[Any, str]:
     if "schema" not in value:
         return "json_object", ""
-    return "json_schema", json.dumps(normalise(value["schema"], f"{FIELD}.schema"))
+    return "json_schema", _schema(value["schema"], f"{FIELD}.schema", is_strict=False)
 
 
 def _json_schema(value: dict[str, Any]) -> tuple[Any, str]:
@@ -54,11 +54,14 @@ def _json_schema(value: dict[str, Any]) -> tuple[Any, str]:
         raise field_error(f"{path}.strict", f"expected a boolean, found {describe(is_strict)}")
     if "schema" not in given:
         raise field_error(f"{path}.schema", "this field is required")
-    schema = normalise(given["schema"], f"{path}.schema")
-    if not is_strict:
-        # As at OpenAI, the answer then follows the schema as far as can be enforced.
-        schema["x-guidance"] = {"lenient": True, "coerce_one_of": True}
-    return "json_schema", json.dumps(schema)
+    return "json_schema", _schema(given["schema"], f"{path}.schema", is_strict=bool(is_strict))
+
+
+def _schema(schema: Any, path: str, *, is_strict: bool) -> str:
+    """What of a schema can be enforced. As at OpenAI, one that is not strict is no promise."""
+    enforced = enforceable(schema, path, is_strict=is_strict)
+    warn_of("answers", enforced.left_out)
+    return json.dumps(enforced.schema)
 
 
 def _text_reader(kind: str, *names: str) -> Callable[[dict[str, Any]], tuple[Any, str]]:
@@ -96,7 +99,7 @@ def _tag(structure: Any, index: int, triggers: list[str]) -> dict[str, Any]:
     trigger = next((t for t in triggers if begin.startswith(t)), None)
     if trigger is None:
         raise field_error(f"{path}.begin", "it starts with none of the triggers")
-    schema = normalise(structure.get("schema", {}), f"{path}.schema")
+    schema = enforceable(structure.get("schema", {}), f"{path}.schema", is_strict=True).schema
     return {"trigger": trigger, "begin": begin, "schema": schema, "end": end}
 
 

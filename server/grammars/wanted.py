@@ -10,7 +10,7 @@ from typing import Any
 from rtpjax.engine.request import Grammar
 from server import limits
 from server.grammars.response_format import response_grammar
-from server.json_schema import normalise
+from server.json_schema.enforce import enforceable
 from server.protocol.body import describe, field_error
 from server.protocol.form import FormFields
 
@@ -59,7 +59,7 @@ def _json(value: Any, path: str) -> Grammar:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise field_error(path, f"the text is no JSON: {error}") from error
-    return Grammar("json_schema", json.dumps(normalise(value, path)))
+    return Grammar("json_schema", json.dumps(enforceable(value, path, is_strict=True).schema))
 
 
 def _regex(value: Any, path: str) -> Grammar:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.parsing.events import Content, ToolCallArguments, ToolCallStart
-from server.parsing.source import NotACall, Pieces, Source, Steps, as_events
+from server.parsing.source import Cut, NotACall, Pieces, Source, Steps, as_events
 
 # Reads what follows an opening mark.
 Section = Callable[[Source, "Calls"], Steps[None]]
@@ -34,12 +34,16 @@ class Calls:
     Attributes:
         schemas: The parameters' JSON schema of each function that may be called, by name.
         make_id: Makes the id of a call that has none of its own.
+        certain: Texts after which the model is held to a call: they are never plain text.
         num_started: Calls so far.
+        was_cut: The answer was cut off inside one.
     """
 
     schemas: Mapping[str, Mapping[str, Any]]
     make_id: Callable[[], str] = call_id
+    certain: Sequence[str] = ()
     num_started: int = 0
+    was_cut: bool = False
 
     def start(self, source: Source, name: str, call_id: str | None = None) -> ToolCallStart:
         """The event that opens the next call; what was read for it is not given back any more."""
@@ -54,6 +58,10 @@ class Calls:
     def arguments(self, pieces: Pieces[Any]) -> Steps[Any]:
         """The open call's arguments from pieces of their text."""
         return as_events(pieces, self.fragment)
+
+    def is_certain(self, text: str) -> bool:
+        """Whether a text that begins a call can be nothing else."""
+        return any(mark in text for mark in self.certain)
 
     def properties(self, name: str) -> Mapping[str, Any]:
         """The schemas of a function's parameters, by name."""
@@ -105,10 +113,21 @@ def _attempt(source: Source, calls: Calls, section: Section) -> Steps[bool]:
     """Reads a section; if it is none, nothing is read. Returns whether there were calls."""
     num_before = calls.num_started
     source.keep()
+    source.is_in_call = True
     try:
         yield from section(source, calls)
     except NotACall:
         source.rewind()
+    except Cut:
+        if calls.num_started == num_before:
+            source.rewind()
+        if calls.num_started > num_before or calls.is_certain(source.rest):
+            calls.was_cut = True
+            source.take(len(source.rest))
+            source.commit()
+            return True
+    finally:
+        source.is_in_call = False
     # A section without a single call in it is text, too.
     is_section = calls.num_started > num_before
     if not is_section:

@@ -30,11 +30,24 @@ class NotACall(Exception):  # noqa: N818 (a turn in the grammar, not an error)
     """What looked like a call is not one; its text goes back where it came from."""
 
 
+class Cut(Exception):  # noqa: N818 (a turn in the grammar, not an error)
+    """The answer was cut off inside a call: what is left of its text is half a mark or a value."""
+
+
 class Source:
-    """What has arrived and has not been read."""
+    """What has arrived and has not been read.
+
+    Attributes:
+        is_ended: No more text will come.
+        is_cut: The model had not finished when the text ended. Inside a call nothing is made up
+            then: what waits for more text raises Cut.
+        is_in_call: The grammar reads what may be a call.
+    """
 
     def __init__(self) -> None:
         self.is_ended = False
+        self.is_cut = False
+        self.is_in_call = False
         self._text = ""
         self._at = 0
         self._kept_from: int | None = None
@@ -73,8 +86,14 @@ class Source:
             self._kept_from = None
 
     def wait(self) -> Wait[bool]:
-        """Waits for more text; False where there is none."""
+        """Waits for more text; False where there is none.
+
+        Raises:
+            Cut: There is none since the answer was cut off inside a call.
+        """
         if self.is_ended:
+            if self.is_cut and self.is_in_call:
+                raise Cut
             return False
         yield
         return True
@@ -136,18 +155,19 @@ class Source:
         while True:
             match = pattern.search(self._text, self._at)
             certain = match.start() if match else len(self._text)
-            held = _partial_mark(self._text, self._at, certain, marks)
-            if match is not None and not self.is_ended:
+            held = partial_mark(self._text, self._at, certain, marks)
+            is_last = self.is_ended and not (self.is_cut and self.is_in_call)
+            if match is not None and not is_last:
                 # A longer mark may begin where a shorter one was found.
                 tail = self._text[match.start() :]
                 if any(len(m) > len(tail) and m.startswith(tail) for m in marks):
                     match = None
-            if match is None and self.is_ended:
+            if match is None and is_last:
                 yield from self._give(len(self._text))
                 return ""
             if match is None:
                 yield from self._give(held)
-                yield
+                yield from self.wait()
                 continue
             yield from self._give(match.start())
             if is_real is None or (yield from is_real(match[0])):
@@ -196,7 +216,7 @@ def as_events(pieces: Pieces[T], make: Callable[[str], Event]) -> Steps[T]:
             yield make(piece)
 
 
-def _partial_mark(text: str, start: int, end: int, marks: Sequence[str]) -> int:
+def partial_mark(text: str, start: int, end: int, marks: Sequence[str]) -> int:
     """Where the longest ending of text[start:end] that begins a mark starts, or `end`."""
     longest = max(len(mark) for mark in marks)
     for at in range(max(start, end - longest + 1), end):
@@ -218,9 +238,14 @@ class Parser:
         self._source.push(text)
         return self._advance()
 
-    def finish(self) -> list[Event]:
-        """Ends the text; returns what was held back."""
+    def finish(self, *, is_cut: bool = False) -> list[Event]:
+        """Ends the text; returns what was held back.
+
+        Args:
+            is_cut: The model had not finished; see Source.
+        """
         self._source.is_ended = True
+        self._source.is_cut = is_cut
         return self._advance()
 
     def _advance(self) -> list[Event]:

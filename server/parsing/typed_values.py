@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from server.json_schema.references import follow
+from server.json_schema.types import kind_of
 from server.parsing.source import Pieces, joined
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
@@ -38,20 +40,18 @@ def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
 
 def _target(reference: Any, root: Mapping[str, Any]) -> Any:
     """What a reference into the same schema stands for; None if it is none."""
-    if not isinstance(reference, str) or not reference.startswith("#/"):
+    try:
+        return follow(reference, root)
+    except (LookupError, ValueError):
         return None
-    target: Any = root
-    for part in reference[2:].split("/"):
-        target = target.get(part) if isinstance(target, Mapping) else None
-    return target
 
 
 def _own_types(schema: Mapping[str, Any]) -> Iterator[str]:
-    kinds = schema.get("type")
-    if isinstance(kinds, str):
-        yield kinds
-    elif isinstance(kinds, list):
-        yield from (kind for kind in kinds if isinstance(kind, str))
+    names = schema.get("type")
+    if isinstance(names, str | list):
+        names = [names] if isinstance(names, str) else names
+        kinds = ("null" if name is None else kind_of(name) for name in names)
+        yield from (kind for kind in kinds if kind)
     else:
         values = schema["enum"] if isinstance(schema.get("enum"), list) else []
         values = [*values, schema["const"]] if "const" in schema else values

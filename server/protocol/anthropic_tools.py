@@ -39,6 +39,8 @@ def _tool(where: str, tool: Any) -> Any:
     if "input_schema" not in tool:
         raise field_error(f"{where}.input_schema", "this field is required")
     function = {key: tool[key] for key in ("name", "description") if key in tool}
+    if tool.get("strict"):
+        function["strict"] = tool["strict"]
     return {"type": "function", "function": function | {"parameters": tool["input_schema"]}}
 
 
@@ -56,11 +58,12 @@ def chat_choice(choice: Any) -> dict[str, Any]:
         raise field_error("tool_choice.type", reason)
     for key in choice.keys() - {"type", "name", "disable_parallel_tool_use"}:
         raise field_error(f"tool_choice.{key}", "unknown field")
-    is_single = choice.get("disable_parallel_tool_use") or False
-    if not isinstance(is_single, bool):
+    is_single = choice.get("disable_parallel_tool_use")
+    if not isinstance(is_single, bool | None):
         reason = f"expected true or false, found {describe(is_single)}"
         raise field_error("tool_choice.disable_parallel_tool_use", reason)
     wanted: Any = {"type": "function", "function": {"name": choice.get("name")}}
     if kind != "tool":
         wanted = _CHOICES[kind]
-    return {"tool_choice": wanted, "parallel_tool_calls": not is_single}
+    fields: dict[str, Any] = {"tool_choice": wanted}
+    return fields if is_single is None else fields | {"parallel_tool_calls": not is_single}

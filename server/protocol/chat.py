@@ -99,7 +99,7 @@ class ChatRequest(FormFields):
             tool_choice=self.tool_choice,
             functions=self.functions,
             function_call=self.function_call,
-            is_parallel=self.parallel_tool_calls,
+            is_parallel=self._said_parallel,
         )
         names = [function.name for function in self._calls.functions]
         self.messages = checked_messages(self.messages, names)
@@ -140,6 +140,12 @@ class ChatRequest(FormFields):
         if self.add_generation_prompt:
             reason = "not allowed together with continuing the last message"
             raise field_error("add_generation_prompt", reason)
+
+    @property
+    def _said_parallel(self) -> bool | None:
+        """What the caller says of parallel calls, if anything."""
+        is_said = "parallel_tool_calls" in self.model_fields_set
+        return self.parallel_tool_calls if is_said else None
 
     @property
     def calls(self) -> CallOptions:

@@ -170,8 +170,9 @@ def _chat_fields(
         "stream": request.stream,
         "tools": offered,
         "tool_choice": choice,
-        "parallel_tool_calls": request.parallel_tool_calls,
     }
+    if "parallel_tool_calls" in request.model_fields_set:
+        fields["parallel_tool_calls"] = request.parallel_tool_calls
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
     for name in ("temperature", "top_p"):

@@ -133,10 +133,9 @@ RESPONSES_OBJECTS: Objects = {"input": _ITEMS, "tools": _NAMED_TOOLS}
 _CLIENT_TOOLS = Kinds(
     {
         "custom": _shape(
-            "type name description input_schema",
+            "type name description input_schema strict",
             {
                 **_OFFERED,
-                **each("strict", Ignored("arguments fit the schema anyhow")),
                 **each("eager_input_streaming", Ignored("arguments stream as they are written")),
                 **each("input_examples", Refused("put examples into the description", ([],))),
             },

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[\w.:/-]{1,128}")
 
 
 def call_options(
-    *, tools: Any, tool_choice: Any, functions: Any, function_call: Any, is_parallel: bool
+    *, tools: Any, tool_choice: Any, functions: Any, function_call: Any, is_parallel: bool | None
 ) -> CallOptions:
     """Checks what a request says about calls; None is a field that is absent.
 
@@ -60,8 +60,7 @@ def _functions(field: str, entries: Any, check: Any) -> tuple[Function, ...]:
                 f"{where}.name", f"there is a function {quoted(function.name)} already"
             )
         found[function.name] = function
-    _check_size(field, found.values())
-    return tuple(found.values())
+    return tuple(_sized(field, found.values()))
 
 
 def _tool(where: str, entry: Any) -> tuple[str, Function]:
@@ -86,37 +85,44 @@ def _function(where: str, entry: Any) -> tuple[str, Function]:
     parameters = entry.get("parameters")
     if parameters is not None:
         _check_object(f"{where}.parameters", parameters)
-        _check_properties(f"{where}.parameters.properties", parameters.get("properties"))
+    if not isinstance(entry.get("strict") or False, bool):
+        reason = f"expected true or false, found {describe(entry['strict'])}"
+        raise field_error(f"{where}.strict", reason)
     return where, Function({key: value for key, value in entry.items() if value is not None})
 
 
-def _check_size(field: str, functions: Iterable[Function]) -> None:
-    """Refuses parameters that are nested too deeply, or too large, all together."""
-    num_values = 0
-    for index, function in enumerate(functions):
+def _sized(field: str, functions: Iterable[Function]) -> list[Function]:
+    """The functions without what is too deep to be copied and rendered.
+
+    Raises:
+        RequestError: Their parameters are too large, all together.
+    """
+    num_values, sized = 0, []
+    for function in functions:
         level: list[Any] = [function.parameters]
-        for _ in range(limits.MAX_SCHEMA_DEPTH):
+        for _ in range(limits.MAX_PARAMETERS_DEPTH):
             inner = [v.values() if isinstance(v, dict) else v for v in level]
             num_values += sum(map(len, inner))
             level = [x for values in inner for x in values if isinstance(x, dict | list)]
         if level:
-            where = f"{field}[{index}]" if field == "functions" else f"{field}[{index}].function"
-            reason = f"nested more than {limits.MAX_SCHEMA_DEPTH} levels deep"
-            raise field_error(f"{where}.parameters", reason)
+            parameters = _shallow(function.parameters, limits.MAX_PARAMETERS_DEPTH)
+            function = Function({**function.definition, "parameters": parameters})
+        sized.append(function)
     if num_values > limits.MAX_TOOL_VALUES:
         reason = f"their parameters have {num_values} values, at most {limits.MAX_TOOL_VALUES}"
         raise field_error(field, f"{reason} are allowed; offer fewer functions")
+    return sized
 
 
-def _check_properties(where: str, properties: Any) -> None:
-    if isinstance(properties, list):
-        for index, entry in enumerate(properties):
-            _check_object(f"{where}[{index}]", entry)
-            if not isinstance(entry.get("name"), str):
-                reason = f"expected a string, found {describe(entry.get('name'))}"
-                raise field_error(f"{where}[{index}].name", reason)
-    elif properties is not None and not isinstance(properties, dict):
-        raise field_error(where, f"expected an object or a list, found {describe(properties)}")
+def _shallow(value: Any, depth: int) -> Any:
+    """A copy that is cut off below a depth."""
+    if not isinstance(value, dict | list):
+        return value
+    if not depth:
+        return type(value)()
+    if isinstance(value, dict):
+        return {key: _shallow(part, depth - 1) for key, part in value.items()}
+    return [_shallow(part, depth - 1) for part in value]
 
 
 def _allowed(value: Any, offered: tuple[Function, ...]) -> tuple[str, tuple[Function, ...]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from server.parsing.calls import Calls
 from server.parsing.events import Content
-from server.parsing.source import Source, Steps, as_events
+from server.parsing.source import Source, Steps, as_events, partial_mark
 from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
@@ -33,19 +33,27 @@ class React:
         text, _ = yield from source.collect(())
         # The model's first line has no line break before it.
         padded = "\n" + text if begins else text
+        if source.is_cut:
+            padded = padded[: partial_mark(padded, 0, len(padded), (_OBSERVATION,))]
         start, middle = padded.rfind(_ACTION), padded.rfind(_INPUT)
         end = padded.find(_OBSERVATION, middle)
-        end = len(padded) if end < 0 else end
+        is_cut = source.is_cut and end < 0
         name = padded[start + len(_ACTION) : middle].strip()
-        if not 0 <= start < middle or not name:
+        is_call = 0 <= start < middle and name != ""
+        calls.was_cut = is_cut and (is_call or (start >= 0 and calls.is_certain(padded[start:])))
+        if not is_call and not calls.was_cut:
             if text:
                 yield Content(text)
             return
-        before = padded[len(padded) - len(text) : start]
+        before = padded[len(begins) > 0 : start]
         if before:
             yield Content(before)
-        yield calls.start(source, name)
-        yield calls.fragment(padded[middle + len(_INPUT) : end].strip() or "{}")
+        arguments = padded[middle + len(_INPUT) : end if end >= 0 else len(padded)].strip()
+        if not arguments and not is_cut:
+            arguments = "{}"
+        if is_call and arguments:
+            yield calls.start(source, name)
+            yield calls.fragment(arguments)
 
 
 FORMAT = ToolFormat(

@@ -12,7 +12,7 @@ import pytest
 from rtpjax.engine.request import SamplingParams
 from server.function_calls import CallOptions, Function
 from server.grammars.calls import CallStyle
-from server.json_schema import normalise
+from server.json_schema.normal_form import normal_form
 from server.tool_parsers import tool_formats
 from tests.e2e import byte_model
 from tests.e2e.schemas import SCHEMAS
@@ -26,7 +26,7 @@ STYLE = CallStyle.of(tool_formats()["hermes"], "")
 def judge(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
     """By the schema as it was given, where it is one: properties in a list are our own."""
     if isinstance(schema.get("properties"), list):
-        schema = normalise(schema, "")
+        schema = normal_form(schema).schema
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     return jsonschema.Draft202012Validator(schema, format_checker=checker)
 

@@ -42,16 +42,23 @@ class SpeakingEngine(ScriptedEngine):
     async def _generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput, None]:
         self.seen.append(request)
         pieces = [self.answer[i : i + self.size] for i in range(0, len(self.answer), self.size)]
-        num_tokens = 0
-        for number, piece in enumerate(pieces or [""]):
-            is_last = number >= len(pieces) - 1
-            token_ids = self.tokenizer.backend_tokenizer.encode(piece).ids
-            num_tokens += len(token_ids)
-            yield RequestOutput(
-                request_id=request.request_id,
-                text=piece,
-                token_ids=tuple(token_ids),
-                finish_reason=self.end if is_last else None,  # pyright: ignore
-                num_prompt_tokens=len(request.prompt_token_ids),
-                num_output_tokens=num_tokens,
-            )
+        self.running.add(request.request_id)
+        num_tokens, is_last = 0, False
+        try:
+            for number, piece in enumerate(pieces or [""]):
+                is_last = number >= len(pieces) - 1
+                token_ids = self.tokenizer.backend_tokenizer.encode(piece).ids
+                num_tokens += len(token_ids)
+                yield RequestOutput(
+                    request_id=request.request_id,
+                    text=piece,
+                    token_ids=tuple(token_ids),
+                    finish_reason=self.end if is_last else None,  # pyright: ignore
+                    num_prompt_tokens=len(request.prompt_token_ids),
+                    num_output_tokens=num_tokens,
+                    stop_reason=self.stop_with if is_last else None,
+                )
+        finally:
+            self.running.discard(request.request_id)
+            if not is_last:
+                self.aborted.append(request.request_id)

@@ -60,7 +60,7 @@ def deltas(syntax: AnswerSyntax, pieces: Sequence[str], end: str) -> list[Delta]
             yield Delta(0, piece, finish_reason=finish_reason)
 
     async def read() -> list[Delta]:
-        return [delta async for delta in parsed(written(), [syntax])]
+        return [delta async for delta in parsed(written(), [syntax], set())]
 
     return asyncio.run(read())
 

@@ -51,7 +51,7 @@ def test_extras_of_streamed_calls(server: LiveServer, engine: SpeakingEngine) ->
     )  # fmt: skip
     lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: {")]
     choices = [json.loads(line)["choices"][0] for line in lines]
-    num_tokens = len(engine.answer)  # one per byte
+    num_tokens = len(engine.answer.encode())  # one per byte
     assert sum(len(c.get("token_ids") or ()) for c in choices) == num_tokens
     assert choices[-1]["finish_reason"] == "tool_calls"
 

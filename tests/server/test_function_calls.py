@@ -412,7 +412,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "tool_choice.allowed_tools.tools[0].function.name", "'f'"),
     ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name", "''"),
     ({"functions": [{"name": "f", "parameters": []}]}, "functions[0].parameters", "object"),
-    ({"functions": [{"name": "f", "parameters": {"properties": [1]}}]},
+    ({"functions": [{"name": "f", "parameters": {"properties": [1]}, "strict": True}]},
      "functions[0].parameters.properties[0]", "object"),
     ({"messages": [ASK, RESULT]}, "messages[1].role", "without a call"),
     ({"messages": [ASK, CALL, {"role": "tool", "tool_call_id": "x", "content": ""}]},
@@ -495,14 +495,23 @@ def test_arguments_are_text_or_mapping_as_a_template_wants() -> None:
     assert rendered == '{"a":  1}|x{"a":  1}y|{"a": 1}|False|aNone'
 
 
-def test_too_deep_a_schema_is_refused(tool_server: LiveServer) -> None:
+@pytest.mark.parametrize("depth", [16, 17, 33, 100, 101, 400])
+def test_too_deep_a_schema_is_refused_only_where_it_is_strict(
+    tool_server: LiveServer, tool_engine: SpeakingEngine, depth: int
+) -> None:
+    tool_engine.answer = "Text."
     parameters: dict[str, Any] = {}
-    for _ in range(70):
+    for _ in range(depth):
         parameters = {"properties": {"a": parameters}}
     function = {"name": "f", "parameters": parameters}
-    named, text = refused(tool_server, [ASK], functions=[function])
-    assert named == "functions[0].parameters"
-    assert "deep" in text
+    for choice in ("auto", "none"):
+        choice = post(tool_server, [ASK], functions=[WEATHER, function], function_call=choice)
+        assert choice["message"]["content"] == "Text."
+    if depth > 32:
+        strict = function | {"strict": True}
+        named, text = refused(tool_server, [ASK], functions=[WEATHER, strict])
+        assert named.startswith("functions[1].parameters.properties.a.properties.a")
+        assert "deep" in text
 
 
 def test_the_guide(react_server: LiveServer, react_engine: SpeakingEngine) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from rtpjax.engine.request import GenerationRequest, SamplingParams
 from rtpjax.errors import EngineError
+from server.connection import Limits
 from server.metrics import Metrics
 from server.output import Delta, Usage, deltas, join
 from tests.server.scripted_engine import CACHED_TOKENS, ScriptedEngine
@@ -21,8 +22,12 @@ def requests(n: int, max_tokens: int = 6) -> list[GenerationRequest]:
     ]
 
 
+def make_metrics(engine: ScriptedEngine) -> Metrics:
+    return Metrics(engine.stats, Limits(max_connections=9, max_body_bytes=9, write_timeout_s=9.0))
+
+
 async def collect(engine: ScriptedEngine, n: int, usage: Usage) -> list[Delta]:
-    metrics = Metrics(engine.stats)
+    metrics = make_metrics(engine)
     async with aclosing(deltas(engine, requests(n), usage, metrics)) as stream:
         return [delta async for delta in stream]
 
@@ -50,7 +55,7 @@ def test_usage_counts_a_prompt_once(engine: ScriptedEngine) -> None:
 @pytest.mark.parametrize("n", [1, 4])
 def test_closing_early_aborts_all(engine: ScriptedEngine, n: int) -> None:
     async def scenario() -> None:
-        stream = deltas(engine, requests(n), Usage(), Metrics(engine.stats))
+        stream = deltas(engine, requests(n), Usage(), make_metrics(engine))
         await anext(stream)
         await stream.aclose()
         assert not engine.running

@@ -315,9 +315,35 @@ def test_named_and_single_calls() -> None:
 
 
 def test_a_wrong_schema_is_named() -> None:
-    with pytest.raises(RequestError) as caught:
-        style_of("hermes", 0).forced(options({}, {"type": "frob"}))
-    assert caught.value.param == "tools[1].function.parameters.type"
+    functions = (
+        Function({"name": "f", "parameters": {}}),
+        Function({"name": "g", "parameters": {"type": "frob"}, "strict": True}),
+    )
+    for make in (style_of("hermes", 0).forced, style_of("hermes", 0).auto):
+        with pytest.raises(RequestError) as caught:
+            make(CallOptions(functions, choice="required"))
+        assert caught.value.param == "tools[1].function.parameters.type"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_tags_cannot_write_is_left_out_of_auto(strict: bool) -> None:
+    """Of the one parameter; where the function is strict it is an error."""
+    parameters = {"a": {"type": "string", "format": "email"}, "b": {"type": "integer"}}
+    schema = {"type": "object", "properties": parameters, "required": ["a", "b"]}
+    function = Function({"name": "f", "parameters": schema, "strict": strict})
+    style = style_of("qwen3_coder", 0)
+    if strict:
+        with pytest.raises(RequestError) as caught:
+            style.auto(CallOptions((function,)))
+        assert caught.value.param == "tools[0].function.parameters.properties.a"
+        return
+    text = (
+        "<tool_call>\n<function=f>\n<parameter=a>\nno address\n</parameter>\n"
+        "<parameter=b>\n1\n</parameter>\n</function>\n</tool_call>"
+    )
+    auto = style.auto(CallOptions((function,)))
+    assert accepts(auto, text, has_marks=False)
+    assert not accepts(auto, text.replace("1", "x"), has_marks=False)
 
 
 def test_a_mark_in_free_text_opens_nothing_but_its_trigger() -> None:

@@ -65,8 +65,21 @@ def test_what_cannot_stand_together_is_named() -> None:
     with pytest.raises(RequestError) as caught:
         chat_grammar(tags, CallOptions(FUNCTIONS), syntax())
     assert caught.value.param == "response_format"
+
+
+def test_functions_that_cannot_be_written_refuse_nothing() -> None:
+    """A schema is written as far as can be; a name that cannot be written cannot be called."""
     calls = CallOptions((Function({"name": "f", "parameters": EMAIL}),))
-    assert chat_grammar(None, calls, syntax("qwen3_coder")) is None
-    with pytest.raises(RequestError, match="cannot be held to") as caught:
-        chat_grammar(WANTED, calls, syntax("qwen3_coder"))
-    assert caught.value.param == "response_format"
+    text = "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
+    for wanted, other in ((None, "Just text."), (WANTED, "[1]")):
+        grammar = chat_grammar(wanted, calls, syntax("qwen3_coder"))
+        assert grammar is not None
+        assert accepts(grammar, text, has_marks=False)
+        assert accepts(grammar, other, has_marks=False)
+        assert not accepts(grammar, text.replace("=f", "=g"), has_marks=False)
+    odd = CallOptions((Function({"name": "a:b", "parameters": {}}),))
+    assert chat_grammar(None, odd, syntax("pythonic")) is None
+    assert chat_grammar(WANTED, odd, syntax("pythonic")) == WANTED
+    both = CallOptions((*odd.functions, Function({"name": "f", "parameters": {}})))
+    grammar = chat_grammar(None, both, syntax("pythonic"))
+    assert grammar is not None and accepts(grammar, "[f()]", has_marks=False)

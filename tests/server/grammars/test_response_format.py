@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rtpjax.engine.request import Grammar
+from rtpjax.errors import RequestError
 from server.grammars.response_format import response_grammar
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import ScriptedEngine
@@ -41,10 +42,19 @@ def test_response_formats(given: dict[str, Any], expected: Grammar) -> None:
 
 
 def test_only_strict_refuses_what_cannot_be_enforced() -> None:
-    given = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
-    grammar = response_grammar(given)
-    assert grammar is not None
-    assert json.loads(grammar.text)["x-guidance"]["lenient"]
+    schema = {"type": "array", "items": {"pattern": "(?!a)"}, "uniqueItems": True}
+    for given in (
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+        {"type": "json_schema", "json_schema": {"schema": schema, "strict": False}},
+        {"type": "json_object", "schema": schema},
+    ):
+        grammar = response_grammar(given)
+        assert grammar is not None
+        assert json.loads(grammar.text) == {"type": "array", "items": {}}
+    strict = {"schema": schema, "strict": True}
+    with pytest.raises(RequestError) as caught:
+        response_grammar({"type": "json_schema", "json_schema": strict})
+    assert caught.value.param == "response_format.json_schema.schema.uniqueItems"
 
 
 def test_structural_tag() -> None:
@@ -68,7 +78,7 @@ def test_structural_tag() -> None:
         ({"type": "json_schema"}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.schema"),
         (
-            {"type": "json_schema", "json_schema": {"schema": {"type": "frob"}}},
+            {"type": "json_schema", "json_schema": {"schema": {"type": "frob"}, "strict": True}},
             "response_format.json_schema.schema.type",
         ),
         (

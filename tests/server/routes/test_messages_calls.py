@@ -260,7 +260,10 @@ def test_count_tokens(client: Any, engine: SpeakingEngine) -> None:
         ({"tools": [OTHER | {"allowed_callers": ["code"]}]}, "tools[0].allowed_callers"),
         ({"tools": [OTHER, OTHER]}, "tools[1].name"),
         (
-            {"tools": [OTHER | {"input_schema": {"type": "x"}}], "tool_choice": {"type": "any"}},
+            {
+                "tools": [OTHER | {"input_schema": {"type": "x"}, "strict": True}],
+                "tool_choice": {"type": "any"},
+            },
             "tools[0].input_schema.type",
         ),
         ({"tool_choice": "auto"}, "tool_choice"),

@@ -275,7 +275,7 @@ def test_fields_that_are_harmless(server: LiveServer) -> None:
         ({"tools": [OTHER, OTHER]}, "tools[1].name"),
         (
             {
-                "tools": [OTHER | {"parameters": {"type": "thing"}}],
+                "tools": [OTHER | {"parameters": {"type": "thing"}, "strict": True}],
                 "tool_choice": "required",
             },
             "tools[0].parameters.type",
