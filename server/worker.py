@@ -19,20 +19,18 @@ import importlib
 import io
 import logging
 import logging.handlers
-import multiprocessing
 import pickle
 import queue
 import resource
-import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rtpjax.errors import RequestError, RequestTimeoutError
+from server.forks import Fork, forks
 from server.lanes import NeedsLane
 
 if TYPE_CHECKING:
@@ -44,10 +42,6 @@ logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-# A clean process that has imported everything; workers are forked from it in milliseconds. (The
-# server itself has threads and a device, with which no process can be forked.)
-_FORKS = multiprocessing.get_context("forkserver")
-_PRELOADED = ["server.worker", "server.app", "transformers"]
 _LOOK_EVERY_S = 0.25
 _MEMORY_BYTES = 4 * 1024**3
 
@@ -95,8 +89,7 @@ class Worker:
 
     def __init__(self, context: ModelContext):
         self._context = context
-        self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._fork: Fork | None = None
 
     def call(
         self,
@@ -118,8 +111,8 @@ class Worker:
             max_model_len=self._context.engine.max_model_len,
             log_level=logging.getLogger().getEffectiveLevel(),
         )
-        connection = self._connected()
         try:
+            connection = self._running().connection
             connection.send_bytes(pickle.dumps(call))
             connection.send_bytes(body)
             while not connection.poll(_LOOK_EVERY_S):
@@ -134,6 +127,11 @@ class Worker:
             raise RequestError(reason, code="preparation_failed") from error
         return self._value_of(_Unpickler(content, _shared(self._context)).load())
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process, if it has one."""
+        return None if self._fork is None else self._fork.pid
+
     def _value_of(self, result: _Result) -> Any:
         for record in result.logs:
             named = logging.getLogger(record.name)
@@ -143,37 +141,26 @@ class Worker:
             raise result.error
         return result.value
 
-    def _connected(self) -> Connection:
-        if self._connection is None or self._process is None or not self._process.is_alive():
+    def _running(self) -> Fork:
+        if self._fork is None or not self._fork.is_alive:
             self.close()
-            _FORKS.set_forkserver_preload(_PRELOADED)
-            # (Its type has Windows' connections, too.)
-            ours, theirs = cast(tuple[Connection, Connection], _FORKS.Pipe())
+            self._fork = forks().fork()
             engine = self._context.engine
             facts = EngineFacts(engine.tokenizer, engine.model_name, engine.max_model_len)
-            self._process = _FORKS.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
-            theirs.close()
-            ours.send_bytes(pickle.dumps((facts, self._context.config)))
-            self._connection = ours
-        return self._connection
+            self._fork.connection.send_bytes(pickle.dumps((facts, self._context.config)))
+        return self._fork
 
     def close(self) -> None:
         """Ends the process, whatever it is at."""
-        connection, process = self._connection, self._process
-        self._connection = self._process = None
-        if connection is not None:
-            connection.close()
-        if process is not None:
-            process.kill()
-            process.join()
+        fork, self._fork = self._fork, None
+        if fork is not None:
+            fork.kill()
 
 
-def _serve(connection: Connection) -> None:
+def serve(connection: Connection) -> None:
     """The process: answers calls until the server is gone."""
     from server.context import ModelContext
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which drains
     _limit_memory()
     logs: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.getLogger().addHandler(logging.handlers.QueueHandler(logs))

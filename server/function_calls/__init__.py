@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -71,6 +73,13 @@ class CallOptions:
     def offered(self) -> tuple[Function, ...]:
         """The functions that the model may call now."""
         return () if self.choice == "none" else self.functions
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Names all this; equal options have equal ones."""
+        functions = [function.definition for function in self.functions]
+        said = [functions, self.choice, self.named, self.is_parallel, self.dialect]
+        return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).digest()
 
     @property
     def max_calls(self) -> int | None:

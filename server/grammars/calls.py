@@ -17,6 +17,7 @@ from rtpjax.engine.request import JSON_OPTIONS, Grammar
 from server.function_calls import CallOptions
 from server.grammars.offered import Offered, offered, warn_of_calls
 from server.grammars.parameters import NotWritable, ParameterRules
+from server.grammars.remembered import remembered
 from server.parsing.written import Written
 from server.tool_parsers import ToolFormat
 
@@ -47,6 +48,7 @@ class CallStyle:
         """Texts after which `auto` holds the model to a call."""
         return (self.written.trigger,) if self.written.trigger else ()
 
+    @remembered
     def can_write(self, calls: CallOptions) -> bool:
         """Whether every function that may be called can be written as its schema wants it.
 
@@ -59,6 +61,7 @@ class CallStyle:
             return False
         return True
 
+    @remembered
     def forced(
         self, calls: CallOptions, *, after: str | None = None, is_exact: bool = True
     ) -> Grammar:
@@ -77,6 +80,7 @@ class CallStyle:
         grammar = self._fitting(calls, self._required, is_exact=is_exact)
         return replace(grammar, after=after)
 
+    @remembered
     def auto(self, calls: CallOptions, *, after: str | None = None) -> Grammar:
         """Free text, and in it calls. Their arguments are held to what can be enforced and written.
 

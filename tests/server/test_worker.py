@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from server.preparation import SMALL_BYTES
 from server.protocol.body import StrictModel
 from server.routes import Reply, all_routes, body_of, takes
 from server.worker import Worker, WorkerError
-from tests.server.live_server import LiveServer
+from tests.server.live_server import LiveServer, wait_until
 from tests.server.scripted_engine import ScriptedEngine
 from tests.server.test_disconnect import open_request
 
@@ -157,12 +157,10 @@ def worker() -> Iterator[Worker]:
 
 def test_comes_back_after_its_end(worker: Worker) -> None:
     prepare, body = prepare_of("/tokenize"), b'{"prompt": "a"}'
-    others = multiprocessing.active_children()
     reply = worker.call(prepare, body, SLOW, Turn())
-    [process] = set(multiprocessing.active_children()) - set(others)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{worker.pid}").exists())
     assert worker.call(prepare, body, SLOW, Turn()).content == reply.content
 
 
@@ -217,4 +215,4 @@ def test_templates_of_callers_hold_up_nobody(engine: ScriptedEngine) -> None:
         # Those that waited are gone, and the one that ran has been ended.
         started = time.monotonic()
         assert server.chat("x", user_template="{{ messages[0].content }}").status_code == 200
-        assert time.monotonic() - started < 5  # of 8 times 5 s
+        assert time.monotonic() - started < 15  # of 8 times 5 s
