@@ -13,6 +13,8 @@ from server.protocol.sampling import SamplingFields
 PROPERTIES = SamplingFields.model_json_schema()["properties"]
 # vLLM's -1 is "all", which the engine calls 0.
 LEAST = {"top_k": 0}
+# OpenAI's least is 0, for which the engine is given next to nothing.
+NEVER_LEAST = {"top_p"}
 
 
 def bounds(name: str) -> tuple[float, float, bool]:
@@ -21,7 +23,8 @@ def bounds(name: str) -> tuple[float, float, bool]:
     kinds = [s for s in schema.get("anyOf", [schema]) if s.get("type") in ("number", "integer")]
     [kind] = kinds
     low = kind.get("minimum", kind.get("exclusiveMinimum"))
-    return max(low, LEAST.get(name, low)), kind["maximum"], "exclusiveMinimum" in kind
+    is_open = "exclusiveMinimum" in kind or name in NEVER_LEAST
+    return max(low, LEAST.get(name, low)), kind["maximum"], is_open
 
 
 @pytest.mark.parametrize("name", sorted(PROPERTIES.keys() & admission.RANGES.keys()))
