@@ -60,7 +60,7 @@ def close_keys(schema: dict[str, Any], report: Report) -> dict[str, Any]:
     listed = [name for name, part in schema.get("properties", {}).items() if part is not False]
     is_closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
     if is_closed and least > len(listed):
-        report("minProperties", f"there are only {len(listed)} different properties")
+        report("minProperties", f"an object can have at most {len(listed)} different keys here")
         return {key: value for key, value in schema.items() if key != "minProperties"}
     if is_closed and least == len(listed):
         new = {key: value for key, value in schema.items() if key != "minProperties"}
