@@ -101,6 +101,7 @@ async def serve(
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting  # raises what went wrong while loading
+            app.ctx.server.preparation.begin()
             if on_ready is not None:
                 on_ready(_url(config.host, sock.getsockname()[1]))
             await _stop_or_failure(stopping, engine)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from server.forks import forks
 from server.lanes import LARGE, SLOW, SMALL, Lane, LaneSize, NeedsLane, Turn
 from server.worker import Worker
 
@@ -79,6 +80,10 @@ class Preparation:
             self._of_thread.worker = Worker(self._context)
             self._workers.append(self._of_thread.worker)
         return self._of_thread.worker
+
+    def begin(self) -> None:
+        """Starts what workers are forked from: the first large body need not wait for it."""
+        forks()
 
     def close(self) -> None:
         """Ends threads and processes."""

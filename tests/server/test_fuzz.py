@@ -1,11 +1,20 @@
-"""Whatever the body, the answer is a success or an OpenAI-shaped error, and never a 500."""
+"""Whatever the body, the answer is a success or an OpenAI-shaped error, never a 500, and in time.
+
+Some bodies have lists of thousands. A line at the end says how many bodies there were, how late the
+latest answer was, and how long `/liveness` took meanwhile; `make nightly` draws
+2,000 for each test.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,6 +69,65 @@ CALLING = st.fixed_dictionaries(
 )
 OPENAI_KEYS = {"message", "type", "param", "code"}
 SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow])
+# How often the lists of a body are repeated.
+FACTORS = st.sampled_from([1] * 9 + [2000])
+# An answer takes a tenth of a second and 2 ms a kilobyte at most on a machine with nothing else to
+# do (the line at the end says by how much); a busy one is given ten times that.
+SLACK = 10.0
+PROBE_EVERY_S = 0.02
+
+
+@dataclasses.dataclass
+class Figures:
+    """What a run has seen; `worst_ratio` is of an answer's time to what it may take."""
+
+    num_bodies: int = 0
+    worst_ratio: float = 0.0
+    worst: str = ""
+    num_probes: int = 0
+    slowest_probe_s: float = 0.0
+
+
+FIGURES = Figures()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures(server: LiveServer, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Asks for /liveness all the time, and says at the end how it went."""
+    done = threading.Event()
+
+    def probe() -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            while not done.wait(PROBE_EVERY_S):
+                started = time.perf_counter()
+                client.get("/liveness")
+                took = time.perf_counter() - started
+                FIGURES.num_probes += 1
+                FIGURES.slowest_probe_s = max(FIGURES.slowest_probe_s, took)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+    f = FIGURES
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(
+            f"\nfuzz: {f.num_bodies} bodies; the latest answer took {f.worst_ratio:.2f} of what it "
+            f"may ({f.worst}); /liveness took {1000 * f.slowest_probe_s:.0f} ms at most "
+            f"({f.num_probes} probes)"
+        )
+
+
+def grown(value: Any, factor: int, depth: int = 2) -> Any:
+    """A body whose lists, and those inside of their elements, are repeated."""
+    if isinstance(value, dict):
+        return {key: grown(part, factor, depth) for key, part in value.items()}
+    if isinstance(value, list) and depth:
+        inner = [grown(part, min(factor, 3), depth - 1) for part in value]
+        return inner * (factor if depth == 2 else min(factor, 3))
+    return value
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +138,13 @@ def is_healthy(server: LiveServer) -> Iterator[None]:
 
 
 def check(server: LiveServer, path: str, content: bytes) -> None:
+    started = time.perf_counter()
     response = server.client.post(path, content=content)
+    ratio = (time.perf_counter() - started) / (0.1 + 0.002 * len(content) / 1000)
+    FIGURES.num_bodies += 1
+    if ratio > FIGURES.worst_ratio:
+        FIGURES.worst_ratio, FIGURES.worst = ratio, f"{path}, {len(content)} bytes"
+    assert ratio < SLACK, content[:500]
     assert response.status_code in (200, 400), response.text
     if response.status_code == 400:
         error = response.json()["error"]
@@ -84,10 +158,11 @@ def check(server: LiveServer, path: str, content: bytes) -> None:
 @given(
     messages=st.one_of(st.lists(MESSAGE, max_size=3), JSON),
     fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+    factor=FACTORS,
 )
-def test_chat(server: LiveServer, messages: Any, fields: dict[str, Any]) -> None:
+def test_chat(server: LiveServer, messages: Any, fields: dict[str, Any], factor: int) -> None:
     body = {"messages": messages, "max_tokens": 2, **fields}
-    check(server, "/v1/chat/completions", json.dumps(body).encode())
+    check(server, "/v1/chat/completions", json.dumps(grown(body, factor)).encode())
 
 
 @SETTINGS
@@ -96,6 +171,7 @@ def test_chat(server: LiveServer, messages: Any, fields: dict[str, Any]) -> None
     functions=st.lists(FUNCTION, max_size=2),
     dialect=st.booleans(),
     fields=st.fixed_dictionaries({}, optional={"tool_choice": JSON, "function_call": JSON}),
+    factor=FACTORS,
 )
 def test_calls(
     server: LiveServer,
@@ -103,22 +179,24 @@ def test_calls(
     functions: list[Any],
     dialect: bool,
     fields: dict[str, Any],
+    factor: int,
 ) -> None:
     tools = [{"type": "function", "function": function} for function in functions]
     offered = {"functions": functions} if dialect else {"tools": tools}
     messages = [{"role": "user", "content": "x"}, *messages]
     body = {"messages": messages, "max_tokens": 2, **offered, **fields}
-    check(server, "/v1/chat/completions", json.dumps(body).encode())
+    check(server, "/v1/chat/completions", json.dumps(grown(body, factor)).encode())
 
 
 @SETTINGS
 @given(
     prompt=st.one_of(st.text(max_size=20), st.lists(st.integers(-2, 300), max_size=4), JSON),
     fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+    factor=FACTORS,
 )
-def test_completions(server: LiveServer, prompt: Any, fields: dict[str, Any]) -> None:
+def test_completions(server: LiveServer, prompt: Any, fields: dict[str, Any], factor: int) -> None:
     body = {"prompt": prompt, "max_tokens": 2, **fields}
-    check(server, "/v1/completions", json.dumps(body).encode())
+    check(server, "/v1/completions", json.dumps(grown(body, factor)).encode())
 
 
 PART = st.fixed_dictionaries(
@@ -163,7 +241,8 @@ def test_other_routes(server: LiveServer, path: str, data: st.DataObject) -> Non
     names = sorted({*model.model_fields, *model.others, "extra_configs", "tools"})
     fields = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=3))
     body = {main: data.draw(INPUT), **always, **fields}
-    check(server, path, json.dumps(body).encode())
+    factor = data.draw(FACTORS)
+    check(server, path, json.dumps(grown(body, factor)).encode())
 
 
 BLOCK = st.fixed_dictionaries(
@@ -213,13 +292,18 @@ CHOICE = st.one_of(
     items=st.lists(CALL_ITEM, max_size=4),
     functions=st.lists(FUNCTION, max_size=2),
     fields=st.fixed_dictionaries({}, optional={"tool_choice": CHOICE, "reasoning": JSON}),
+    factor=FACTORS,
 )
 def test_items_and_tools(
-    server: LiveServer, items: list[Any], functions: list[Any], fields: dict[str, Any]
+    server: LiveServer,
+    items: list[Any],
+    functions: list[Any],
+    fields: dict[str, Any],
+    factor: int,
 ) -> None:
     tools = [{"type": "function", **function} for function in functions]
     body = {"input": items, "max_output_tokens": 2, "tools": tools, **fields}
-    check(server, "/v1/responses", json.dumps(body).encode())
+    check(server, "/v1/responses", json.dumps(grown(body, factor)).encode())
 
 
 @SETTINGS
@@ -229,9 +313,14 @@ def test_items_and_tools(
     fields=st.fixed_dictionaries(
         {}, optional={"tool_choice": CHOICE, "thinking": JSON, "output_config": JSON}
     ),
+    factor=FACTORS,
 )
 def test_blocks_and_tools(
-    server: LiveServer, turns: list[Any], functions: list[Any], fields: dict[str, Any]
+    server: LiveServer,
+    turns: list[Any],
+    functions: list[Any],
+    fields: dict[str, Any],
+    factor: int,
 ) -> None:
     tools = [
         {"input_schema": function.pop("parameters", {}), **function}
@@ -242,7 +331,7 @@ def test_blocks_and_tools(
         for number, blocks in enumerate(turns)
     ]
     body = {"messages": messages, "max_tokens": 2, "tools": tools, **fields}
-    check(server, "/v1/messages", json.dumps(body).encode())
+    check(server, "/v1/messages", json.dumps(grown(body, factor)).encode())
 
 
 @SETTINGS
