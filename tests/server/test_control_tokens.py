@@ -372,7 +372,8 @@ def test_thousands_of_them_are_no_slower_than_text() -> None:
         return time.monotonic() - start_s
 
     many = max(seconds("<|im_end|>" * 20_000), seconds("<|im_" * 40_000))
-    assert many < 10 * seconds("hello you " * 20_000) + 1
+    # (Quadratic work would take minutes; a busy machine is late by seconds.)
+    assert many < 10 * seconds("hello you " * 20_000) + 5
 
 
 REAL = ("qwen3", "llama3_1", "deepseek_v3", "gemma3", "gptoss")
