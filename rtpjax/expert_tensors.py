@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rtpjax.checkpoint import Checkpoint, TensorInfo
+from rtpjax.checkpoint import Checkpoint, CheckpointView, TensorInfo
 
 _ONE = re.compile(r"(?P<layer>.*\.experts)\.(?P<expert>\d+)\.(?P<rest>.*)")
 _JOINED = re.compile(r"(?P<layer>.*\.experts)\.(?P<which>gate_up_proj|down_proj)")
@@ -26,23 +24,15 @@ _JOINED = re.compile(r"(?P<layer>.*\.experts)\.(?P<which>gate_up_proj|down_proj)
 _Part = tuple[str, slice]
 
 
-class StackedExperts:
+class StackedExperts(CheckpointView):
     """A checkpoint whose experts are stacked; see rtpjax.checkpoint.Checkpoint.
 
     Names that do not make a whole stack (an expert is missing, or has another shape) stay as they
     are, and do not fit the model then.
-
-    Attributes:
-        source: The checkpoint as it is stored.
     """
 
     def __init__(self, source: Checkpoint):
-        self.source = source
-        self.path: Path = source.path
-        self.format = source.format
-        self.config: dict[str, Any] = source.config
-        self.doubled = source.doubled
-        self.files = source.files
+        super().__init__(source)
         self._stacks = _stacks(source.tensors)
         self._parts: dict[str, _Part] = {}
         in_stacks = {name for names in self._stacks.values() for name in names}

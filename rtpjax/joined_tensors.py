@@ -11,35 +11,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rtpjax.checkpoint import Checkpoint, TensorInfo
+from rtpjax.checkpoint import Checkpoint, CheckpointView, TensorInfo
 
 _JOINED = re.compile(
     r"(?P<layer>.*\.(?:self_attn|mlp))\.(?P<which>qkv_proj|gate_up_proj)\.(?P<of>.*)"
 )
 
 
-class SeparatedTensors:
+class SeparatedTensors(CheckpointView):
     """A checkpoint whose joined matrices are cut into the model's; see Checkpoint.
 
     Tensors whose rows are not those that config.json tells of stay as they are, and do not fit the
     model then.
-
-    Attributes:
-        source: The checkpoint as it is stored.
     """
 
     def __init__(self, source: Checkpoint):
-        self.source = source
-        self.path: Path = source.path
-        self.format = source.format
-        self.config: dict[str, Any] = source.config
-        self.doubled = source.doubled
-        self.files = source.files
+        super().__init__(source)
         self._parts: dict[str, tuple[str, slice]] = {}
         tensors: dict[str, TensorInfo] = {}
         for name, info in source.tensors.items():
