@@ -112,7 +112,9 @@ def test_the_host_never_waits_while_tokens_are_chosen(variant, tmp_path):
         folder = tmp_path / f"graphs {kinds}"
         options = {"xla_dump_to": str(folder)}
         options |= {} if kinds is None else {COMMAND_BUFFERS: kinds}
-        compiled = compile_choose(SMOLLM2, 8, SHAPE, mesh, h100, wants=wants, options=options)
+        compiled = compile_choose(
+            SMOLLM2, BF16, SHAPE, mesh, h100, num_outputs=8, wants=wants, options=options
+        )
         captured[kinds] = thunks.read_dump(folder, hlo.parse(compiled.as_text() or ""))
     assert captured[None].waits == ()
     if variant != "filters":
