@@ -47,7 +47,7 @@ def _trace(lab: Lab, steps: Steps, n: int, program: Program) -> None:
     ]
     if not found:
         lab.record.failed(f"trace.{n}", "the profile has no kernels")
-    for time in found[:_NUM_PARTS]:
+    for time in sorted(found, key=lambda time: -time.us)[:_NUM_PARTS]:
         lab.record.measured(
             f"trace.{n}.{time.part}", time.us / time.calls, "us", calls=time.calls / _CALLS
         )
