@@ -147,7 +147,7 @@ def concerns_poison(engine: tiny.CheckedEngine, things: Iterable[Any]) -> bool:
             case ScheduledRow():
                 found = [thing.sequence]
             case Batch():
-                found = thing.rows.values()
+                found = [row for row, _ in thing.rows]
             case Forwarded() | StepHandle():
                 found = [thing.batch]
             case Groups():
