@@ -132,13 +132,13 @@ class Source:
 
     def space(self) -> Wait[str]:
         """Reads white space."""
-        found = ""
+        found: list[str] = []
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None
-            found += self.take(match.end() - self._at)
+            found.append(self.take(match.end() - self._at))
             if self._at < len(self._text) or not (yield from self.wait()):
-                return found
+                return "".join(found)
 
     def starts_with(self, marks: Sequence[str]) -> Wait[str]:
         """The mark that comes next, the longest of several, or ""; reads nothing."""
