@@ -346,11 +346,15 @@ def scatter(pages: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
 
     Padding is left out. No two of the others go into one slot: knowing that, XLA for GPUs writes
     plainly, and not with an atomic exchange for each number.
+
+    The pages keep their shape: where there is one head, XLA for CPUs gives a reshaped cache another
+    layout of the same bytes, and copies all of it to get back.
     """
-    flat = pages.reshape(-1, *pages.shape[2:])
-    nowhere = flat.shape[0] + jnp.arange(slots.shape[0], dtype=slots.dtype)
-    slots = jnp.where(slots < pages.shape[1], nowhere, slots)
-    return flat.at[slots].set(values, mode="drop", unique_indices=True).reshape(pages.shape)
+    num_pages, page_size = pages.shape[:2]
+    nowhere = num_pages * page_size + jnp.arange(slots.shape[0], dtype=slots.dtype)
+    slots = jnp.where(slots < page_size, nowhere, slots)
+    at = slots // page_size, slots % page_size
+    return pages.at[at].set(values, mode="drop", unique_indices=True)
 
 
 def _fit(

@@ -100,6 +100,7 @@ def test_two_devices_hold_half_of_the_heads_each_and_give_the_same_tokens(quanti
     name, runner = quantized
     two = make_runner(name, tp_size=2, max_num_seqs=2)
     assert two._caches[0].k_scales.addressable_shards[0].data.shape == (2 * 33, 1)
+    assert not tiny.copied_caches(two)
     before = pointers(two)
     found = generate(tiny.make_engine(two), PROMPTS[:4])
     assert pointers(two) == before

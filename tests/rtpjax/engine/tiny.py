@@ -109,8 +109,8 @@ class CheckedEngine(LLMEngine):
 
 
 def copied_caches(runner: Runner) -> set[tuple[int, ...]]:
-    """Shapes of cache arrays that a compiled step copies."""
-    shapes = {x.shape for x in jax.tree.leaves(runner._caches)}
+    """Shapes of cache arrays, as a device has them, that a compiled step copies."""
+    shapes = {x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(runner._caches)}
     texts = [program.as_text() for program in runner._forward.values()]
     copied = [c for text in texts for c in re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", text)]
     assert copied  # of other things: or this finds nothing
