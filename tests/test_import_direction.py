@@ -25,6 +25,7 @@ ALLOWED = {
     "pallas_kernels": ("pallas_kernels",),
     "server": ("server", "rtpjax.engine", "rtpjax.errors"),
     "checkpoints_conv": ("checkpoints_conv", "rtpjax"),
+    "bench.null_engine": ("bench", "rtpjax", "checkpoints_conv", "server"),
     "bench.fleet": ("bench", "server.replicas.prefix"),
     "bench": ("bench", "rtpjax", "checkpoints_conv"),
 }
