@@ -28,7 +28,7 @@ from rtpjax.engine.sampling import (
 )
 from rtpjax.engine.wants import EVERYTHING, Wants
 from rtpjax.gpus import Gpu
-from rtpjax.models import ModelConfig, PagedCache, Precision
+from rtpjax.models import Caches, ModelConfig, PagedCache, Precision
 from rtpjax.models.cache_write import has_scales
 from rtpjax.plan.limits import declared
 
@@ -76,9 +76,7 @@ def forward(
     )
 
 
-def caches_of(
-    model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
-) -> tuple[PagedCache, ...]:
+def caches_of(model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh) -> Caches:
     """The caches that a step updates, as shapes with shardings."""
     _, specs = declared(model, precision)
     return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
