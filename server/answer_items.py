@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from rtpjax.engine.request import TokenLogprob
 from server.output import Choice, Delta
 from server.parsing.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from server.parsing.json_object import ObjectBeginning
 
 Kind = Literal["text", "reasoning", "call"]
 
@@ -64,11 +65,16 @@ class Items:
         finish_reason: Why the answer ended, once it has.
     """
 
-    def __init__(self, *, has_object_arguments: bool = False):
-        """has_object_arguments: What cannot be part of a JSON object is no argument but text."""
+    def __init__(self, *, has_object_arguments: bool = False, is_forced: bool = False):
+        """Args:
+        has_object_arguments: What cannot be part of a JSON object is no argument but text.
+        is_forced: The answer is calls and nothing else; without one it has no items.
+        """
         self.items: list[Item] = []
         self.finish_reason: str | None = None
         self._has_object_arguments = has_object_arguments
+        self._is_forced = is_forced
+        self._arguments: ObjectBeginning | None = None
         self._open: Item | None = None
         self._waiting: list[TokenLogprob] = []
 
@@ -100,6 +106,7 @@ class Items:
                 yield from self._add("reasoning", text)
             case ToolCallStart(_, call_id, name):
                 yield from self._start("call", call_id, name)
+                self._arguments = ObjectBeginning() if self._has_object_arguments else None
             case ToolCallArguments(_, fragment):
                 yield from self._add_arguments(fragment)
 
@@ -135,16 +142,14 @@ class Items:
         if item is None or item.kind != "call":  # it was closed before text that is no argument
             yield from self._add("text", fragment)
             return
-        at = len(fragment)
-        if self._has_object_arguments:
-            at = object_part(item.text, fragment)
+        at = len(fragment) if self._arguments is None else self._arguments.take(fragment)
         if at:
             yield self._added(item, fragment[:at])
         yield from self._add("text", fragment[at:])
 
     def _finish(self, reason: str) -> Iterator[Change]:
         self.finish_reason = reason
-        if not self.items:  # an answer has something in it
+        if not (self.items or self._is_forced):  # an answer has something in it
             yield from self._start("text")
         if self._open is None:
             return
@@ -169,25 +174,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         return math.copysign(sys.float_info.max, value)
     return value
-
-
-def object_part(before: str, fragment: str) -> int:
-    """How much of a fragment can, after what is before it, be the beginning of a JSON object."""
-    if _can_begin(before + fragment):
-        return len(fragment)
-    good, bad = 0, len(fragment)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if _can_begin(before + fragment[:middle]):
-            good = middle
-        else:
-            bad = middle
-    return good
-
-
-def _can_begin(text: str) -> bool:
-    text = text.lstrip(" \t\n\r")
-    return not text or (text[0] == "{" and _partial(text) is not None)
 
 
 def _partial(text: str) -> Any:

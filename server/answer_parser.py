@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from server import limits
 from server.output import Delta
 from server.parsing.call_limit import CallLimit
 from server.parsing.calls import Calls
-from server.parsing.events import Content, Event, Reasoning, ToolCallArguments
+from server.parsing.events import Content, Event, ToolCallArguments, ToolCallStart
 from server.parsing.source import Parser
 from server.reasoning_parsers import ReasoningGrammar
 from server.tool_parsers import ToolFormat
@@ -117,19 +118,25 @@ class AnswerParser:
 
 def _merged(events: list[Event]) -> list[Event]:
     """Neighbours of one kind as one event."""
-    merged: list[Event] = []
-    for event in events:
-        last = merged[-1] if merged else None
-        match last, event:
-            case (Content(a), Content(b)):
-                merged[-1] = Content(a + b)
-            case (Reasoning(a), Reasoning(b)):
-                merged[-1] = Reasoning(a + b)
-            case (ToolCallArguments(i, a), ToolCallArguments(j, b)) if i == j:
-                merged[-1] = ToolCallArguments(i, a + b)
-            case _:
-                merged.append(event)
-    return merged
+    if len(events) < 2:
+        return events
+    return [_joined(list(group)) for _, group in groupby(events, _kind_of)]
+
+
+def _kind_of(event: Event) -> tuple[type[Event], int]:
+    """What events have in common that can be one. (Each call starts once.)"""
+    index = event.index if isinstance(event, ToolCallStart | ToolCallArguments) else 0
+    return type(event), index
+
+
+def _joined(events: Sequence[Event]) -> Event:
+    """One event for several of one kind."""
+    first, *others = events
+    if not others:
+        return first
+    if isinstance(first, ToolCallArguments):
+        return replace(first, fragment="".join(e.fragment for e in events))  # pyright: ignore
+    return replace(first, text="".join(e.text for e in events))  # pyright: ignore
 
 
 async def parsed(

@@ -42,7 +42,13 @@ class MessagesAnswer:
     """Implements AnswerFormat."""
 
     def __init__(
-        self, model: str, usage_so_far: Usage, *, is_cut: bool, stop_sequences: Sequence[str]
+        self,
+        model: str,
+        usage_so_far: Usage,
+        *,
+        is_cut: bool,
+        stop_sequences: Sequence[str],
+        is_forced: bool = False,
     ):
         """An answer.
 
@@ -52,11 +58,12 @@ class MessagesAnswer:
             is_cut: The context is too short for the tokens asked for, so its end is why the answer
                 ends if its length is.
             stop_sequences: The caller's. A format of calls may have others.
+            is_forced: The answer is calls and nothing else.
         """
         self._usage = usage_so_far
         self._is_cut = is_cut
         self._stop_sequences = frozenset(stop_sequences)
-        self._items = Items(has_object_arguments=True)
+        self._items = Items(has_object_arguments=True, is_forced=is_forced)
         self._message = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",

@@ -159,7 +159,8 @@ def join(parts: Iterable[Delta]) -> list[Choice]:
         if delta.events is not None:
             events.setdefault(delta.index, []).extend(delta.events)
         if delta.logprobs is not None:
-            choice.logprobs = (choice.logprobs or []) + list(delta.logprobs)
+            choice.logprobs = choice.logprobs or []
+            choice.logprobs += delta.logprobs
         choice.finish_reason = delta.finish_reason or choice.finish_reason
     for index, choice in choices.items():
         choice.text = "".join(texts[index])

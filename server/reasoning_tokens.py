@@ -38,13 +38,14 @@ class ReasoningCounter:
         # Where a prompt has the opening mark already, some models write it once more.
         self._may_repeat = is_open and not grammar.reopens
         self._text = b""  # what may still become a mark, from the beginning of a token on
+        self._num_blank = 0  # tokens of white space before a mark that may be a repeated one
         self._tokens: list[tuple[int, int]] = []  # where the tokens in it begin and end
         self._num_settled = 0
 
     @property
     def num_tokens(self) -> int:
         """The count so far."""
-        return self._num_settled + (len(self._tokens) if self._is_open else 0)
+        return self._num_settled + (self._num_blank + len(self._tokens)) * self._is_open
 
     def see(self, token_ids: Iterable[int]) -> None:
         """Takes the next tokens."""
@@ -61,24 +62,34 @@ class ReasoningCounter:
         """Goes over the next mark; False if none is complete."""
         if self._is_open and not (self._may_repeat and self._is_repeating()):
             return self._finds_end()
-        begun = self._text.lstrip()
         if self._reopens:
             at = self._text.find(self._opens)
         else:
-            at = len(self._text) - len(begun) if begun.startswith(self._opens) else -1
-            self._is_over = at < 0 and not self._opens.startswith(begun)
+            self._forget(self._blank_len)
+            at = 0 if self._text.startswith(self._opens) else -1
+            self._is_over = at < 0 and not self._opens.startswith(self._text)
         if at < 0:
             if self._reopens:
                 self._forget(len(self._text) - len(self._opens) + 1)
             return False
         self._forget(at + len(self._opens))
-        self._is_open, self._may_repeat = True, False
+        self._is_open, self._may_repeat, self._num_blank = True, False, 0
         return True
+
+    @property
+    def _blank_len(self) -> int:
+        return len(self._text) - len(self._text.lstrip())
 
     def _is_repeating(self) -> bool:
         """Whether all there is after an opening mark is, or may become, the mark once more."""
-        begun = self._text.lstrip()
-        self._may_repeat = begun.startswith(self._opens) or self._opens.startswith(begun)
+        blank_len = self._blank_len
+        self._num_blank += sum(end <= blank_len for _, end in self._tokens)
+        self._forget(blank_len)
+        text = self._text
+        self._may_repeat = text.startswith(self._opens) or self._opens.startswith(text)
+        if not self._may_repeat:
+            self._num_settled += self._num_blank
+            self._num_blank = 0
         return self._may_repeat
 
     def _finds_end(self) -> bool:

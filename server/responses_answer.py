@@ -31,7 +31,7 @@ class ResponsesAnswer:
         self._id = f"resp_{secrets.token_hex(24)}"
         self._created_at = int(time.time())
         self._num_events = 0
-        self._items = Items()
+        self._items = Items(is_forced=body.chat.calls.choice == "required")
         self._item_ids: list[str] = []
 
     @property

@@ -82,15 +82,16 @@ class CallOptions:
         return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).digest()
 
     @property
-    def max_calls(self) -> int | None:
-        """Most calls in one answer; None leaves it to the model.
+    def max_calls(self) -> int:
+        """Most calls in one answer: as many as a message of a history may have.
 
-        A weak model that must call, and may call again, calls until its tokens are used up.
+        A weak model that must call, and may call again, calls until its tokens are used up: it may
+        do so less often.
         """
         if self.named is not None or self.is_parallel is False or self.dialect == "functions":
             return 1
         is_bounded = self.choice == "required" and self.is_parallel is None
-        return limits.MAX_FORCED_CALLS if is_bounded else None
+        return limits.MAX_FORCED_CALLS if is_bounded else limits.MAX_CALLS_PER_MESSAGE
 
     @property
     def max_equal_calls(self) -> int:

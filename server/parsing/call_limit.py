@@ -20,12 +20,13 @@ class _Written:
     """The arguments of one call as they come, without the white space between their tokens.
 
     Attributes:
-        text: So far.
+        text_len: Of the text so far.
         is_whole: They are a complete JSON object.
     """
 
-    text: str = ""
+    text_len: int = 0
     is_whole: bool = False
+    _parts: list[str] = field(default_factory=list)
     _depth: int = 0
     _in_string: bool = False
     _is_escaped: bool = False
@@ -33,8 +34,14 @@ class _Written:
     def add(self, fragment: str) -> str:
         """Takes the next part; returns what it adds to the text."""
         added = "".join(filter(self._keeps, fragment))
-        self.text += added
+        self._parts.append(added)
+        self.text_len += len(added)
         return added
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._parts)
 
     def _keeps(self, character: str) -> bool:
         if self._in_string:
@@ -116,7 +123,7 @@ class CallLimit:
     def _add(self, event: ToolCallArguments) -> list[Event]:
         if self._written is None:  # after the end of an object there are no more arguments
             return [event]
-        at = len(self._written.text)
+        at = self._written.text_len
         added = self._written.add(event.fragment)
         self._rivals = [text for text in self._rivals if text.startswith(added, at)]
         self._waiting.append(event)

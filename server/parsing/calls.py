@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.parsing.events import Content, ToolCallArguments, ToolCallStart
-from server.parsing.source import Cut, NotACall, Pieces, Source, Steps, as_events
+from server.parsing.source import Cut, NotACall, Pieces, Source, Steps, as_events, trimmed
 
 # Reads what follows an opening mark.
 Section = Callable[[Source, "Calls"], Steps[None]]
@@ -96,7 +96,8 @@ def text_with_calls(
         if follows_call:
             space = yield from source.space()
     while True:
-        space, mark = yield from _text(source, opens, space)
+        marks = opens if source.may_rewind else ()
+        space, mark = yield from trimmed(source.before(marks), space, Content)
         if not mark:
             if space and not follows_call:
                 yield Content(space)
@@ -134,21 +135,3 @@ def _attempt(source: Source, calls: Calls, section: Section) -> Steps[bool]:
         source.rewind()
     source.commit()
     return is_section
-
-
-def _text(source: Source, opens: Sequence[str], space: str) -> Steps[tuple[str, str]]:
-    """Text up to the next mark; returns the white space before it, and the mark, unread."""
-    pieces = source.before(opens)
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as end:
-            return space, end.value
-        if piece is None:
-            yield None
-            continue
-        text = space + piece
-        visible = text.rstrip()
-        space = text[len(visible) :]
-        if visible:
-            yield Content(visible)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from server.parsing.source import NotACall, Pieces, Source, Wait, joined
 
@@ -45,7 +46,8 @@ def value(source: Source, ends: Sequence[str] = ()) -> Pieces[None]:
 
 
 def _nested(source: Source, ends: Sequence[str]) -> Pieces[None]:
-    open_brackets = ""
+    open_brackets: list[str] = []
+    num_open = Counter[str]()
     while True:
         character = yield from source.peek()
         if not character:
@@ -53,28 +55,31 @@ def _nested(source: Source, ends: Sequence[str]) -> Pieces[None]:
         if character == '"':
             yield from _string_text(source)
         elif character in _OPEN:
-            open_brackets += character
+            open_brackets.append(character)
+            num_open[character] += 1
             yield source.take(1)
         elif character in _CLOSE:
             opened = _OPEN[_CLOSE.index(character)]
-            if opened in open_brackets:
-                before, _, forgotten = open_brackets.rpartition(opened)
+            if num_open[opened]:
+                forgotten: list[str] = []
+                while (last := open_brackets.pop()) != opened:
+                    forgotten.append(last)
+                num_open -= Counter((opened, *forgotten))
                 yield _closing(forgotten)
-                open_brackets = before
             yield source.take(1)
             if not open_brackets:
                 return
         elif (yield from source.starts_with(ends)):
-            yield _closing(open_brackets)
+            yield _closing(reversed(open_brackets))
             return
         else:
             yield source.take(1)
             yield from _matching(source, _BETWEEN)
 
 
-def _closing(open_brackets: str) -> str:
-    """The brackets that a model forgot."""
-    return "".join(_CLOSE[_OPEN.index(bracket)] for bracket in reversed(open_brackets))
+def _closing(opened: Iterable[str]) -> str:
+    """The brackets that a model forgot; the innermost comes first."""
+    return "".join(_CLOSE[_OPEN.index(bracket)] for bracket in opened)
 
 
 def _string_text(source: Source) -> Pieces[None]:

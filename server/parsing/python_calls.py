@@ -127,12 +127,12 @@ def _argument(source: Source) -> Wait[tuple[str, str]]:
 
 def _quoted(source: Source) -> Wait[str]:
     quote = source.take(1)
-    text = quote
+    text = [quote]
     while character := (yield from source.peek()):
-        text += source.take(1)
+        text.append(source.take(1))
         if character == "\\":
             if (yield from source.peek()):
-                text += source.take(1)
+                text.append(source.take(1))
         elif character == quote:
             break
-    return text
+    return "".join(text)

@@ -24,6 +24,10 @@ Pieces = Generator[str | None, None, T]
 Wait = Generator[None, None, T]
 
 _SPACE = re.compile(r"\s*")
+# White space that is looked over for a mark behind it; behind more there is none.
+_MAX_SPACE = 1024
+# Text that may be read again for nothing; more only in proportion to the answer.
+_MAX_REREAD = 16 * 1024
 
 
 class NotACall(Exception):  # noqa: N818 (a turn in the grammar, not an error)
@@ -50,15 +54,21 @@ class Source:
         self.is_in_call = False
         self._text = ""
         self._at = 0
-        self._kept_from: int | None = None
+        self._dropped_len = 0  # what was read and is not in the text any more
+        self._reread_len = 0
+        # What was read since `keep` and is not in the text any more, and where in it that goes on.
+        self._kept: list[str] | None = None
+        self._kept_from = 0
 
     def push(self, text: str) -> None:
         """Adds text at the end."""
-        keep = self._at if self._kept_from is None else self._kept_from
-        self._text = self._text[keep:] + text
-        self._at -= keep
-        if self._kept_from is not None:
+        # Only what is unread is copied: each push costs what it brings, however long a call is.
+        if self._kept is not None:
+            self._kept.append(self._text[self._kept_from : self._at])
             self._kept_from = 0
+        self._dropped_len += self._at
+        self._text = self._text[self._at :] + text
+        self._at = 0
 
     @property
     def rest(self) -> str:
@@ -73,17 +83,32 @@ class Source:
 
     def keep(self) -> None:
         """From here on, text that is read can be unread."""
+        self._kept = []
         self._kept_from = self._at
 
     def commit(self) -> None:
         """What was read since `keep` stays read."""
-        self._kept_from = None
+        self._kept = None
 
     def rewind(self) -> None:
         """What was read since `keep` is unread again; nothing after `commit`."""
-        if self._kept_from is not None:
-            self._at = self._kept_from
-            self._kept_from = None
+        if self._kept is None:
+            return
+        kept = "".join(self._kept)
+        self._reread_len += len(kept) + self._at - self._kept_from
+        self._text = kept + self._text[self._kept_from :]
+        self._dropped_len += self._kept_from - len(kept)
+        self._at = 0
+        self._kept = None
+
+    @property
+    def may_rewind(self) -> bool:
+        """Whether reading more that may turn out to be none is worth it.
+
+        An answer can begin calls again and again that are none, each of which is only known where
+        the answer ends. All of them together would be read in the square of its length.
+        """
+        return self._reread_len <= _MAX_REREAD + self._dropped_len + self._at
 
     def wait(self) -> Wait[bool]:
         """Waits for more text; False where there is none.
@@ -107,13 +132,13 @@ class Source:
 
     def space(self) -> Wait[str]:
         """Reads white space."""
-        found = ""
+        found: list[str] = []
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None
-            found += self.take(match.end() - self._at)
+            found.append(self.take(match.end() - self._at))
             if self._at < len(self._text) or not (yield from self.wait()):
-                return found
+                return "".join(found)
 
     def starts_with(self, marks: Sequence[str]) -> Wait[str]:
         """The mark that comes next, the longest of several, or ""; reads nothing."""
@@ -132,7 +157,10 @@ class Source:
     def is_followed_by(self, length: int, marks: Sequence[str]) -> Wait[bool]:
         """Whether after `length` characters and white space a mark comes, or the end."""
         while True:
-            tail = self.rest[length:].lstrip()
+            rest = self.rest[length:]
+            tail = rest.lstrip()
+            if len(rest) - len(tail) > _MAX_SPACE:
+                return False
             if tail.startswith(tuple(marks)):
                 return True
             if tail and not any(mark.startswith(tail) for mark in marks):
@@ -187,6 +215,34 @@ class Source:
             yield from self._give(len(self._text))
             if not (yield from self.wait()):
                 return ""
+
+
+def trimmed(pieces: Pieces[T], space: str, make: Callable[[str], Event]) -> Steps[tuple[str, T]]:
+    """Events of the pieces but for the white space at their end.
+
+    Args:
+        pieces: The text.
+        space: White space that stands before it.
+        make: Makes an event of a text.
+
+    Returns:
+        The white space at the end, and what the pieces' generator returns.
+    """
+    # (In parts: a weak model writes line breaks for as long as it may.)
+    spaces = [space]
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            return "".join(spaces), end.value
+        visible = piece.rstrip() if piece else ""
+        if piece is None:
+            yield None
+        elif visible:
+            yield make("".join((*spaces, visible)))
+            spaces = [piece[len(visible) :]]
+        else:
+            spaces.append(piece)
 
 
 def joined(pieces: Pieces[T]) -> Wait[tuple[str, T]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.parsing.events import Content, Reasoning
-from server.parsing.source import Source, Steps, as_events
+from server.parsing.source import Source, Steps, as_events, trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +48,5 @@ class TaggedReasoning:
 
     def _reasoning(self, source: Source) -> Steps[None]:
         yield from source.space()
-        pieces = source.before((self.closes,))
-        space = ""
-        while True:
-            try:
-                piece = next(pieces)
-            except StopIteration:
-                break
-            if piece is None:
-                yield None
-                continue
-            text = space + piece
-            visible = text.rstrip()
-            space = text[len(visible) :]
-            if visible:
-                yield Reasoning(visible)
+        yield from trimmed(source.before((self.closes,)), "", Reasoning)
         yield from source.accept(self.closes)

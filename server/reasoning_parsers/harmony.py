@@ -65,16 +65,16 @@ class Harmony:
 
     def _header(self, source: Source) -> Wait[tuple[str, bool]]:
         """Reads up to the message itself; the second value is False where none follows."""
-        header = source.take(len((yield from source.starts_with(_BEGIN))))
+        header = [source.take(len((yield from source.starts_with(_BEGIN))))]
         while True:
             text, mark = yield from source.collect((_MESSAGE, "<|channel|>", *_END))
-            header += text
+            header.append(text)
             if mark == _MESSAGE:
                 source.take(len(mark))
-                return header, True
+                return "".join(header), True
             if mark != "<|channel|>":
-                return header, False
-            header += source.take(len(mark))
+                return "".join(header), False
+            header.append(source.take(len(mark)))
 
 
 FORMAT = ReasoningFormat(

@@ -34,7 +34,11 @@ def messages(content: bytes, context: ModelContext) -> Job:
     return Job(
         requests=requests,
         answer=MessagesAnswer(
-            context.engine.model_name, usage, is_cut=is_cut, stop_sequences=body.stop
+            context.engine.model_name,
+            usage,
+            is_cut=is_cut,
+            stop_sequences=body.stop,
+            is_forced=body.calls.choice == "required",
         ),
         usage=usage,
         is_stream=body.stream,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from rtpjax.engine.request import RequestOutput, TokenLogprob
-from server.answer_items import Items, object_of, object_part
+from server.answer_items import Items, object_of
 from server.answer_parser import AnswerSyntax, parsed
 from server.messages_answer import MessagesAnswer
 from server.output import Delta, Usage, join
@@ -291,30 +291,6 @@ def test_what_is_no_object_is_text_in_the_messages_api(text: str, good: str) -> 
             list(items.take(delta))
         call, rest = items.items
         assert (call.text, rest.kind, rest.text) == (good, "text", text.removeprefix(good))
-
-
-@given(
-    st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
-        lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
-        max_leaves=6,
-    ),
-    st.booleans(),
-    st.data(),
-)
-@settings(max_examples=num_examples(300))
-def test_every_beginning_of_an_object_is_one(value: Any, is_ascii: bool, data: Any) -> None:
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return
-    try:
-        text = json.dumps({"a": value}, ensure_ascii=is_ascii, allow_nan=False)
-    except ValueError:
-        return
-    at = data.draw(st.integers(0, len(text)))
-    assert object_part("", text[:at]) == at
-    assert object_part(text[:at], text[at:]) == len(text) - at
-    assert object_of(text) == {"a": value}
-    assert isinstance(object_of(text[:at]), dict)
 
 
 def test_a_number_beyond_all_is_the_largest() -> None:

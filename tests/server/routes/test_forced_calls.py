@@ -27,7 +27,10 @@ MANY = "\n".join(call_text(f"City {n}") for n in range(40))
 
 @dataclass(frozen=True)
 class Answer:
-    """What any of the APIs answered: arguments of its calls, its text, and why it ended."""
+    """What any of the APIs answered: arguments of its calls, its text, and why it ended.
+
+    The text is None where there is none: a block or item without any is one.
+    """
 
     arguments: list[str]
     text: str | None
@@ -86,10 +89,10 @@ def messages(server: LiveServer, way: Way, **fields: Any) -> Answer:
     assert response.status_code == 200, response.text
     made = response.json()
     calls = [json.dumps(b["input"]) for b in made["content"] if b["type"] == "tool_use"]
-    text = "".join(b["text"] for b in made["content"] if b["type"] == "text")
+    texts = [b["text"] for b in made["content"] if b["type"] == "text"]
     ends = {"tool_use": "tool_calls", "max_tokens": "length", "end_turn": "stop"}
     used = made["usage"]["output_tokens"]
-    return Answer(calls, text or None, ends[made["stop_reason"]], used)
+    return Answer(calls, "".join(texts) if texts else None, ends[made["stop_reason"]], used)
 
 
 def responses(server: LiveServer, way: Way, **fields: Any) -> Answer:
@@ -106,7 +109,7 @@ def responses(server: LiveServer, way: Way, **fields: Any) -> Answer:
     parts = [p["text"] for i in made["output"] if i["type"] == "message" for p in i["content"]]
     is_cut = made["status"] == "incomplete"
     end = "length" if is_cut else "tool_calls" if calls else "stop"
-    return Answer(calls, "".join(parts) or None, end, made["usage"]["output_tokens"])
+    return Answer(calls, "".join(parts) if parts else None, end, made["usage"]["output_tokens"])
 
 
 ROUTES = [chat, streamed_chat, messages, responses]
