@@ -75,7 +75,6 @@ class CheckpointView:
     """
 
     tensors: Mapping[str, TensorInfo]
-    doubled: Mapping[str, tuple[str, ...]]
 
     def __init__(self, source: Checkpoint):
         self.source = source

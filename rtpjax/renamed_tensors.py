@@ -29,6 +29,8 @@ class RenamedTensors(CheckpointView):
     Where two tensors would get one name, that is refused as a tensor that stands there twice.
     """
 
+    doubled: Mapping[str, tuple[str, ...]]
+
     def __init__(self, source: Checkpoint, family: type[CausalLM]):
         super().__init__(source)
         self._stored: dict[str, str] = {}
