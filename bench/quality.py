@@ -28,7 +28,7 @@ from bench.report import table, write_json
 from checkpoints_conv.readers import open_checkpoint
 from rtpjax.checkpoint import load_params
 from rtpjax.engine import kv_cache
-from rtpjax.models import PagedCache, Precision, StepInputs, build
+from rtpjax.models import Caches, Precision, StepInputs, build
 from rtpjax.models.quantization import METHODS
 from rtpjax.quantized_checkpoint import in_formats
 from rtpjax.sharding import make_mesh
@@ -135,8 +135,8 @@ class _Paged:
             params: tuple[jax.Array, ...],
             token_ids: jax.Array,
             inputs: StepInputs,
-            caches: tuple[PagedCache, ...],
-        ) -> tuple[jax.Array, jax.Array, tuple[PagedCache, ...]]:
+            caches: Caches,
+        ) -> tuple[jax.Array, jax.Array, Caches]:
             module: Any = nnx.merge(graph, jax.tree.unflatten(tree, params))
             hidden, caches = module(token_ids, inputs, caches)
             logits = module.logits(hidden)
@@ -178,14 +178,14 @@ class _Paged:
         is_decode = bool((new == 1).all())
         inputs = StepInputs(
             positions=ints(positions),
-            slots=ints(slots),
-            page_table=ints(pages),
+            slots=ints(slots)[None],
+            page_tables=ints(pages)[None],
             query_start=ints(starts),
             context_lens=ints(lens),
             kind="decode" if is_decode else "extend",
         )
         return self._step(self._params, ints(token_ids), inputs, caches)
 
-    def _caches(self) -> tuple[PagedCache, ...]:
+    def _caches(self) -> Caches:
         num_pages = 1 + NUM_ANSWERS * WINDOW // PAGE_SIZE
         return kv_cache.allocate(self._specs, num_pages, PAGE_SIZE, self._cache_dtype, make_mesh(1))

@@ -13,7 +13,7 @@ from pallas_kernels import paged_attention
 from pallas_kernels.registry import Target
 from rtpjax.engine import kv_cache, seats
 from rtpjax.errors import ConfigError
-from rtpjax.models import CacheSpec, ModelConfig, Precision
+from rtpjax.models import ModelConfig, Pages, Precision
 from rtpjax.sharding import Split
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def check_cache_dtype(settings: EngineSettings, target: Target) -> None:
 def resolve(
     settings: EngineSettings,
     model: ModelConfig,
-    specs: tuple[CacheSpec, ...],
+    specs: tuple[Pages, ...],
     *,
     platform: str,
     free_bytes: int | None = None,

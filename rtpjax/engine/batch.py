@@ -302,8 +302,8 @@ def unpack(
     token_ids = jnp.where(token_ids == PENDING, pending, token_ids)
     step = StepInputs(
         positions=positions,
-        slots=cache_slots,
-        page_table=parts.page_table,
+        slots=cache_slots[None],
+        page_tables=parts.page_table[None],
         query_start=parts.query_start,
         context_lens=row_inputs(parts.rows).context_lens,
         kind=layout.bucket.kind,

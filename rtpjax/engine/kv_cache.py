@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any
 
 import jax
@@ -14,16 +14,17 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.paged_tiles import is_addressable
 from rtpjax import sharding
-from rtpjax.models import CacheSpec, PagedCache
+from rtpjax.models import Caches, PagedCache, Pages
+from rtpjax.models.cache import CacheLayout, Place
 from rtpjax.models.cache_write import has_scales, stored_as
 
 
-def token_bytes(specs: Iterable[CacheSpec], dtype: DTypeLike) -> int:
+def token_bytes(specs: Iterable[Pages], dtype: DTypeLike) -> int:
     """Bytes of one token's keys and values over all layers, on all devices together."""
-    return sum(2 * s.num_kv_heads * s.head_dim for s in specs) * jnp.dtype(dtype).itemsize
+    return sum(spec.token_size for spec in specs) * jnp.dtype(dtype).itemsize
 
 
-def page_bytes(specs: Iterable[CacheSpec], page_size: int, dtype: DTypeLike) -> int:
+def page_bytes(specs: Iterable[Pages], page_size: int, dtype: DTypeLike) -> int:
     """Bytes that one page takes over all layers, scales included, on all devices together."""
     specs = tuple(specs)
     num_scales = sum(2 * s.num_kv_heads for s in specs) if has_scales(dtype) else 0
@@ -41,41 +42,51 @@ def pages_for(num_tokens: int, page_size: int) -> int:
 
 
 def declare(
-    specs: Iterable[CacheSpec], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
-) -> tuple[PagedCache, ...]:
+    specs: Iterable[Pages], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
+) -> Caches:
     """The caches of all layers as shapes, kv heads sharded.
 
     Args:
         specs: What each layer keeps.
-        pages: P, of each layer.
+        pages: P, of each layer in each dp group.
         page_size: Tokens of a page.
         dtype: Format of the cache.
         mesh: Devices.
 
     Returns:
-        jax.ShapeDtypeStruct in place of arrays. Neighbours that keep the same have one cache: two
-        or four arrays for a whole model, as a rule.
+        jax.ShapeDtypeStruct in place of arrays. Layers that keep the same share arrays: two or four
+        of them for a whole model, as a rule.
     """
-
+    specs = tuple(specs)
     stored = stored_as(dtype, mesh.devices.flat[0].platform)
+    all_pages = mesh.shape[sharding.DP] * pages
 
     def array(axes: tuple[str, ...], shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         where = sharding.named_sharding(mesh, axes, shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    def cache(spec: CacheSpec, num_layers: int) -> PagedCache:
-        K, H, total = spec.num_kv_heads, spec.head_dim, num_layers * pages
-        values = array(sharding.CACHE_AXES, (total, page_size, K, H), stored)
+    def cache(spec: Pages, num_layers: int) -> PagedCache:
+        K, total = spec.num_kv_heads, num_layers * all_pages
+        k_pages, v_pages = (
+            array(sharding.CACHE_AXES, (total, page_size, K, size), stored)
+            for size in (spec.key_dim, spec.value_dim)
+        )
         scales = array(sharding.CACHE_SCALE_AXES, (total, K), jnp.float32)
-        return PagedCache(values, values, *2 * (scales if has_scales(dtype) else None,))
+        return PagedCache(k_pages, v_pages, *2 * (scales if has_scales(dtype) else None,))
 
-    caches: list[PagedCache] = []
-    for _, alike in groupby(specs, lambda spec: (spec.num_kv_heads, spec.head_dim)):
-        layers = list(alike)
-        most = _layers_of_one_cache(len(layers), cache(layers[0], 1).k_pages)
+    alike: dict[Pages, list[int]] = {}
+    for layer, spec in enumerate(specs):
+        alike.setdefault(dataclasses.replace(spec, window=None), []).append(layer)
+    arrays: list[PagedCache] = []
+    places: dict[int, Place] = {}
+    for spec, layers in alike.items():
+        most = _layers_of_one_cache(len(layers), cache(spec, 1).k_pages)
         for at in range(0, len(layers), most):
-            caches.append(cache(layers[0], len(layers[at : at + most])))
-    return tuple(caches)
+            some = layers[at : at + most]
+            places |= {layer: Place(0, len(arrays), i) for i, layer in enumerate(some)}
+            arrays.append(cache(spec, len(some)))
+    layout = CacheLayout(tuple(places[layer] for layer in range(len(specs))), (pages,))
+    return Caches(tuple(arrays), layout)
 
 
 def _layers_of_one_cache(num_layers: int, one: Any) -> int:
@@ -92,8 +103,8 @@ def _layers_of_one_cache(num_layers: int, one: Any) -> int:
 
 
 def allocate(
-    specs: Iterable[CacheSpec], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
-) -> tuple[PagedCache, ...]:
+    specs: Iterable[Pages], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
+) -> Caches:
     """The caches, as `declare` has them, filled with zeros."""
     declared = declare(specs, pages, page_size, dtype, mesh)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), declared)

@@ -42,19 +42,11 @@ from rtpjax.engine.batch import (
     uses_slot_state,
 )
 from rtpjax.engine.device_call import DeviceCall
-from rtpjax.engine.sampling import (
-    ANY_TOKEN,
-    EXCLUDED,
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    Sampled,
-    SlotState,
-)
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import ANY_TOKEN, EXCLUDED, Sampled, SlotState
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.step import (
     COMPILER_OPTIONS,
-    Caches,
     Model,
     choose,
     choose_options,
@@ -180,10 +172,9 @@ class Runner:
     def _device_reset(self, _: int) -> None:
         c = self.config
         self._forwarded = None
-        self._caches: Caches = ()  # memory may not hold the old ones beside the fresh ones
-        num_pages = self._num_groups * c.num_pages
+        self._caches: Any = None  # memory may not hold the old ones beside the fresh ones
         self._caches = kv_cache.allocate(
-            self._model.cache_specs, num_pages, c.page_size, c.precision.cache, self.mesh
+            self._model.cache_specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
         )
 
         num_seats = self._num_groups * c.max_num_seqs

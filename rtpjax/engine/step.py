@@ -28,13 +28,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rtpjax.engine.batch import Layout, row_inputs, unpack
-from rtpjax.engine.sampling import MAX_LOGPROBS, Sampled, SlotState, sample
+from rtpjax.engine.limits import MAX_LOGPROBS
+from rtpjax.engine.sampling import Sampled, SlotState, sample
 from rtpjax.engine.wants import Wants
-from rtpjax.models import CacheSpec, ModelConfig, PagedCache, build
+from rtpjax.models import Caches, ModelConfig, Pages, build
 from rtpjax.models.precision import Precision
 from rtpjax.sharding import DP, mesh_axes
-
-Caches = tuple[PagedCache, ...]
 
 # XLA counts the cache anew for each layer that updates it, finds that GPUs do not have the memory,
 # and computes things twice to save some.
@@ -72,7 +71,7 @@ class Model:
 
     graph: Any
     tree: Any
-    cache_specs: tuple[CacheSpec, ...]
+    cache_specs: tuple[Pages, ...]
     mesh: Mesh
 
     @staticmethod
@@ -102,7 +101,7 @@ def forward(
         layout: Of a dp group's part of the vector.
         params: Its parameters.
         vector: int32 `[dp * layout.size]`, the packed step.
-        caches: Each `[dp * n * P, ...]` for n layers.
+        caches: Arrays `[dp * n * P, ...]` for n layers.
         tokens: int32 `[dp * slots, max_model_len + 1]`, see SlotState.
 
     Returns:

@@ -15,17 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rtpjax.models.cache import Caches, PagedCache, Pages
 from rtpjax.models.config import ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM, architecture, architectures
-from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
+from rtpjax.models.step import StepInputs
 from rtpjax.models.weight_formats import MATRIX_INIT
 
 __all__ = [
-    "CacheSpec",
+    "Caches",
     "CausalLM",
     "ModelConfig",
     "PagedCache",
+    "Pages",
     "ParamSpec",
     "Precision",
     "StepInputs",

@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.quantized_write import LARGEST, Operands, quantized_write, scatter
 from pallas_kernels.sharded import sharded_quantized_write
-from rtpjax.models.step import PagedCache, StepInputs
+from rtpjax.models.cache import LayerCache, PagedCache
+from rtpjax.models.step import StepInputs
 
 
 def has_scales(dtype: DTypeLike) -> bool:
@@ -31,22 +32,23 @@ def stored_as(dtype: DTypeLike, platform: str) -> DTypeLike:
     return jnp.uint8 if is_float8 and platform == "cpu" else dtype
 
 
-def write(cache: PagedCache, k: jax.Array, v: jax.Array, step: StepInputs) -> PagedCache:
-    """The cache with the step's keys and values, in place if it is donated.
+def write(cache: LayerCache, k: jax.Array, v: jax.Array, step: StepInputs) -> PagedCache:
+    """The layer's pages with the step's keys and values, in place if they are donated.
 
     Args:
-        cache: Some layers'.
+        cache: The layer's, which says where they go.
         k: `[T, K, H]`.
         v: Like k.
-        step: Says where they go.
+        step: The batch.
     """
-    if cache.k_scales is None:
+    pages, slots = cache.pages, cache.slots
+    if pages.k_scales is None:
         k_pages, v_pages = (
-            scatter(pages, values.astype(pages.dtype), step.slots)
-            for pages, values in ((cache.k_pages, k), (cache.v_pages, v))
+            scatter(array, values.astype(array.dtype), slots)
+            for array, values in ((pages.k_pages, k), (pages.v_pages, v))
         )
         return PagedCache(k_pages, v_pages)
-    operands = Operands(*cache, k, v, step.slots, step.query_start)
+    operands = Operands(*pages, k, v, slots, step.query_start)
     if step.kind == "decode":
         return PagedCache(*sharded_quantized_write(step.mesh, operands))
     # The kernel would write the many tokens of a page one after another.

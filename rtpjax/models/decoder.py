@@ -24,6 +24,7 @@ from flax import nnx
 from pallas_kernels.registry import current_choice
 from pallas_kernels.sharded import MeshAxes
 from rtpjax.models import rope
+from rtpjax.models.cache import Caches, LayerCache, PagedCache, Pages
 from rtpjax.models.config import ModelConfig
 from rtpjax.models.layers import (
     MLP,
@@ -39,7 +40,7 @@ from rtpjax.models.layers import (
 from rtpjax.models.moe import MoE
 from rtpjax.models.precision import Precision
 from rtpjax.models.registry import CausalLM
-from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
+from rtpjax.models.step import StepInputs
 
 
 class DecoderLayer(nnx.Module):
@@ -77,16 +78,16 @@ class DecoderLayer(nnx.Module):
             setattr(self, name, norm)
 
     def __call__(
-        self, x: jax.Array, angles: Angles, step: StepInputs, cache: PagedCache
+        self, x: jax.Array, angles: Angles, step: StepInputs, cache: LayerCache
     ) -> tuple[jax.Array, PagedCache]:
-        """x `[T, D]` -> `[T, D]` and the cache with this step's tokens."""
+        """x `[T, D]` -> `[T, D]` and the cache's pages with this step's tokens."""
         norms = self.norms
-        attended, cache = self.self_attn(
+        attended, pages = self.self_attn(
             self._normed(norms.before_attention, x), angles, step, cache
         )
         x = x + self._added(norms.after_attention, attended)
         changed = self.mlp(self._normed(norms.before_mlp, x), step.mesh)
-        return x + self._added(norms.after_mlp, changed), cache
+        return x + self._added(norms.after_mlp, changed), pages
 
     def _normed(self, name: str | None, x: jax.Array) -> jax.Array | Normed:
         return x if name is None else getattr(self, name)(x)
@@ -135,24 +136,18 @@ class DecoderModel(nnx.Module):
         )
 
     def __call__(
-        self, token_ids: jax.Array, step: StepInputs, caches: tuple[PagedCache, ...]
-    ) -> tuple[jax.Array, tuple[PagedCache, ...]]:
+        self, token_ids: jax.Array, step: StepInputs, caches: Caches
+    ) -> tuple[jax.Array, Caches]:
         """token_ids int32 `[T]` -> hidden states `[T, D]` and the updated caches."""
         x = self.embed_tokens(token_ids)
         angles = {one: rope.cos_sin(one, step.positions) for one in self.ropes}
         choice = current_choice()
-        layers, new_caches = iter(self.layers), []
-        num_pages = sum(len(cache.k_pages) for cache in caches) // len(self.layers)
-        for cache in caches:
-            total, page_size = cache.k_pages.shape[:2]
-            for first_page in range(0, total, num_pages):
-                layer = next(layers)
-                graph, state = nnx.split(layer)
-                inputs = step.from_page(first_page, page_size)
-                used = {one: angles[one] for one in (layer.self_attn.rope,) if one is not None}
-                x, cache = _run_layer(graph, choice, state, x, used, inputs, cache)
-            new_caches.append(cache)
-        return self.norm(x).value, tuple(new_caches)
+        for i, layer in enumerate(self.layers):
+            graph, state = nnx.split(layer)
+            used = {one: angles[one] for one in (layer.self_attn.rope,) if one is not None}
+            x, pages = _run_layer(graph, choice, state, x, used, step, caches.layer(i, step))
+            caches = caches.updated(i, pages)
+        return self.norm(x).value, caches
 
 
 class Decoder(CausalLM):
@@ -174,8 +169,8 @@ class Decoder(CausalLM):
         )
 
     def __call__(
-        self, token_ids: jax.Array, step: StepInputs, caches: tuple[PagedCache, ...]
-    ) -> tuple[jax.Array, tuple[PagedCache, ...]]:
+        self, token_ids: jax.Array, step: StepInputs, caches: Caches
+    ) -> tuple[jax.Array, Caches]:
         """See CausalLM."""
         return self.model(token_ids, step, caches)
 
@@ -188,7 +183,7 @@ class Decoder(CausalLM):
         cap = self.config.logits_soft_cap
         return logits if cap is None else jnp.tanh(logits / cap) * cap
 
-    def cache_specs(self) -> tuple[CacheSpec, ...]:
+    def cache_specs(self) -> tuple[Pages, ...]:
         """See CausalLM."""
-        heads, head_dim = self.config.num_key_value_heads, self.config.head_dim
-        return tuple(CacheSpec(heads, head_dim, window) for window in self.config.layer_windows)
+        heads, size = self.config.num_key_value_heads, self.config.head_dim
+        return tuple(Pages(heads, size, size, window) for window in self.config.layer_windows)

@@ -28,10 +28,11 @@ from pallas_kernels.sharded import (
     summed_once,
 )
 from rtpjax.models import cache_write, rope
+from rtpjax.models.cache import LayerCache, PagedCache
 from rtpjax.models.config import HIDDEN_ACTS, ModelConfig
 from rtpjax.models.precision import Precision
 from rtpjax.models.rope import RopeConfig
-from rtpjax.models.step import PagedCache, StepInputs
+from rtpjax.models.step import StepInputs
 from rtpjax.models.weight_formats import PLAIN, WeightFormat, param
 
 assert set(ACTIVATIONS) == set(HIDDEN_ACTS)
@@ -330,40 +331,40 @@ class Attention(nnx.Module):
         x: jax.Array | Normed,
         angles: Angles,
         step: StepInputs,
-        cache: PagedCache,
+        cache: LayerCache,
     ) -> tuple[Projected, PagedCache]:
-        """What it adds to the residual stream, and the updated cache.
+        """What it adds to the residual stream, and the updated pages.
 
         Args:
             x: `[T, D]`, normalized where the model does.
             angles: Of this step's tokens, by the rope that makes them.
             step: The batch.
-            cache: What has this layer's pages, which the batch names.
+            cache: What the layer sees of the caches.
         """
         projections = self.q_proj, self.k_proj, self.v_proj
         q, k, v = linears(x, projections, step.mesh)
         q, k = self._normed_whole(q, k)
         q, k, v = (y.reshape(y.shape[0], -1, self.head_dim) for y in (q, k, v))
         q, k = self._rotated(q, k, angles, step.mesh)
-        cache = cache_write.write(cache, k, v, step)
+        pages = cache_write.write(cache, k, v, step)
         attend = (
             paged_attention if step.mesh is None else partial(sharded_paged_attention, step.mesh)
         )
         out = attend(
             q,
-            cache.k_pages,
-            cache.v_pages,
-            step.page_table,
+            pages.k_pages,
+            pages.v_pages,
+            cache.page_table,
             step.query_start,
             step.context_lens,
             scale=self.scale,
             window=self.window,
             soft_cap=self.soft_cap,
-            k_scales=cache.k_scales,
-            v_scales=cache.v_scales,
+            k_scales=pages.k_scales,
+            v_scales=pages.v_scales,
             decode=step.kind == "decode",
         )
-        return Projected(out.reshape(out.shape[0], -1), self.o_proj, step.mesh), cache
+        return Projected(out.reshape(out.shape[0], -1), self.o_proj, step.mesh), pages
 
     def _normed_whole(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         """q `[T, N * H]` and k `[T, K * H]`, normalized over all heads where the model does."""

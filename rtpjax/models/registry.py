@@ -13,8 +13,9 @@ from flax import nnx
 
 from pallas_kernels.sharded import MeshAxes
 from rtpjax.errors import CheckpointError
+from rtpjax.models.cache import Caches, Pages
 from rtpjax.models.precision import Precision
-from rtpjax.models.step import CacheSpec, PagedCache, StepInputs
+from rtpjax.models.step import StepInputs
 
 if TYPE_CHECKING:
     from rtpjax.models.config import ModelConfig
@@ -63,14 +64,14 @@ class CausalLM(nnx.Module):
         raise NotImplementedError
 
     def __call__(
-        self, token_ids: jax.Array, step: StepInputs, caches: tuple[PagedCache, ...]
-    ) -> tuple[jax.Array, tuple[PagedCache, ...]]:
+        self, token_ids: jax.Array, step: StepInputs, caches: Caches
+    ) -> tuple[jax.Array, Caches]:
         """Runs one step.
 
         Args:
             token_ids: int32 `[T]`.
             step: The ragged batch that the tokens form.
-            caches: Of all layers of `cache_specs()`, in order.
+            caches: Of all layers of `cache_specs()`.
 
         Returns:
             Hidden states `[T, D]` after the final norm, and the caches with this step's tokens.
@@ -84,7 +85,7 @@ class CausalLM(nnx.Module):
         """
         raise NotImplementedError
 
-    def cache_specs(self) -> tuple[CacheSpec, ...]:
+    def cache_specs(self) -> tuple[Pages, ...]:
         """What each layer caches."""
         raise NotImplementedError
 

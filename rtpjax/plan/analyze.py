@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from rtpjax.gpus import Gpu
-from rtpjax.models import ModelConfig, PagedCache, Precision
+from rtpjax.models import Caches, ModelConfig, Precision
 from rtpjax.plan import hlo, ptx, thunks, topology
 from rtpjax.plan.limits import Needs, needs
 from rtpjax.plan.step import StepShape, argument_names, caches_of, compile_step
@@ -151,14 +151,14 @@ def analyze(
         _count(smaller, hlo.parse(smaller.as_text() or ""), few_caches, whole, shape, context_len),
         _count(compiled, module, caches, whole, shape, context_len),
     )
-    names = argument_names(more, precision, len(caches))
+    names = argument_names(more, precision, len(caches.arrays))
     return _report(model, whole, shape, context_len, counts, module, names, resources, work)
 
 
 def _count(
     compiled: jax.stages.Compiled,
     module: hlo.Module,
-    caches: Sequence[PagedCache],
+    caches: Caches,
     whole: Needs,
     shape: StepShape,
     context_len: int,
@@ -167,7 +167,7 @@ def _count(
     pools = pools_of(whole, caches, shape, context_len)
     found = hlo.kernels(module, loop_trips(shape, context_len), pools)
     return Counts(
-        sum(len(cache.k_pages) for cache in caches) // shape.num_pages,
+        len(caches.layout.places),
         memory.temp_size_in_bytes,
         memory.argument_size_in_bytes,
         hlo.total_bytes(found),
@@ -184,7 +184,7 @@ def loop_trips(shape: StepShape, context_len: int) -> tuple[int, ...]:
 
 
 def pools_of(
-    whole: Needs, caches: Sequence[PagedCache], shape: StepShape, context_len: int
+    whole: Needs, caches: Caches, shape: StepShape, context_len: int
 ) -> tuple[hlo.Pool, ...]:
     """The caches' arrays on one device, of which a kernel touches what is one layer's."""
     one, page_size = 2 * len(whole.cache_specs), shape.page_size
@@ -193,8 +193,8 @@ def pools_of(
     num_open = min(rows, shape.bucket.num_tokens)  # of several pages a row fills all but one anew
     scale = whole.page_bytes(page_size) // one - page_size * token
     num_live = rows * math.ceil(live / (page_size * token))
-    pages = _shard_sizes(cache.k_pages for cache in caches)
-    scales = _shard_sizes(cache.k_scales for cache in caches)
+    pages = _shard_sizes(cache.k_pages for cache in caches.arrays)
+    scales = _shard_sizes(cache.k_scales for cache in caches.arrays)
     return (
         *(hlo.Pool(size, rows * live, num_open * page_size * token) for size in pages),
         *(hlo.Pool(size, num_live * scale, num_open * scale) for size in scales),

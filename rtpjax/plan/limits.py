@@ -17,8 +17,8 @@ from rtpjax import sharding
 from rtpjax.engine import kv_cache
 from rtpjax.gpus import Gpu
 from rtpjax.models import (
-    CacheSpec,
     ModelConfig,
+    Pages,
     ParamSpec,
     Precision,
     abstract_state,
@@ -51,7 +51,7 @@ class Needs:
     row_bytes: int
     layer_params: int
     head_params: int
-    cache_specs: tuple[CacheSpec, ...]
+    cache_specs: tuple[Pages, ...]
     precision: Precision
     tp_size: int
 
@@ -134,7 +134,7 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
 @functools.lru_cache(maxsize=16)
 def declared(
     model: ModelConfig, precision: Precision
-) -> tuple[Mapping[str, ParamSpec], tuple[CacheSpec, ...]]:
+) -> tuple[Mapping[str, ParamSpec], tuple[Pages, ...]]:
     """Parameters, and what the layers cache; declaring those of a large model takes a second."""
     return (
         abstract_state(model, precision),

@@ -20,15 +20,11 @@ from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import NUM_ROW_FIELDS, Bucket, Layout
 from rtpjax.engine.kv_cache import declare, pages_for
-from rtpjax.engine.sampling import (
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    SlotState,
-)
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import SlotState
 from rtpjax.engine.wants import EVERYTHING, Wants
 from rtpjax.gpus import Gpu
-from rtpjax.models import ModelConfig, PagedCache, Precision
+from rtpjax.models import Caches, ModelConfig, PagedCache, Precision
 from rtpjax.models.cache_write import has_scales
 from rtpjax.plan.limits import declared
 
@@ -76,9 +72,7 @@ def forward(
     )
 
 
-def caches_of(
-    model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh
-) -> tuple[PagedCache, ...]:
+def caches_of(model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh) -> Caches:
     """The caches that a step updates, as shapes with shardings."""
     _, specs = declared(model, precision)
     return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)

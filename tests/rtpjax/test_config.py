@@ -10,7 +10,7 @@ from pallas_kernels.registry import Target
 from rtpjax.config import GIB, MIB, EngineConfig, EngineSettings, check_cache_dtype, resolve
 from rtpjax.engine.seats import seat_bytes
 from rtpjax.errors import ConfigError
-from rtpjax.models import CacheSpec, ModelConfig, Precision
+from rtpjax.models import ModelConfig, Pages, Precision
 
 MODEL = ModelConfig.from_hf(
     {
@@ -24,7 +24,7 @@ MODEL = ModelConfig.from_hf(
         "max_position_embeddings": 2048,
     }
 )
-SPECS = (CacheSpec(num_kv_heads=8, head_dim=64),) * 16  # 64 KiB a token in float32
+SPECS = (Pages(8, 64, 64),) * 16  # 64 KiB a token in float32
 
 
 def resolved(platform="cpu", *, free_bytes: int | None = 64 * GIB, **settings) -> EngineConfig:

@@ -160,7 +160,7 @@ def test_two_devices_compute_what_one_does(case_name: str):
     )
     (logits,) = run.step([cases.prompt(case_name)], "extend")
     np.testing.assert_allclose(logits, cases.golden_logits(case_name), atol=1e-4, rtol=0)
-    split = run.caches[0].k_pages.sharding.shard_shape(run.caches[0].k_pages.shape)
+    split = run.caches.arrays[0].k_pages.sharding.shard_shape(run.caches.arrays[0].k_pages.shape)
     assert split[2] == config.num_key_value_heads // 2
 
 

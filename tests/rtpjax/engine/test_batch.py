@@ -122,10 +122,10 @@ def test_the_step_reads_what_was_packed():
     assert token_slots.tolist() == [0, 2, 2, 2, *[NO_SLOT] * 4]
     assert step.kind == "extend"
     assert step.positions[:4].tolist() == [0, 2, 3, 4]
-    assert step.slots.tolist() == [32, 22, 23, 24, 0, 0, 0, 0]
+    assert step.slots.tolist() == [[32, 22, 23, 24, 0, 0, 0, 0]]
     assert step.query_start.tolist() == [0, 1, 4, 4, 4]
     assert step.context_lens.tolist() == [1, 5, 0, 0]
-    assert step.page_table[:2].tolist() == [[8, 0, 0, 0, 0], [5, 6, 0, 0, 0]]
+    assert step.page_tables[0, :2].tolist() == [[8, 0, 0, 0, 0], [5, 6, 0, 0, 0]]
     for name, value in options.items():
         if name in RowInputs._fields:
             expected = np.asarray([value], np.float32 if isinstance(value, float) else np.int32)

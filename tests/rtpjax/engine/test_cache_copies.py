@@ -45,7 +45,7 @@ def test_no_copy_is_as_large_as_the_cache(num_kv_heads, tp_size, page_size, buck
         .compile()
         .as_text()
     )
-    pages = caches_of(model, precision, shape, mesh)[0].k_pages
+    pages = caches_of(model, precision, shape, mesh).arrays[0].k_pages
     size = math.prod(pages.sharding.shard_shape(pages.shape))
     copies = re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", text)
     assert copies  # of other things: or this finds nothing

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rtpjax.models import CausalLM, ModelConfig, PagedCache, Precision, StepInputs, build
+from rtpjax.engine import kv_cache
+from rtpjax.models import Caches, CausalLM, ModelConfig, Precision, StepInputs, build
 from rtpjax.models import abstract_state as abstract_state_of
-from rtpjax.models.cache_write import has_scales
+from rtpjax.sharding import make_mesh
 from tests.golden import cases
 
 PAGE_SIZE = 4
@@ -34,11 +35,10 @@ def golden_model(case_name: str, precision: Precision = FP32) -> CausalLM:
     return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
-def _garbage(shape: tuple[int, ...], dtype) -> PagedCache:
-    """A cache full of NaN; int8 has none, but its scales have."""
-    pages = jnp.full(shape, 127 if jnp.issubdtype(dtype, jnp.integer) else jnp.nan, dtype)
-    scales = jnp.full((shape[0], shape[2]), jnp.nan) if has_scales(dtype) else None
-    return PagedCache(pages, pages, scales, scales)
+def _garbage(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Full of NaN; int8 has none, but its scales have."""
+    is_whole = jnp.issubdtype(like.dtype, jnp.integer)
+    return jnp.full(like.shape, 127 if is_whole else jnp.nan, like.dtype)
 
 
 class PagedRun:
@@ -54,9 +54,10 @@ class PagedRun:
         owned = 1 + np.random.default_rng(0).permutation(num_pages - 1)[: num_rows * pages_per_row]
         self.page_table = owned.reshape(num_rows, pages_per_row).astype(np.int32)
         self.lens = [0] * num_rows
-        specs = model.cache_specs()
-        shape = PAGE_SIZE, specs[0].num_kv_heads, specs[0].head_dim
-        self.caches = (_garbage((len(specs) * num_pages, *shape), dtype),)
+        self.caches = kv_cache.declare(
+            model.cache_specs(), num_pages, PAGE_SIZE, dtype, make_mesh(1)
+        )
+        self.caches = jax.tree.map(_garbage, self.caches)
         graphdef, state = nnx.split(model)
         self.leaves, treedef = jax.tree.flatten(state)
 
@@ -77,7 +78,7 @@ class PagedRun:
         ends = np.cumsum([len(row) for row in rows])
         return np.split(np.asarray(logits)[: ends[-1]], ends[:-1])
 
-    def _copies(self) -> tuple[PagedCache, ...]:
+    def _copies(self) -> Caches:
         # XLA refuses to donate one buffer twice, and jnp.full may have made k and v of one.
         return jax.tree.map(jnp.copy, self.caches)
 
@@ -102,8 +103,8 @@ class PagedRun:
 
         inputs = StepInputs(
             positions=device(*positions, padding),
-            slots=device(*slots, padding),
-            page_table=jnp.asarray(np.where(used, table, 0), jnp.int32),
+            slots=device(*slots, padding)[None],
+            page_tables=jnp.asarray(np.where(used, table, 0), jnp.int32)[None],
             query_start=device(starts),
             context_lens=device(lens),
             kind=kind,

@@ -14,6 +14,7 @@ import pytest
 from pallas_kernels.paged_attention import as_float32
 from pallas_kernels.registry import Target, tracing_for
 from rtpjax.models import PagedCache, StepInputs, cache_write
+from rtpjax.models.cache import LayerCache
 
 PAGE, K, H, PAGES = 8, 2, 16, 14
 F8 = ml_dtypes.float8_e4m3fn
@@ -88,13 +89,13 @@ def write(cache, k, v, slots, query_start, kind):
     T, B = slots.size, query_start.size - 1
     step = StepInputs(
         positions=jnp.zeros(T, jnp.int32),
-        slots=slots,
-        page_table=jnp.zeros((B, 1), jnp.int32),
+        slots=slots[None],
+        page_tables=jnp.zeros((1, B, 1), jnp.int32),
         query_start=query_start,
         context_lens=jnp.zeros(B, jnp.int32),
         kind=kind,
     )
-    return cache_write.write(cache, k, v, step)
+    return cache_write.write(LayerCache(cache, step.page_tables[0], slots), k, v, step)
 
 
 class Life:
