@@ -78,6 +78,10 @@ class Envelope:
         return b"data: " + self._head + b'[],"usage":' + dumps(usage.as_json()) + b"}\n\n"
 
 
+# Made once: json.dumps makes one for each call that asks for no defaults.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def dumps(value: Any) -> bytes:
     """Compact UTF-8 JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
