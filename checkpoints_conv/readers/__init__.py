@@ -13,6 +13,7 @@ from rtpjax.errors import CheckpointError
 from rtpjax.expert_tensors import with_stacked_experts
 from rtpjax.gguf_file import only_gguf
 from rtpjax.joined_tensors import with_separate_tensors
+from rtpjax.renamed_tensors import with_model_names
 from rtpjax.text_model import with_text_model
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -30,8 +31,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
     """
-    text = with_text_model(_open(Path(path)))
-    return with_stacked_experts(with_separate_tensors(text))
+    named = with_model_names(with_text_model(_open(Path(path))))
+    return with_stacked_experts(with_separate_tensors(named))
 
 
 def _open(path: Path) -> Checkpoint:

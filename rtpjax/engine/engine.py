@@ -1,4 +1,4 @@
-"""The engine: requests in, text out, one step at a time. async_engine gives it a thread.
+"""The engine: requests in, text out, one step at a time. loop.py runs it for a server.
 
     step():  schedule N+1 -> forward N+1 -> collect N -> record tokens, detokenize, notice stops
              -> choose the tokens of N+1, under the masks of those with a grammar
@@ -6,6 +6,7 @@
 The device works on N+1 while the host reads N and makes masks. That a request ended with N is
 noticed when N+1 is under way already; what N+1 computes for it is dropped. A mask that is late does
 not hold up the others: its row's token is dropped, and computed again when the mask is there.
+A request whose grammar is still compiled waits in the queue, and lets others pass.
 
 What fails for one row ends that request. What fails for a step has all requests start again, and a
 trial (rtpjax.engine.trial) finds out whose fault it was. Where not even the engine's own probe
@@ -33,8 +34,15 @@ from rtpjax.engine.admission import MAX_INT32, check_request
 from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
+from rtpjax.engine.failures import fields_of
 from rtpjax.engine.faults import report, told
-from rtpjax.engine.grammar import CompiledConstraint, GrammarCompiler
+from rtpjax.engine.grammar import (
+    TIME_LIMIT_S,
+    CompiledConstraint,
+    GrammarCompiler,
+    result_of,
+    too_slow,
+)
 from rtpjax.engine.groups import Groups
 from rtpjax.engine.outputs import added_by, keep_score, output_of
 from rtpjax.engine.page_pool import PagePool
@@ -51,7 +59,13 @@ from rtpjax.engine.sampling import Sampled
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.trial import Trial
-from rtpjax.errors import DrainingError, QueueFullError, RequestError
+from rtpjax.errors import (
+    DrainingError,
+    EngineError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +148,8 @@ class LLMEngine:
         self._ended: list[RequestOutput] = []  # between two steps
         self._arrivals = itertools.count()
         self._constrained: dict[str, Sequence] = {}
+        # Until when they may wait for their grammars.
+        self._compiling: dict[Sequence, float] = {}
         self._timed: dict[str, Sequence] = {}
         self._mask_pool = futures.ThreadPoolExecutor(_MASK_THREADS, "masks")
         self._num_prompt_tokens = 0
@@ -155,12 +171,13 @@ class LLMEngine:
             self.wake.wait(self._next_deadline_s() if self.has_work else None)
             self._is_stalled = False
 
-    def check(self, request: GenerationRequest, *, num_arriving: int = 0) -> None:
-        """Refuses what cannot be honoured. Of what step() changes it reads the queue's length only.
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the tokenizer knows."""
+        return self._runner.num_tokens
 
-        Args:
-            request: To be added.
-            num_arriving: Requests that passed the check and are still to be added.
+    def check(self, request: GenerationRequest) -> None:
+        """Refuses what cannot be honoured now.
 
         Raises:
             RequestError: The prompt does not fit, or a parameter is out of the engine's range.
@@ -168,12 +185,12 @@ class LLMEngine:
             DrainingError: The engine has failed.
         """
         self._check_alone(request)
-        self.check_queue(num_arriving=num_arriving)
+        self.check_queue()
 
-    def check_queue(self, *, num_arriving: int = 0) -> None:
+    def check_queue(self) -> None:
         """The part of check that depends on the other requests; it costs nothing."""
         num_waiting = self._groups.num_waiting + self._trial.num_held
-        if num_waiting + num_arriving >= self.config.max_num_waiting:
+        if num_waiting >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
@@ -182,7 +199,9 @@ class LLMEngine:
     def _check_alone(self, request: GenerationRequest) -> None:
         if self.failure is not None:
             raise DrainingError(self.failure, code="stopped")
-        check_request(request, self.config, self._runner.num_tokens, self.end_token_ids)
+        check_request(
+            request, self.config.max_model_len, self._runner.num_tokens, self.end_token_ids
+        )
         if request.request_id in self._live:
             raise RequestError(
                 f"request_id: {request.request_id!r} is in use; give each request its own.",
@@ -190,35 +209,37 @@ class LLMEngine:
             )
 
     def constrain(self, compiled: CompiledConstraint, sampling: SamplingParams) -> Constraint:
-        """A request's own place in what constrains it; thread-safe."""
+        """A request's own place in what constrains it."""
         return Constraint(
             compiled, self._mask_pool, sampling.allowed_token_ids, on_mask=self.wake.set
         )
 
-    def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+    def add(self, request: GenerationRequest) -> None:
         """Queues a request, or raises and leaves everything as it was.
 
-        Args:
-            request: What to generate.
-            constraint: Made from its grammar and its limit on reasoning. Without one they are
-                compiled now.
+        That its grammar cannot be compiled is told by its only output.
 
         Raises:
-            RequestError: It cannot be honoured, or its grammar cannot be compiled.
+            RequestError: It cannot be honoured.
+            QueueFullError: Too many grammars are being compiled.
         """
         self._check_alone(request)
-        if request.is_constrained and constraint is None:
-            compiled = self.grammars.compile(request.grammar, request.reasoning_limit)
-            constraint = self.constrain(compiled, request.sampling)
         sequence, detokenizer = self._begun(request)
-        sequence.constraint = constraint
-        self._enqueue(sequence)
+        if request.is_constrained:
+            sequence.compilation = self.grammars.begin(request.grammar, request.reasoning_limit)
+        try:
+            self._enqueue(sequence)
+        except BaseException:
+            _stop_compiling(sequence)
+            raise
         self._live[request.request_id] = sequence, detokenizer
-        if constraint is not None:
-            self._constrained[request.request_id] = sequence
         if request.timeout_s is not None:
             self._timed[request.request_id] = sequence
-        self._num_prompt_tokens += sequence.num_prompt_tokens
+        if sequence.compilation is None:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+        else:
+            self._compiling[sequence] = time.monotonic() + TIME_LIMIT_S
+            sequence.compilation.future.add_done_callback(lambda _: self.wake.set())
 
     def _enqueue(self, sequence: Sequence) -> None:
         is_on = self._trial.is_on or self._is_device_lost
@@ -283,6 +304,8 @@ class LLMEngine:
                 self._is_device_lost = False
             for sequence in self._trial.admit():
                 self._groups.add(sequence)
+            if self._compiling:
+                self._take_grammars(outputs)
             groups = self._groups.schedule()
             rows = list(itertools.chain(*groups))
             forwarded = self._forward(groups) if rows else None
@@ -320,7 +343,13 @@ class LLMEngine:
             prompts: Token ids.
             sampling: One for all, or one each.
             grammars: What each output must look like; none by default.
+
+        Raises:
+            RequestError: One cannot be honoured, its grammar included.
         """
+        for grammar in grammars:
+            if grammar is not None:
+                self.grammars.compile(grammar)
         grammars = grammars or [None] * len(prompts)
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         outputs: dict[str, list[RequestOutput]] = {}
@@ -383,6 +412,30 @@ class LLMEngine:
         pending = [c.pending for c in constraints]
         futures.wait([mask for mask in pending if mask is not None], timeout_s)
 
+    def _take_grammars(self, outputs: list[RequestOutput]) -> None:
+        """Gives requests the grammars that are compiled now, and ends those whose cannot be."""
+        now = time.monotonic()
+        for sequence, deadline in list(self._compiling.items()):
+            request, compilation = sequence.request, sequence.compilation
+            assert compilation is not None
+            try:
+                if compilation.future.done():
+                    compiled = result_of(compilation.future)
+                    sequence.constraint = self.constrain(compiled, request.sampling)
+                elif now > deadline:
+                    raise too_slow(request.grammar)
+                else:
+                    continue
+            except EngineError as error:  # reported where it was compiled
+                outputs.append(self._end(sequence, "error", **fields_of(error)))
+            except BaseException as error:  # noqa: BLE001 (see report)
+                outputs.append(self._fail_row(sequence, error))
+            else:
+                del self._compiling[sequence]
+                _stop_compiling(sequence)
+                self._constrained[request.request_id] = sequence
+                self._num_prompt_tokens += sequence.num_prompt_tokens
+
     def _end_failed(self, outputs: list[RequestOutput]) -> None:
         """Ends requests whose mask could not be made; the others go on."""
         for sequence in list(self._constrained.values()):
@@ -393,8 +446,7 @@ class LLMEngine:
     def _fail_row(self, sequence: Sequence, error: BaseException) -> RequestOutput:
         """Ends a request for which something failed on the host; the others are untouched."""
         if isinstance(error, RequestError):
-            fields = {"error_kind": "request", "error_param": error.param}
-            return self._end(sequence, "error", error=str(error), **fields)
+            return self._end(sequence, "error", **fields_of(error))
         error_id = report(f"Request {sequence.request.request_id}", error)
         output = self._end(sequence, "error", error=told(error_id))
         self.send_probe()  # the next one may fail in the same way
@@ -407,10 +459,13 @@ class LLMEngine:
             timeout_s = sequence.request.timeout_s
             assert timeout_s is not None
             if now - sequence.arrived_s > timeout_s and not sequence.is_finished:
-                count = sequence.num_output_tokens
                 error = f"The request took longer than {timeout_s * 1000:.0f} ms, its own limit; "
-                error += f"it had {count} tokens of output."
-                outputs.append(self._end(sequence, "error", error=error, error_kind="timeout"))
+                if sequence.compilation is not None:
+                    error += "its grammar was not compiled yet."
+                else:
+                    error += f"it had {sequence.num_output_tokens} tokens of output."
+                late = RequestTimeoutError(error, param="timeout_ms", code="timeout")
+                outputs.append(self._end(sequence, "error", **fields_of(late)))
 
     def _forward(self, groups: list[list[ScheduledRow]]) -> Forwarded:
         config = self.config
@@ -492,6 +547,8 @@ class LLMEngine:
         del self._live[request_id]
         self._constrained.pop(request_id, None)
         self._timed.pop(request_id, None)
+        self._compiling.pop(sequence, None)
+        _stop_compiling(sequence)
         output = output_of(sequence, finish_reason, **fields)
         if sequence.constraint is not None:
             sequence.constraint.close()
@@ -578,7 +635,8 @@ class LLMEngine:
             sequence.is_finished = True
             if sequence.request is not self.probe:
                 self._ended.append(output_of(sequence, "error", error=self.failure))
-        for known in (self._live, self._constrained, self._timed):
+            _stop_compiling(sequence)
+        for known in (self._live, self._constrained, self._timed, self._compiling):
             known.clear()
         self._in_flight = self._probe = None
         self._trial = Trial()
@@ -588,3 +646,10 @@ class LLMEngine:
     def _without_probes(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
         self._has_probe_ended = False
         return [output for output in outputs if output.request_id != self.probe.request_id]
+
+
+def _stop_compiling(sequence: Sequence) -> None:
+    """It has its grammar, or needs it no more."""
+    if sequence.compilation is not None:
+        sequence.compilation.release()
+        sequence.compilation = None

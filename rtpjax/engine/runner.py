@@ -42,15 +42,8 @@ from rtpjax.engine.batch import (
     uses_slot_state,
 )
 from rtpjax.engine.device_call import DeviceCall
-from rtpjax.engine.sampling import (
-    ANY_TOKEN,
-    EXCLUDED,
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    Sampled,
-    SlotState,
-)
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import ANY_TOKEN, EXCLUDED, Sampled, SlotState
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.step import (
     COMPILER_OPTIONS,

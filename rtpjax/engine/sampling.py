@@ -25,15 +25,16 @@ import numpy as np
 from jax import lax
 
 from rtpjax.engine.batch import NO_SLOT, RowInputs, row_inputs
+from rtpjax.engine.limits import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_NGRAM_TOKENS,
+)
 from rtpjax.engine.wants import EVERYTHING, Wants
 
 T = TypeVar("T")
 
-MAX_LOGPROBS = 20
-MAX_BIASES = 512  # logit biases, end tokens and allowed tokens of one request
-MAX_BAD_WORDS = 96
-MAX_BAD_WORD_TOKENS = 8
-MAX_NGRAM_TOKENS = 128
 EXCLUDED = -1e30
 ANY_TOKEN = -1  # in a bad word: fills it up on the left
 _LANES = 128  # width of the blocks that reductions over the vocabulary work in

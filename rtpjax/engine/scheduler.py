@@ -147,13 +147,16 @@ class Scheduler:
         self._free_slots = list(range(self.max_num_seqs))
 
     def _admit(self) -> Sequence | None:
-        """Moves the first waiting sequence to running if all its known tokens fit into free pages.
+        """Moves the first sequence that can start to running if its known tokens fit in free pages.
 
         A page for each running sequence stays free, or the newcomer would soon be preempted again.
         """
-        if not self.waiting or len(self.running) == self.max_num_seqs:
+        if len(self.running) == self.max_num_seqs:
             return None
-        sequence = self.waiting[0]
+        at = next((i for i, s in enumerate(self.waiting) if s.waits_for != "grammar"), None)
+        if at is None:
+            return None
+        sequence = self.waiting[at]
         shared = self._shared_pages(sequence)
         self.pool.share(shared)
         needed = -(-sequence.num_tokens // self.page_size) - len(shared)
@@ -162,7 +165,7 @@ class Scheduler:
         if new is None:
             self.pool.release(shared)
             return None
-        del self.waiting[0]
+        del self.waiting[at]
         self._start(sequence, shared, new)
         return sequence
 

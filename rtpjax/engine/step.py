@@ -28,7 +28,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rtpjax.engine.batch import Layout, row_inputs, unpack
-from rtpjax.engine.sampling import MAX_LOGPROBS, Sampled, SlotState, sample
+from rtpjax.engine.limits import MAX_LOGPROBS
+from rtpjax.engine.sampling import Sampled, SlotState, sample
 from rtpjax.engine.wants import Wants
 from rtpjax.models import Caches, ModelConfig, Pages, build
 from rtpjax.models.precision import Precision

@@ -141,7 +141,8 @@ class ModelConfig:
                 f"num_key_value_heads {num_kv_heads}."
             )
         encoding = encoding_of(hf)
-        moe = MoeConfig.from_hf(hf, num_layers) if "num_experts" in family.hf_defaults else None
+        has_experts = "num_experts_per_tok" in family.hf_defaults
+        moe = MoeConfig.from_hf(hf, num_layers) if has_experts else None
         if moe is not None and encoding is not None:
             raise CheckpointError(
                 "config.json: the checkpoint is quantized, and experts are computed from plain "

@@ -395,11 +395,20 @@ class MLP(nnx.Module):
     Paper: https://arxiv.org/abs/2002.05202
     """
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
-        D, F = config.hidden_size, config.intermediate_size
-        self.hidden_act = config.hidden_act
-        format = config.quantization.layers
-        linear = partial(Linear, dtype=dtype, format=format, bias=config.mlp_bias, rngs=rngs)
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        dtype: DTypeLike,
+        *,
+        format: WeightFormat = PLAIN,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        D, F = hidden_size, intermediate_size
+        self.hidden_act = hidden_act
+        linear = partial(Linear, dtype=dtype, format=format, bias=bias, rngs=rngs)
         self.gate_proj = linear((F, D), ("mlp", "embed"))
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))

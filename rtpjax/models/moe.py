@@ -23,11 +23,71 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.quantized import CONTRACT_LAST
 from pallas_kernels.row_matmul import ACTIVATIONS
 from pallas_kernels.sharded import MeshAxes
-from rtpjax.models.layers import Linear, Normed, Summand
+from rtpjax.models.layers import MLP, Linear, Normed, Summand
 from rtpjax.models.moe_config import MoeConfig
-from rtpjax.models.weight_formats import param
+from rtpjax.models.weight_formats import PLAIN, WeightFormat, param
+
+
+class Router(Linear):
+    """Chooses the experts of each token; see RouterConfig."""
+
+    def __init__(self, config: MoeConfig, hidden_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        self.config = config.router
+        self.num_chosen = config.num_experts_per_tok
+        E = config.num_experts
+        dtype = jnp.float32 if self.config.in_float32 else dtype
+        super().__init__((E, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+        # In fewer bits biases near each other become equal, and tokens go to other experts.
+        self.e_score_correction_bias = (
+            param((E,), ("router",), jnp.float32, rngs=rngs, init=nnx.initializers.zeros)
+            if self.config.has_bias
+            else None
+        )
+
+    def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weights float32 `[T, k]` and ids int32 `[T, k]` of each token's experts.
+
+        x: `[T, D]`.
+        """
+        config = self.config
+        score = jax.nn.softmax if config.score == "softmax" else jax.nn.sigmoid
+        scores = score(self._logits(x))
+        for_choice = scores
+        if self.e_score_correction_bias is not None:
+            for_choice = scores + self.e_score_correction_bias.get_value()[None, :]
+        if config.num_groups > 1:
+            for_choice = self._of_best_groups(for_choice)
+        shares, expert_ids = lax.top_k(for_choice, self.num_chosen)
+        if for_choice is not scores:
+            shares = jnp.take_along_axis(scores, expert_ids, axis=1)
+        if config.norm_topk_prob:
+            shares = shares / (shares.sum(axis=-1, keepdims=True) + config.norm_eps)
+        return shares * config.scale, expert_ids
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        if not self.config.in_float32:
+            return self.product(x)
+        # By default a GPU rounds float32 to the 10 bits of its tensor cores.
+        return lax.dot_general(
+            x.astype(jnp.float32),
+            self.weight.get_value(),
+            CONTRACT_LAST,
+            precision=lax.Precision.HIGHEST,
+        )
+
+    def _of_best_groups(self, scores: jax.Array) -> jax.Array:
+        """scores `[T, E]` with -inf for experts of the groups that a token does not choose."""
+        T, E = scores.shape
+        groups = scores.reshape(T, self.config.num_groups, -1)
+        rank = lax.top_k(groups, 2)[0].sum(axis=-1)
+        _, best = lax.top_k(rank, self.config.num_groups_per_tok)
+        is_best = (best[:, :, None] == jnp.arange(self.config.num_groups)[None, None, :]).any(
+            axis=1
+        )
+        return jnp.where(is_best[:, :, None], groups, -jnp.inf).reshape(T, E)
 
 
 class ExpertLinear(nnx.Module):
@@ -69,17 +129,31 @@ class MoE(nnx.Module):
         hidden_act: str,
         dtype: DTypeLike,
         *,
+        shared_format: WeightFormat = PLAIN,
         rngs: nnx.Rngs,
     ):
         self.config = config
         self.hidden_act = hidden_act
-        self.gate = Linear((config.num_experts, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+        self.gate = Router(config, hidden_size, dtype, rngs=rngs)
         self.experts = Experts(config, hidden_size, dtype, rngs=rngs)
+        shared = None
+        if config.shared_size:
+            shared = MLP(
+                hidden_size, config.shared_size, hidden_act, dtype, format=shared_format, rngs=rngs
+            )
+        # Two names in checkpoints, and the gate tells which.
+        self.shared_expert = shared if config.is_shared_gated else None
+        self.shared_experts = None if config.is_shared_gated else shared
+        self.shared_expert_gate = (
+            Linear((1, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+            if config.is_shared_gated
+            else None
+        )
 
     def __call__(self, x: jax.Array | Normed, mesh: MeshAxes | None) -> Summand:
         """What it adds to the residual stream; see MLP."""
         normed = x.value if isinstance(x, Normed) else x
-        shares, expert_ids = self._route(normed)
+        shares, expert_ids = self.gate.route(normed)
         experts = self.experts
         weights = (
             experts.gate_proj.weight.get_value(),
@@ -91,15 +165,18 @@ class MoE(nnx.Module):
         if mesh is not None and mesh.mesh.size > 1:
             apply = _over_mesh(mesh, apply)
         added = apply(normed, shares, expert_ids, every, weights)
-        return Summand(added.astype(normed.dtype))
+        return Summand(self._with_shared(added, x, normed, mesh).astype(normed.dtype))
 
-    def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Experts of each token int32 `[T, k]`, and their weights float32 `[T, k]`."""
-        probabilities = jax.nn.softmax(self.gate.product(x), axis=-1)
-        shares, expert_ids = lax.top_k(probabilities, self.config.num_experts_per_tok)
-        if self.config.norm_topk_prob:
-            shares = shares / shares.sum(axis=-1, keepdims=True)
-        return shares, expert_ids
+    def _with_shared(
+        self, added: jax.Array, x: jax.Array | Normed, normed: jax.Array, mesh: MeshAxes | None
+    ) -> jax.Array:
+        """added float32 `[T, D]` with what the shared expert makes of every token."""
+        if self.shared_experts is not None:
+            return added + self.shared_experts(x, mesh).value.astype(jnp.float32)
+        if self.shared_expert is None or self.shared_expert_gate is None:
+            return added
+        share = jax.nn.sigmoid(self.shared_expert_gate.product(normed))
+        return added + share * self.shared_expert(x, mesh).value.astype(jnp.float32)
 
 
 def _over_mesh(mesh: MeshAxes, apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -20,7 +20,7 @@ from pallas_kernels.registry import tracing_for
 from rtpjax import gpus
 from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
-from rtpjax.engine.sampling import MAX_NGRAM_TOKENS
+from rtpjax.engine.limits import MAX_NGRAM_TOKENS
 from rtpjax.engine.wants import VARIANTS
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig

@@ -20,12 +20,8 @@ from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import NUM_ROW_FIELDS, Bucket, Layout
 from rtpjax.engine.kv_cache import declare, pages_for
-from rtpjax.engine.sampling import (
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    SlotState,
-)
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import SlotState
 from rtpjax.engine.wants import EVERYTHING, Wants
 from rtpjax.gpus import Gpu
 from rtpjax.models import Caches, ModelConfig, PagedCache, Precision

@@ -11,6 +11,8 @@ import sys
 
 import numpy as np
 
+from rtpjax.models import architectures
+from rtpjax.renamed_tensors import model_name
 from tests.golden import cases
 
 
@@ -37,7 +39,9 @@ def reference_model(case_name: str):
 def named_tensors(model) -> dict:
     """A transformers model's tensors by our names; experts' gate and up are views of one tensor."""
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    patterns = architectures()[type(model).__name__].stored_names
+    for stored, tensor in model.state_dict().items():
+        name = model_name(stored, patterns)
         if name.endswith("experts.gate_up_proj"):
             layer, size = name.removesuffix("gate_up_proj"), tensor.shape[1] // 2
             tensors[f"{layer}gate_proj.weight"] = tensor[:, :size]

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rtpjax.engine.batch import RowInputs
-from rtpjax.engine.sampling import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES, SlotState
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import SlotState
 from rtpjax.engine.step import COMMAND_BUFFERS
 from rtpjax.engine.wants import VARIANTS
 from rtpjax.lab.stage import Lab

@@ -12,15 +12,8 @@ from jax import lax
 
 from rtpjax.engine import sampling
 from rtpjax.engine.batch import NO_SLOT, RowInputs
-from rtpjax.engine.sampling import (
-    ANY_TOKEN,
-    EXCLUDED,
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    MAX_LOGPROBS,
-    SlotState,
-)
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES, MAX_LOGPROBS
+from rtpjax.engine.sampling import ANY_TOKEN, EXCLUDED, SlotState
 from rtpjax.engine.wants import EVERYTHING, VARIANTS, Wants, least, wants_of
 
 V = 300
