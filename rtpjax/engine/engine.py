@@ -44,7 +44,7 @@ from rtpjax.engine.grammar import (
     too_slow,
 )
 from rtpjax.engine.groups import Groups
-from rtpjax.engine.outputs import added_by, keep_score, output_of
+from rtpjax.engine.outputs import added_by, keep_scores, output_of
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
@@ -317,7 +317,7 @@ class LLMEngine:
             self._end_late(outputs)
             self._check_books()
         except BaseException as error:  # noqa: BLE001 (see report)
-            collecting = collected.batch.rows.values() if collected else ()
+            collecting = [row for row, _ in collected.batch.rows] if collected else ()
             # Where scheduling itself failed, it may be for any request.
             self._recover([] if rows is None else [*collecting, *rows], error, outputs)
         self._is_stalled = not (rows or collected or self._is_device_lost)
@@ -476,20 +476,20 @@ class LLMEngine:
     def _choose(self, forwarded: Forwarded, outputs: list[RequestOutput]) -> StepHandle:
         """Has a step's tokens chosen; those whose mask is late do not count."""
         constrained = {
-            b: (row.sequence, row.sequence.constraint)
-            for b, row in (forwarded.batch.rows.items() if self._constrained else ())
+            places[-1]: (row.sequence, row.sequence.constraint)
+            for row, places in (forwarded.batch.rows if self._constrained else ())
             if row.samples and row.sequence.constraint is not None and not row.sequence.num_dropped
         }
         self._await_masks((c for _, c in constrained.values()), _MASK_WAIT_S)
         masks: dict[int, np.ndarray] = {}
-        for b, (sequence, constraint) in constrained.items():
+        for place, (sequence, constraint) in constrained.items():
             if sequence.is_finished:
                 continue
             try:
                 if not constraint.is_ready:
                     self._groups.of(sequence).retract(sequence)
                 elif constraint.mask is not None:
-                    masks[b] = constraint.mask
+                    masks[place] = constraint.mask
             except BaseException as error:  # noqa: BLE001 (see report)
                 outputs.append(self._fail_row(sequence, error))
         return self._runner.choose(forwarded, masks)
@@ -499,29 +499,26 @@ class LLMEngine:
         started = time.perf_counter()
         sampled = self._runner.collect(handle)
         self.timings.wait_s += time.perf_counter() - started
-        for take in (self._take_score, self._take_sample):
-            for b, row in handle.batch.rows.items():
-                if row.sequence.is_finished:
-                    continue
-                try:
-                    output = take(row, sampled, b)
-                except BaseException as error:  # noqa: BLE001 (see report)
-                    output = self._fail_row(row.sequence, error)
-                if output is not None:
-                    outputs.append(output)
+        for row, places in handle.batch.rows:
+            if row.sequence.is_finished:
+                continue
+            try:
+                output = self._take(row, places, sampled)
+            except BaseException as error:  # noqa: BLE001 (see report)
+                output = self._fail_row(row.sequence, error)
+            if output is not None:
+                outputs.append(output)
 
-    def _take_score(self, row: ScheduledRow, sampled: Sampled, b: int) -> None:
-        if row.target >= 0:
-            keep_score(row, sampled, b)
+    def _take(self, row: ScheduledRow, places: Many[int], sampled: Sampled) -> RequestOutput | None:
+        """What a row's outputs add to its request; None for nothing."""
+        keep_scores(row, places[: row.num_scored], sampled)
+        return self._take_sample(row.sequence, sampled, places[-1]) if row.samples else None
 
-    def _take_sample(self, row: ScheduledRow, sampled: Sampled, b: int) -> RequestOutput | None:
+    def _take_sample(self, sequence: Sequence, sampled: Sampled, b: int) -> RequestOutput | None:
         """Adds a token to its request, and ends the request if the token does.
 
-        None if there is none, or if it does not fit the grammar and will be sampled again.
+        None if it does not fit the grammar and will be sampled again.
         """
-        sequence = row.sequence
-        if not row.samples:
-            return None
         if sequence.num_dropped:
             sequence.num_dropped -= 1
             return None
