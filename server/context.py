@@ -71,8 +71,10 @@ class ServerContext(ModelContext):
             max_body_bytes=config.max_bodies_bytes,
             write_timeout_s=config.write_timeout_s,
         )
-        self.metrics = Metrics(engine.stats, self.limits)
-        self.preparation = Preparation(self)
+        self.metrics = Metrics(engine.stats, self.limits, engine.model_name)
+        self.preparation = Preparation(
+            self, lambda lane, seconds: self.metrics.prepare.labels(lane).observe(seconds)
+        )
 
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""
