@@ -39,7 +39,9 @@ class Router(Linear):
         self.num_chosen = config.num_experts_per_tok
         E = config.num_experts
         dtype = jnp.float32 if self.config.in_float32 else dtype
-        super().__init__((E, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+        super().__init__(
+            (E, hidden_size), ("router", "embed"), dtype, bias=config.has_biases, rngs=rngs
+        )
         # In fewer bits biases near each other become equal, and tokens go to other experts.
         self.e_score_correction_bias = (
             param((E,), ("router",), jnp.float32, rngs=rngs, init=nnx.initializers.zeros)
@@ -69,7 +71,10 @@ class Router(Linear):
 
     def _logits(self, x: jax.Array) -> jax.Array:
         if not self.config.in_float32:
-            return self.product(x)
+            logits = self.product(x)
+            if self.bias is None:
+                return logits
+            return logits + self.bias.get_value().astype(jnp.float32)[None, :]
         # By default a GPU rounds float32 to the 10 bits of its tensor cores.
         return lax.dot_general(
             x.astype(jnp.float32),
@@ -103,9 +108,14 @@ class ExpertLinear(nnx.Module):
         axes: tuple[str, str],
         dtype: DTypeLike,
         *,
+        bias_axes: tuple[str, str] | None = None,
         rngs: nnx.Rngs,
     ):
         self.weight = param(shape, ("experts", *axes), dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.bias = (
+            None if bias_axes is None else param(shape[:2], bias_axes, dtype, rngs=rngs, init=zeros)
+        )
 
 
 class Experts(nnx.Module):
@@ -114,9 +124,12 @@ class Experts(nnx.Module):
     def __init__(self, config: MoeConfig, hidden_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
         E, F, D = config.num_experts, config.intermediate_size, hidden_size
         linear = partial(ExpertLinear, dtype=dtype, rngs=rngs)
-        self.gate_proj = linear((E, F, D), ("expert_mlp", "embed"))
-        self.up_proj = linear((E, F, D), ("expert_mlp", "embed"))
-        self.down_proj = linear((E, D, F), ("embed", "expert_mlp"))
+        wide = ("experts", "expert_mlp") if config.has_biases else None
+        # Every device has all of it: it is added once, whatever part of an expert is where.
+        narrow = ("router", "embed") if config.has_biases else None
+        self.gate_proj = linear((E, F, D), ("expert_mlp", "embed"), bias_axes=wide)
+        self.up_proj = linear((E, F, D), ("expert_mlp", "embed"), bias_axes=wide)
+        self.down_proj = linear((E, D, F), ("embed", "expert_mlp"), bias_axes=narrow)
 
 
 class MoE(nnx.Module):
@@ -160,12 +173,27 @@ class MoE(nnx.Module):
             experts.up_proj.weight.get_value(),
             experts.down_proj.weight.get_value(),
         )
+        biases = tuple(
+            None if projection.bias is None else projection.bias.get_value()
+            for projection in (experts.gate_proj, experts.up_proj)
+        )
         every = jnp.arange(self.config.num_experts, dtype=jnp.int32)
-        apply = partial(_apply_experts, act=ACTIVATIONS[self.hidden_act])
+        apply = partial(_apply_experts, gated=self._gated)
         if mesh is not None and mesh.mesh.size > 1:
             apply = _over_mesh(mesh, apply)
-        added = apply(normed, shares, expert_ids, every, weights)
+        added = apply(normed, shares, expert_ids, every, weights, biases)
+        if experts.down_proj.bias is not None:
+            bias = experts.down_proj.bias.get_value()[expert_ids].astype(jnp.float32)  # [T, k, D]
+            added = added + (shares[:, :, None] * bias).sum(axis=1)
         return Summand(self._with_shared(added, x, normed, mesh).astype(normed.dtype))
+
+    def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """An expert's features of its two products, each float32 `[rows, F]`."""
+        clip = self.config.clip
+        if clip is None:
+            return ACTIVATIONS[self.hidden_act](gate) * up
+        gate, up = jnp.minimum(gate, clip), jnp.clip(up, -clip, clip)
+        return (up + 1) * gate * jax.nn.sigmoid(self.config.swish_slope * gate)
 
     def _with_shared(
         self, added: jax.Array, x: jax.Array | Normed, normed: jax.Array, mesh: MeshAxes | None
@@ -188,7 +216,8 @@ def _over_mesh(mesh: MeshAxes, apply: Callable[..., jax.Array]) -> Callable[...,
         return lax.psum(apply(*args), (*mesh.experts, *mesh.expert_mlp))
 
     weights = (widening, widening, narrowing)
-    return mesh.map(local, (P(), P(), P(), P(mesh.experts), weights), P())
+    biases = (P(mesh.experts, mesh.expert_mlp),) * 2
+    return mesh.map(local, (P(), P(), P(), P(mesh.experts), weights, biases), P())
 
 
 def _starts(group: jax.Array, num_groups: int) -> jax.Array:
@@ -214,8 +243,9 @@ def _apply_experts(
     expert_ids: jax.Array,
     own_ids: jax.Array,
     weights: tuple[jax.Array, jax.Array, jax.Array],
+    biases: tuple[jax.Array | None, ...],
     *,
-    act: Callable[[jax.Array], jax.Array],
+    gated: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """What a device's experts add to each token.
 
@@ -225,7 +255,8 @@ def _apply_experts(
         expert_ids: int32 `[T, k]`.
         own_ids: int32 `[E]`, ids of the experts that are here, consecutive.
         weights: Of gate_proj, up_proj `[E, F, D]` and down_proj `[E, D, F]`.
-        act: The activation.
+        biases: Of gate_proj and up_proj `[E, F]`, or None.
+        gated: Makes features of the two products.
 
     Returns:
         float32 `[T, D]`.
@@ -238,7 +269,12 @@ def _apply_experts(
     sorted_group = group[order]
     starts = _starts(group, E)
     rows = x[lax.div(order, jnp.asarray(k, order.dtype))].astype(gate_proj.dtype)
-    hidden = act(grouped_matmul(rows, gate_proj, starts)) * grouped_matmul(rows, up_proj, starts)
+    products = [grouped_matmul(rows, projection, starts) for projection in (gate_proj, up_proj)]
+    for i, bias in enumerate(biases):
+        if bias is not None:
+            # Rows of no group take the last expert's; what they make is left out below.
+            products[i] += bias.at[sorted_group].get(mode="clip").astype(jnp.float32)
+    hidden = gated(*products)
     out = grouped_matmul(hidden.astype(down_proj.dtype), down_proj, starts)
     out = jnp.where((sorted_group < E)[:, None], out * shares.reshape(-1)[order][:, None], 0.0)
     return out[jnp.argsort(order)].reshape(T, k, -1).sum(axis=1)

@@ -63,6 +63,10 @@ class MoeConfig:
         router: How a token's experts are chosen.
         shared_size: Features of the MLP that all tokens go to besides; 0 if there is none.
         is_shared_gated: Whether a number per token, between 0 and 1, multiplies what it makes.
+        has_biases: Whether the router's and the experts' products add a bias.
+        clip: Where an expert's gated features are `(up + 1) * gate * sigmoid(swish_slope * gate)`,
+            the largest gate and, up and down, the largest up; None where they are act(gate) * up.
+        swish_slope: See clip.
     """
 
     num_experts: int
@@ -72,6 +76,9 @@ class MoeConfig:
     router: RouterConfig = RouterConfig()
     shared_size: int = 0
     is_shared_gated: bool = False
+    has_biases: bool = False
+    clip: float | None = None
+    swish_slope: float = 1.0
 
     @staticmethod
     def from_hf(hf: Mapping[str, Any], num_layers: int) -> MoeConfig:
@@ -115,6 +122,9 @@ class MoeConfig:
             ),
             shared_size=_shared_size(hf, size),
             is_shared_gated="shared_expert_intermediate_size" in hf,
+            has_biases=bool(hf.get("experts_bias")),
+            clip=float(hf["swiglu_limit"]) if "swiglu_limit" in hf else None,
+            swish_slope=float(hf.get("swiglu_alpha", 1.0)),
         )
 
 

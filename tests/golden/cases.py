@@ -319,4 +319,23 @@ CASES |= {
         )
     ),
     "olmoe": Case(_config("OlmoeForCausalLM", head_dim=8, num_experts=6, num_experts_per_tok=2)),
+    "gpt_oss": Case(
+        _config(
+            "GptOssForCausalLM",
+            model_type="gpt_oss",
+            num_hidden_layers=3,
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            sliding_window=6,
+            swiglu_limit=0.5,
+            rope_scaling={
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        )
+    ),
 }

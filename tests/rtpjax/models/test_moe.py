@@ -18,8 +18,9 @@ from rtpjax.models.moe_config import MoeConfig
 from tests.golden import cases
 
 T, D = 13, 32
-# Softmax alone; with a shared expert behind a gate; with groups, a bias and two shared experts.
-CASES = ["qwen3_moe", "qwen2_moe", "glm4_moe"]
+# Softmax alone; a shared expert behind a gate; groups, a bias for the choice and two shared
+# experts; biases of all products, and gated features of bounded products.
+CASES = ["qwen3_moe", "qwen2_moe", "glm4_moe", "gpt_oss"]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -35,10 +36,11 @@ def by_hand(config: MoeConfig, params: dict[str, np.ndarray], x: np.ndarray) -> 
     """Token by token, expert by expert, added to x."""
     p = {name: value.astype(np.float64) for name, value in params.items()}
     parts = [f"{name}_proj.weight" for name in ("gate", "up", "down")]
+    biases = [part.replace("weight", "bias") for part in parts]
     out = x.astype(np.float64)
     for t, row in enumerate(x.astype(np.float64)):
         token = row / np.sqrt(np.mean(row**2) + 1e-5) * p["norm"]
-        logits = p["gate.weight"] @ token
+        logits = p["gate.weight"] @ token + p.get("gate.bias", 0.0)
         is_softmax = config.router.score == "softmax"
         scores = np.exp(logits) / np.exp(logits).sum() if is_softmax else sigmoid(logits)
         choice = scores + p.get("gate.e_score_correction_bias", 0.0)
@@ -51,6 +53,15 @@ def by_hand(config: MoeConfig, params: dict[str, np.ndarray], x: np.ndarray) -> 
         if config.router.norm_topk_prob:
             shares = shares / shares.sum()
         for e, share in zip(chosen, shares * config.router.scale, strict=True):
+            if config.clip is not None:
+                (gate, up, down), b = (
+                    [p[f"experts.{part}"][e] for part in kind] for kind in (parts, biases)
+                )
+                wide = np.minimum(gate @ token + b[0], config.clip)
+                raised = 1 + np.clip(up @ token + b[1], -config.clip, config.clip)
+                hidden = raised * wide * sigmoid(config.swish_slope * wide)
+                out[t] += share * (down @ hidden + b[2])
+                continue
             out[t] += share * mlp(*(p[f"experts.{part}"][e] for part in parts), token)
         if config.is_shared_gated:
             share = sigmoid(p["shared_expert_gate.weight"] @ token)
@@ -63,7 +74,8 @@ def by_hand(config: MoeConfig, params: dict[str, np.ndarray], x: np.ndarray) -> 
 @pytest.mark.parametrize("case_name", CASES)
 @pytest.mark.parametrize(("tp_size", "ep_size"), [(1, 1), (4, 1), (4, 4), (4, 2), (8, 4)])
 def test_split_experts(case_name: str, tp_size: int, ep_size: int):
-    hf = cases.CASES[case_name].config | {"num_experts": 8, "n_routed_experts": 8}
+    counts = dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 8)
+    hf = cases.CASES[case_name].config | counts
     model = ModelConfig.from_hf(hf)
     config = model.moe
     assert config is not None
