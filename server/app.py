@@ -82,8 +82,11 @@ def _watch_loop(app: Sanic, context: ServerContext) -> None:
     def begin(_: Sanic) -> None:
         tasks.append(asyncio.create_task(context.metrics.watch_loop()))
 
+    def end(_: Sanic) -> None:
+        tasks.pop().cancel()
+
     app.register_listener(begin, "after_server_start")
-    app.register_listener(lambda _: tasks.pop().cancel(), "before_server_stop")
+    app.register_listener(end, "before_server_stop")
 
 
 def _id_headers(request: Request) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from rtpjax.errors import QueueFullError
@@ -45,6 +47,56 @@ def test_models(server: LiveServer) -> None:
     assert server.client.get("/v1/models/org%2Fscripted").json() == listed["data"][0]
     missing = server.client.get("/v1/models/gpt-4")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_model_with_several_names(engine: ScriptedEngine) -> None:
+    with LiveServer(engine, served_model_names=("mine", "org/alias")) as server:
+        listed = server.client.get("/v1/models").json()["data"]
+        assert [(model["id"], model.get("parent")) for model in listed] == [
+            ("mine", None),
+            ("org/alias", "mine"),
+        ]
+        assert server.client.get("/v1/models/org/alias").json() == listed[1]
+        assert server.client.get("/v1/models/org%2Fscripted").status_code == 404
+        bodies = {
+            "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+            "/v1/completions": {"prompt": "hi"},
+            "/v1/responses": {"input": "hi"},
+            "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5},
+        }
+        for path, body in bodies.items():
+            answer = server.client.post(path, json=body | {"model": "org/alias"}).json()
+            assert answer["model"] == "mine", path
+        assert 'vllm:num_requests_running{model_name="mine"}' in server.client.get("/metrics").text
+
+
+def test_fingerprints(engine: ScriptedEngine) -> None:
+    """The same in all chunks, another one where the model's defaults are."""
+    found = []
+    for defaults in ({}, {"temperature": 0.5}):
+        with LiveServer(engine, sampling_defaults=defaults) as server:
+            whole = server.chat(max_tokens=2).json()["system_fingerprint"]
+            stream = server.chat(max_tokens=2, stream=True).text
+            assert stream.count(f'"system_fingerprint":"{whole}"') == stream.count('"id":')
+            text = server.client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 1})
+            assert text.json()["system_fingerprint"] == whole
+            found.append(whole)
+        engine.is_ready, engine.is_draining = True, False
+    assert found[0] != found[1]
+    assert all(name.startswith("fp_") for name in found)
+
+
+def test_what_orchestrators_and_gateways_ask_for(engine: ScriptedEngine) -> None:
+    with LiveServer(engine) as server:
+        get = server.client.get
+        assert get("/version").json() == {"version": version("rtpjax")}
+        assert get("/load").json() == {"server_load": 0}
+        assert server.client.post("/ping").status_code == 200
+        for path in ("/ready", "/ping"):
+            assert get(path).json() == {"status": "ok"}
+        engine.is_draining = True
+        for path in ("/ready", "/ping"):
+            assert get(path).status_code == 503
 
 
 def test_metrics(engine: ScriptedEngine) -> None:
