@@ -3,7 +3,7 @@
 One upload instead of a dozen: each has a fixed cost that is larger than copying its bytes. Floats
 travel as their bits.
 
-    | tokens 4 x T | query_start B + 1 | page_table B x W | rows B x F |
+    | tokens (3 + G) x T | query_start B + 1 | page_tables G x B x W | rows B x F |
 
 The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has
 T == B rows of one token. An extend bucket has T tokens and always max_num_seqs rows. With several
@@ -107,16 +107,16 @@ class Parts(NamedTuple, Generic[ArrayT]):
     """The packed vector, taken apart.
 
     Attributes:
-        tokens: `[4, T]`: token ids, positions, cache slots (page * page_size + offset), and the
-            per-request slots.
+        tokens: `[3 + G, T]`: token ids, positions, cache slots (page * page_size + offset) in each
+            cache group, and the per-request slots.
         query_start: `[B + 1]`.
-        page_table: `[B, W]`.
+        page_tables: `[G, B, W]`, of each cache group.
         rows: `[B, F]`, the fields of RowInputs.
     """
 
     tokens: ArrayT
     query_start: ArrayT
-    page_table: ArrayT
+    page_tables: ArrayT
     rows: ArrayT
 
 
@@ -127,15 +127,17 @@ class Layout:
     Attributes:
         bucket: The step's shape.
         table_width: Pages that a row can name, W.
+        num_groups: Cache groups, G.
     """
 
     bucket: Bucket
     table_width: int
+    num_groups: int = 1
 
     @property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
-        T, B = self.bucket.num_tokens, self.bucket.num_rows
-        return (4, T), (B + 1,), (B, self.table_width), (B, NUM_ROW_FIELDS)
+        T, B, G = self.bucket.num_tokens, self.bucket.num_rows, self.num_groups
+        return (3 + G, T), (B + 1,), (G, B, self.table_width), (B, NUM_ROW_FIELDS)
 
     @property
     def size(self) -> int:
@@ -174,7 +176,11 @@ class Batch:
 
 
 def pack(
-    groups: Many[Many[ScheduledRow]], buckets: Many[Bucket], table_width: int, page_size: int
+    groups: Many[Many[ScheduledRow]],
+    buckets: Many[Bucket],
+    table_width: int,
+    page_size: int,
+    num_cache_groups: int = 1,
 ) -> Batch:
     """Packs the rows of each dp group into the smallest bucket that holds those of any.
 
@@ -186,8 +192,9 @@ def pack(
         buckets: All there are.
         table_width: W.
         page_size: Tokens a page holds.
+        num_cache_groups: G.
     """
-    layout = Layout(_smallest(groups, buckets), table_width)
+    layout = Layout(_smallest(groups, buckets), table_width, num_cache_groups)
     vector = np.zeros((len(groups), layout.size), np.int32)
     packed: dict[int, ScheduledRow] = {}
     for g, (rows, part) in enumerate(zip(groups, vector, strict=True)):
@@ -209,12 +216,13 @@ def _smallest(groups: Many[Many[ScheduledRow]], buckets: Many[Bucket]) -> Bucket
 
 def _pack_group(parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: int) -> None:
     """All rows at once: numpy takes longer to begin than to fill in a row's few numbers."""
-    parts.tokens[3] = NO_SLOT
+    parts.tokens[-1] = NO_SLOT
     parts.rows[:] = _EMPTY_ROW
     if not rows:
         return
-    for pages, row in zip(parts.page_table, rows, strict=False):
-        pages[: len(row.sequence.pages)] = row.sequence.pages
+    for b, row in enumerate(rows):
+        for table, pages in zip(parts.page_tables, row.sequence.pages, strict=True):
+            table[b, : len(pages)] = pages
     counts = np.array([row.count for row in rows], np.int32)
     ends = np.cumsum(counts, dtype=np.int32)
     parts.query_start[1 : len(rows) + 1] = ends
@@ -230,8 +238,8 @@ def _pack_group(parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: i
     tokens = parts.tokens[:, : len(row_of)]
     tokens[0] = [token_id for row in rows for token_id in _token_ids(row)]
     tokens[1] = positions
-    tokens[2] = parts.page_table[row_of, page] * page_size + offset
-    tokens[3] = slots[row_of]
+    tokens[2:-1] = parts.page_tables[:, row_of, page] * page_size + offset
+    tokens[-1] = slots[row_of]
 
 
 def _changing_fields(row: ScheduledRow) -> tuple[int, ...]:
@@ -297,13 +305,13 @@ def unpack(
         of the rows `[B, F]` (see row_inputs).
     """
     parts = layout.split(vector)
-    token_ids, positions, cache_slots, token_slots = parts.tokens
+    token_ids, positions, token_slots = parts.tokens[0], parts.tokens[1], parts.tokens[-1]
     pending = tokens.at[token_slots, positions].get(mode="clip")
     token_ids = jnp.where(token_ids == PENDING, pending, token_ids)
     step = StepInputs(
         positions=positions,
-        slots=cache_slots[None],
-        page_tables=parts.page_table[None],
+        slots=parts.tokens[2:-1],
+        page_tables=parts.page_tables,
         query_start=parts.query_start,
         context_lens=row_inputs(parts.rows).context_lens,
         kind=layout.bucket.kind,

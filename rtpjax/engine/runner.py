@@ -181,7 +181,11 @@ class Runner:
         self._forwarded = None
         self._caches: Any = None  # memory may not hold the old ones beside the fresh ones
         self._caches = kv_cache.allocate(
-            self._model.cache_specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
+            self._model.cache_specs,
+            [group.num_pages for group in c.cache_groups],
+            c.page_size,
+            c.precision.cache,
+            self.mesh,
         )
 
         num_seats = self._num_groups * c.max_num_seqs
@@ -208,7 +212,7 @@ class Runner:
             for n in self._row_counts
         }
         for bucket in self.buckets:
-            layout = Layout(bucket, self.config.table_width)
+            layout = self._layout(bucket)
             self.forward(_padding(layout, self._num_groups))
             forwarded = self._forwarded
             for number, (num_rows, _) in enumerate(self.choices):
@@ -292,8 +296,11 @@ class Runner:
         """Waits for a step's result; numpy arrays, by row of its batch."""
         return unpack_sampled(np.asarray(handle.sampled))
 
+    def _layout(self, bucket: Bucket) -> Layout:
+        return Layout(bucket, self.config.table_width, len(self.config.cache_groups))
+
     def _compile_forward(self, bucket: Bucket) -> Callable[..., Any]:
-        layout = Layout(bucket, self.config.table_width)
+        layout = self._layout(bucket)
         step = self._counted(partial(forward, self._model, layout))
         group = self._by_group  # sampling sees whole rows of logits
         caches = jax.tree.map(lambda pages: pages.sharding, self._caches)
@@ -426,6 +433,6 @@ def _fill_masks(state: SlotState, slots: jax.Array, masks: jax.Array) -> SlotSta
 def _padding(layout: Layout, num_groups: int) -> Batch:
     vector = np.zeros(layout.size, np.int32)
     parts = layout.split(vector)
-    parts.tokens[3] = NO_SLOT
+    parts.tokens[-1] = NO_SLOT
     parts.rows[:, 2] = NO_SLOT
     return Batch({}, layout, np.tile(vector, num_groups))

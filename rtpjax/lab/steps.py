@@ -102,15 +102,15 @@ def packed(layout: Layout, queries: Sequence[tuple[int, int]]) -> np.ndarray:
     """
     vector = np.zeros(layout.size, np.int32)
     parts = layout.split(vector)
-    parts.tokens[3], parts.query_start[:] = NO_SLOT, sum(count for _, count in queries)
+    parts.tokens[-1], parts.query_start[:] = NO_SLOT, sum(count for _, count in queries)
     parts.rows[:, RowInputs._fields.index("sample_slots")] = NO_SLOT
     rng, at, next_page = np.random.default_rng(0), 0, 1
     for row, (start, count) in enumerate(queries):
         positions = np.arange(start, start + count)
         num_pages = kv_cache.pages_for(start + count, PAGE_SIZE)
-        parts.page_table[row, :num_pages] = next_page + np.arange(num_pages)
+        parts.page_tables[:, row, :num_pages] = next_page + np.arange(num_pages)
         next_page += num_pages
-        pages = parts.page_table[row][positions // PAGE_SIZE]
+        pages = parts.page_tables[0, row][positions // PAGE_SIZE]
         parts.tokens[:, at : at + count] = np.stack(
             [
                 rng.integers(0, 1000, count),
@@ -194,7 +194,7 @@ class Steps:
 
     def vector(self, bucket: Bucket, *, num_decodes: int = 0) -> jax.Array:
         """A step of a bucket: rows of the whole context, or one prompt behind some of them."""
-        layout = self.shape(bucket).layout
+        layout = self.shape(bucket).layout(self.needs.cache_specs)
         if bucket.kind == "decode":
             queries = [(self.context - 1, 1)] * bucket.num_rows
         else:

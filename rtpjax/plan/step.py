@@ -19,7 +19,7 @@ from pallas_kernels.registry import tracing_for
 from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import NUM_ROW_FIELDS, Bucket, Layout
-from rtpjax.engine.kv_cache import declare, pages_for
+from rtpjax.engine.kv_cache import declare, pages_for, windows_of
 from rtpjax.engine.sampling import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
@@ -28,7 +28,7 @@ from rtpjax.engine.sampling import (
 )
 from rtpjax.engine.wants import EVERYTHING, Wants
 from rtpjax.gpus import Gpu
-from rtpjax.models import Caches, ModelConfig, PagedCache, Precision
+from rtpjax.models import Caches, ModelConfig, PagedCache, Pages, Precision
 from rtpjax.models.cache_write import has_scales
 from rtpjax.plan.limits import declared
 
@@ -41,7 +41,7 @@ class StepShape:
         bucket: Kind, tokens and rows.
         max_model_len: Sets the width of page tables.
         page_size: Tokens a page holds.
-        num_pages: Pages of the cache.
+        num_pages: Pages of each cache group.
         max_num_seqs: Slots of per-request state.
     """
 
@@ -51,10 +51,10 @@ class StepShape:
     num_pages: int
     max_num_seqs: int
 
-    @property
-    def layout(self) -> Layout:
-        """Of the packed vector."""
-        return Layout(self.bucket, pages_for(self.max_model_len, self.page_size))
+    def layout(self, specs: tuple[Pages, ...]) -> Layout:
+        """Of the packed vector, for a model whose layers keep this."""
+        width = pages_for(self.max_model_len, self.page_size)
+        return Layout(self.bucket, width, len(windows_of(specs)))
 
 
 def forward(
@@ -69,7 +69,7 @@ def forward(
     group = NamedSharding(mesh, PartitionSpec(sharding.DP))
     caches = jax.tree.map(lambda pages: pages.sharding, caches_of(model, precision, shape, mesh))
     return jax.jit(
-        partial(engine_step.forward, step, shape.layout),
+        partial(engine_step.forward, step, shape.layout(step.cache_specs)),
         donate_argnums=(2, 3),
         keep_unused=True,
         out_shardings=(group, group, caches, group),
@@ -79,7 +79,8 @@ def forward(
 def caches_of(model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh) -> Caches:
     """The caches that a step updates, as shapes with shardings."""
     _, specs = declared(model, precision)
-    return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
+    num_pages = [shape.num_pages] * len(windows_of(specs))
+    return declare(specs, num_pages, shape.page_size, precision.cache, mesh)
 
 
 def abstract_arguments(
@@ -91,15 +92,16 @@ def abstract_arguments(
     def whole(size: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(size, jnp.int32, sharding=group)
 
-    params = tuple(
+    params, specs = declared(model, precision)
+    arrays = tuple(
         jax.ShapeDtypeStruct(
             spec.shape, spec.dtype, sharding=sharding.named_sharding(mesh, spec.axes, spec.shape)
         )
-        for spec in declared(model, precision)[0].values()
+        for spec in params.values()
     )
     caches = caches_of(model, precision, shape, mesh)
     tokens = whole((shape.max_num_seqs, shape.max_model_len + 1))
-    return params, whole((shape.layout.size,)), caches, tokens
+    return arrays, whole((shape.layout(specs).size,)), caches, tokens
 
 
 def argument_names(model: ModelConfig, precision: Precision, num_caches: int) -> list[str]:

@@ -35,7 +35,7 @@ def scheduled(start, count, *, known, pages, slot, samples=True, seed=0, **sampl
     request = GenerationRequest("r", (100 * slot,), SamplingParams(**sampling))
     sequence = Sequence(request, order=(0, 0), max_tokens=99)
     sequence.token_ids = [100 * slot + i for i in range(known)]
-    sequence.pages, sequence.slot = pages, slot
+    sequence.pages, sequence.slot = [pages], slot
     sequence.sampling_fields = packing.sampling_fields(sequence, seed)
     return ScheduledRow(sequence, start, count, samples)
 
@@ -51,7 +51,7 @@ def test_a_ragged_batch_by_hand():
         (2, chunk),
     ]  # decodes first, the longest context first
     assert batch.layout == Layout(BUCKETS[2], WIDTH)
-    tokens, query_start, page_table, rows = batch.layout.split(batch.vector)
+    tokens, query_start, (page_table,), rows = batch.layout.split(batch.vector)
     np.testing.assert_array_equal(
         tokens,
         [
