@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from rtpjax.start_server import read_settings, resolve_checkpoint
+from rtpjax.served_model import resolve_checkpoint
+from rtpjax.start_server import read_settings
 
 
 def add_model(parser: argparse.ArgumentParser, *, has_dummy: bool) -> None:

@@ -1,8 +1,8 @@
 """`bench step`: one decode step of a model with quantized weights beside plain ones.
 
-The compiled program is the runner's `forward` (rtpjax.engine.step) with weights of no meaning and
-empty contexts, so what it takes is weights, norms and the output matrix, and hardly any attention.
-Formats take turns, and of each turn's two steps the faster counts.
+The compiled programs are the runner's (rtpjax.engine.step), with weights of no meaning, greedy rows
+and empty contexts, so what it takes is weights, norms and the output matrix, and hardly any
+attention. Formats take turns, and of each turn's two steps the faster counts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import numpy as np
 from bench.model import add_model, find_model
 from bench.report import busy_share, table, write_json
 from checkpoints_conv.readers import open_checkpoint
-from rtpjax.engine.batch import Bucket
+from rtpjax.engine import seats
+from rtpjax.engine.batch import Bucket, empty_outputs
+from rtpjax.engine.step import Model
+from rtpjax.engine.wants import NOTHING
 from rtpjax.models import ModelConfig, Precision, abstract_state
 from rtpjax.models.quantization import METHODS, UNQUANTIZED, kept_on, quantization_of
-from rtpjax.plan.step import StepShape, abstract_arguments, forward
+from rtpjax.plan.step import StepShape, abstract_arguments, compile_choose, forward
 from rtpjax.sharding import make_mesh
 
 PLAIN = "bf16"
@@ -79,22 +82,33 @@ class _Step:
         precision, mesh = Precision.of("BF16", jax.default_backend()), make_mesh(1)
         shape = StepShape(Bucket("decode", rows, rows), 512, 32, 257, 32)
         arguments = abstract_arguments(config, precision, shape, mesh)
-        self._program = forward(config, precision, shape, mesh).lower(*arguments).compile()
+        self._forward = forward(config, precision, shape, mesh).lower(*arguments).compile()
+        self._choose = compile_choose(
+            *(config, precision, shape, mesh), num_outputs=rows, wants=NOTHING
+        )
         rng = np.random.default_rng(0)
         specs = abstract_state(config, precision).items()
         self._params = tuple(_values(rng, name, spec.shape, spec.dtype) for name, spec in specs)
-        self._vector, self._caches, self._tokens = jax.tree.map(
+        self._head = Model.of(config, precision, mesh).head_of(self._params)
+        self._vector, self._caches, self._tokens, self._hidden = jax.tree.map(
             lambda array: jnp.zeros(array.shape, array.dtype), arguments[1:]
         )
+        group = self._tokens.sharding
+        state = seats.allocate(shape.max_num_seqs, shape.max_model_len, config.vocab_size, group)
+        self._state = state._replace(tokens=None)  # type: ignore[arg-type]  # they are apart
+        self._outputs = empty_outputs(rows)
         self.run()
 
     def run(self) -> float:
         """Seconds of a step."""
         start_s = time.perf_counter()
-        logits, _, self._caches, self._tokens = self._program(
-            self._params, self._vector, self._caches, self._tokens
+        self._caches, self._tokens, self._hidden = self._forward(
+            self._params, self._vector, self._caches, self._tokens, self._hidden
         )
-        logits.block_until_ready()
+        sampled, self._tokens = self._choose(
+            self._head, self._hidden, self._outputs, self._tokens, self._state
+        )
+        sampled.block_until_ready()
         return time.perf_counter() - start_s
 
 

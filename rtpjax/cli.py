@@ -75,7 +75,8 @@ def _plan(argv: Sequence[str]) -> int:
 def _check(argv: Sequence[str]) -> int:
     from checkpoints_conv.readers import open_checkpoint
     from rtpjax.check.__main__ import main
-    from rtpjax.start_server import read_settings, resolve_checkpoint
+    from rtpjax.served_model import resolve_checkpoint
+    from rtpjax.start_server import read_settings
 
     settings = read_settings((), os.environ)
     cache = settings["RTPJAX_CACHE"].expanduser()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from rtpjax.distributed.hosts import resolve
 from rtpjax.errors import CheckpointError, ConfigError
+from rtpjax.logs import configure_logging
 from rtpjax.settings import REPLICA_SETTINGS, SETTINGS
-from rtpjax.start_server import MIB, configure_logging, prepare, read_settings, warn_not_yet
+from rtpjax.start_server import MIB, prepare, read_settings, warn_not_yet
 
 if TYPE_CHECKING:
     from ray.serve import Application

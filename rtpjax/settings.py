@@ -211,6 +211,12 @@ SETTINGS = (
         None,
         "requests that run at once in each group of DP_SIZE; further ones wait",
     ),
+    Setting(
+        "ENGINE_PROCESS",
+        _switch,
+        True,
+        "0: the engine shares a process with the HTTP side, which makes both slower",
+    ),
     Setting("QUEUE_LIMIT", _positive, 4096, "requests that may wait; further ones get a 429"),
     Setting("MAX_BATCH_TOKENS_SIZE", _positive, None, "tokens computed in one step"),
     Setting(

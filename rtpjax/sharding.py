@@ -207,6 +207,8 @@ def _problems(config: ModelConfig, tp_size: int, ep_size: int) -> Iterator[str]:
         yield f"its {moe.num_experts} experts are not a multiple of EP_SIZE"
     if moe.intermediate_size * ep_size % tp_size:
         yield f"the {moe.intermediate_size} features of its experts are not a multiple"
+    if moe.shared_size % tp_size:
+        yield f"the {moe.shared_size} features of its shared expert are not a multiple"
 
 
 def ways(mesh: Mesh | AbstractMesh, axis: str) -> int:

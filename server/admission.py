@@ -7,6 +7,7 @@ from sanic.exceptions import PayloadTooLarge, SanicException
 
 from server.config import ServerConfig
 from server.cors import Cors
+from server.inflate import ENCODINGS
 
 # With these types a page may send a body to a foreign server without asking it first.
 _UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
@@ -34,8 +35,8 @@ def check_head(request: Request, config: ServerConfig, cors: Cors) -> None:
 
     Raises:
         PayloadTooLarge: It is larger than it may be.
-        UnsupportedMediaType: It is compressed, or no JSON, or a page of an origin that is not
-            allowed sends it without having asked.
+        UnsupportedMediaType: It is compressed in another way than gzip, or no JSON, or a page of
+            an origin that is not allowed sends it without having asked.
     """
     if request.method != "POST":
         return
@@ -47,11 +48,11 @@ def check_head(request: Request, config: ServerConfig, cors: Cors) -> None:
             f"Content-Type: a page of {headers['origin']!r} sends its body as JSON, with "
             "Content-Type: application/json, and only if CORS_ALLOW_ORIGINS has its origin"
         )
-    encoding = headers.get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
+    encoding = encoding_of(request)
+    if encoding and encoding not in ENCODINGS:
         raise UnsupportedMediaType(
-            f"Content-Encoding: {encoding!r} is not supported; send the body as it is",
-            headers={"Accept-Encoding": "identity"},
+            f"Content-Encoding: {encoding!r} is not supported; send the body as it is, or gzip",
+            headers={"Accept-Encoding": "gzip, identity"},
         )
     if not (kind in _READ_AS_JSON or (kind.startswith("application/") and kind.endswith("+json"))):
         raise UnsupportedMediaType(
@@ -65,6 +66,12 @@ def check_head(request: Request, config: ServerConfig, cors: Cors) -> None:
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > config.max_body_bytes:
         raise too_large(config)
+
+
+def encoding_of(request: Request) -> str:
+    """How a request's body is compressed; "" if it is not."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
 
 
 def too_large(config: ServerConfig) -> PayloadTooLarge:

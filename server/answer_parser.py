@@ -11,7 +11,7 @@ from server import limits
 from server.output import Delta
 from server.parsing.call_limit import CallLimit
 from server.parsing.calls import Calls
-from server.parsing.events import Content, Event, ToolCallArguments, ToolCallStart
+from server.parsing.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from server.parsing.source import Parser
 from server.reasoning_parsers import ReasoningGrammar
 from server.tool_parsers import ToolFormat
@@ -34,6 +34,7 @@ class AnswerSyntax:
         finish_reason: Of an answer with calls.
         style: How calls are written, where there are any.
         is_forced: The model is held to calls: what is read as text is half of one.
+        leaves_out_reasoning: The caller does not want to see it.
         certain: Texts after which it is held to a call.
     """
 
@@ -46,6 +47,7 @@ class AnswerSyntax:
     finish_reason: str = "tool_calls"
     style: CallStyle | None = None
     is_forced: bool = False
+    leaves_out_reasoning: bool = False
     certain: tuple[str, ...] = ()
 
     def is_cut(self, finish_reason: str, stop_reason: str | int | None) -> bool:
@@ -61,7 +63,10 @@ class AnswerParser:
 
     def __init__(self, syntax: AnswerSyntax):
         self._limit = CallLimit(syntax.max_calls, syntax.max_equal)
-        self._is_forced = syntax.is_forced
+        self._left_out: tuple[type[Event], ...] = (
+            *((Content,) if syntax.is_forced else ()),
+            *((Reasoning,) if syntax.leaves_out_reasoning else ()),
+        )
         reasoning, tools = syntax.reasoning, syntax.tools
         self._calls = calls = Calls(syntax.schemas or {}, certain=syntax.certain)
         self._reasoning = self._tools = None
@@ -104,16 +109,17 @@ class AnswerParser:
 
     def _read_calls(self, events: list[Event]) -> list[Event]:
         if self._tools is None:
-            return _merged(events)
+            return _merged(self._wanted(events))
         read: list[Event] = []
         for event in events:
             read += self._tools.feed(event.text) if isinstance(event, Content) else [event]
         return self._seen(read)
 
     def _seen(self, events: list[Event]) -> list[Event]:
-        if self._is_forced:
-            events = [event for event in events if not isinstance(event, Content)]
-        return _merged(self._limit.take(events))
+        return _merged(self._limit.take(self._wanted(events)))
+
+    def _wanted(self, events: list[Event]) -> list[Event]:
+        return [event for event in events if not isinstance(event, self._left_out)]
 
 
 def _merged(events: list[Event]) -> list[Event]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.errors import ConfigError
 from server.answer_parser import AnswerSyntax
@@ -90,6 +92,8 @@ def chat_requests(
     drop_idle_budget(context, support, body)
     prompt = _encode(context, body, support)
     syntax = support.syntax(body.calls, prompt.text)
+    if syntax is not None and body.leaves_out_reasoning:
+        syntax = replace(syntax, leaves_out_reasoning=True)
     grammar = chat_grammar(wanted_grammar(body), body.calls, syntax)
     check_length(len(prompt.token_ids), context.engine.max_model_len, param=param)
     params = sampling_of(body, context, max_tokens=body.max_new_tokens, logprobs=body.num_logprobs)

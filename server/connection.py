@@ -126,9 +126,17 @@ class HttpRequests(Http):
         """The next piece of a body."""
         data = await super().read()
         if data:
-            self._limits.take(len(data))
-            self._held_body_bytes += len(data)
+            self.hold(len(data))
         return data
+
+    def hold(self, num_bytes: int) -> None:
+        """Counts bytes of the body, until `release_body`.
+
+        Raises:
+            Overloaded: The bodies of all requests have too many.
+        """
+        self._limits.take(num_bytes)
+        self._held_body_bytes += num_bytes
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Writes the head of a response, and what there is of its body."""

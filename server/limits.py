@@ -29,6 +29,7 @@ MAX_FORCED_CALLS = 8  # where calls are required and nobody asked for parallel o
 MAX_EQUAL_CALLS = 4  # of one answer, where calls are not required
 MAX_GUIDED_CHOICES = 1000
 MAX_FUNCTIONS = 512
+MAX_EXAMPLES = 64  # of one tool's input
 MAX_TEMPLATE_CHARS = 100_000
 MAX_DECODED_TOKENS = 1_000_000
 MAX_INT32 = 2**31 - 1

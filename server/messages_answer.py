@@ -49,6 +49,7 @@ class MessagesAnswer:
         is_cut: bool,
         stop_sequences: Sequence[str],
         is_forced: bool = False,
+        hides_thinking: bool = False,
     ):
         """An answer.
 
@@ -59,8 +60,10 @@ class MessagesAnswer:
                 ends if its length is.
             stop_sequences: The caller's. A format of calls may have others.
             is_forced: The answer is calls and nothing else.
+            hides_thinking: Blocks of thinking have no text.
         """
         self._usage = usage_so_far
+        self._hides_thinking = hides_thinking
         self._is_cut = is_cut
         self._stop_sequences = frozenset(stop_sequences)
         self._items = Items(has_object_arguments=True, is_forced=is_forced)
@@ -86,7 +89,7 @@ class MessagesAnswer:
         return start + named_event({"type": "ping"})
 
     def delta(self, delta: Delta) -> bytes:
-        return b"".join(_written(change) for change in self._items.take(delta))
+        return b"".join(self._written(change) for change in self._items.take(delta))
 
     def usage(self, usage: Usage) -> bytes:
         return named_event(
@@ -96,7 +99,7 @@ class MessagesAnswer:
     def whole(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         [choice] = choices
         self._items.take_whole(choice)
-        content = [_block(item) for item in self._items.items]
+        content = [self._block(item) for item in self._items.items]
         return self._message | {"content": content, **self._stop(), "usage": self._counts()}
 
     def _stop(self) -> dict[str, Any]:
@@ -120,30 +123,31 @@ class MessagesAnswer:
             "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
         }
 
+    def _block(self, item: Item) -> dict[str, Any]:
+        match item.kind:
+            case "text":
+                return {"type": "text", "text": item.text}
+            case "reasoning":
+                text = "" if self._hides_thinking else item.text
+                return {"type": "thinking", "thinking": text, "signature": ""}
+            case "call":
+                values = object_of(item.text)
+                return {"type": "tool_use", "id": item.call_id, "name": item.name, "input": values}
 
-def _block(item: Item) -> dict[str, Any]:
-    match item.kind:
-        case "text":
-            return {"type": "text", "text": item.text}
-        case "reasoning":
-            return {"type": "thinking", "thinking": item.text, "signature": ""}
-        case "call":
-            arguments = object_of(item.text)
-            return {"type": "tool_use", "id": item.call_id, "name": item.name, "input": arguments}
-
-
-def _written(change: Change) -> bytes:
-    """The events of a change."""
-    item = change.item
-    if change.step == "open":
-        event = {"type": "content_block_start", "index": item.index, "content_block": _block(item)}
-        return named_event(event)
-    if change.step == "close":
-        # Clients expect a signature before the end; ours is empty, as nothing checks it.
-        signature = _delta(item, "signature_delta", "signature", "")
-        stop = named_event({"type": "content_block_stop", "index": item.index})
-        return signature + stop if item.kind == "reasoning" else stop
-    return _delta(item, *_DELTAS[item.kind], change.text)
+    def _written(self, change: Change) -> bytes:
+        """The events of a change."""
+        item = change.item
+        if change.step == "open":
+            event = {"type": "content_block_start", "index": item.index}
+            return named_event(event | {"content_block": self._block(item)})
+        if change.step == "close":
+            # Clients expect a signature before the end; ours is empty, as nothing checks it.
+            signature = _delta(item, "signature_delta", "signature", "")
+            stop = named_event({"type": "content_block_stop", "index": item.index})
+            return signature + stop if item.kind == "reasoning" else stop
+        if item.kind == "reasoning" and self._hides_thinking:
+            return b""
+        return _delta(item, *_DELTAS[item.kind], change.text)
 
 
 _DELTAS = {

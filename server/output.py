@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Container, Iterable, Seque
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from rtpjax.engine.failures import error_of
 from rtpjax.engine.request import GenerationRequest, RequestOutput, TokenLogprob
-from rtpjax.errors import DrainingError, EngineError, RequestError, RequestTimeoutError, RtpjaxError
+from rtpjax.errors import DrainingError
 from server.engine_protocol import Engine
 from server.metrics import Metrics, RequestTimer
 from server.parsing.events import Event, Message, fold
@@ -128,23 +129,13 @@ async def deltas(
                 continue
             usage.see(index, output)
             if output.finish_reason == "error":
-                raise _failure(output)
+                raise error_of(output)
             if output.finish_reason == "abort":
                 raise DrainingError("the server stopped before the answer was complete")
             if output.text or output.logprobs or output.finish_reason:
                 yield Delta(
                     index, output.text, output.logprobs, output.finish_reason, output.stop_reason
                 )
-
-
-def _failure(output: RequestOutput) -> RtpjaxError:
-    """Why a request ended without a complete answer."""
-    message = output.error or "the engine failed on this request"
-    if output.error_kind == "timeout":
-        return RequestTimeoutError(message, param="timeout_ms", code="timeout")
-    if output.error_kind == "request":
-        return RequestError(message, param=output.error_param)
-    return EngineError(message)
 
 
 def join(parts: Iterable[Delta]) -> list[Choice]:

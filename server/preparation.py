@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from server.forks import forks
+from server.inflate import inflated
 from server.lanes import LARGE, SLOW, SMALL, Lane, LaneSize, NeedsLane, Turn
 from server.worker import Worker
 
@@ -63,6 +64,20 @@ class Preparation:
             return await self._run(lane, prepare, body)
         except NeedsLane as other:
             return await self._run(other.lane, prepare, body)
+
+    async def inflate(self, body: bytes) -> bytes:
+        """What a compressed body holds, which may be as much as any body.
+
+        Raises:
+            RequestError, PayloadTooLarge: As `inflated`.
+            QueueFullError, RequestTimeoutError: As `run`.
+        """
+        most = self._context.config.max_body_bytes
+
+        def work(_: Turn[bytes]) -> bytes:
+            return inflated(body, most)
+
+        return await self._lanes[SMALL].run(work, len(body), self._timeout_s)
 
     async def _run(self, lane: str, prepare: Prepare[ResultT], body: bytes) -> ResultT:
         def here(_: Turn[ResultT]) -> ResultT:

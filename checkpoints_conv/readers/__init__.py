@@ -12,7 +12,9 @@ from rtpjax.dummy_checkpoint import DummyCheckpoint, is_config_file
 from rtpjax.errors import CheckpointError
 from rtpjax.expert_tensors import with_stacked_experts
 from rtpjax.gguf_file import only_gguf
+from rtpjax.interleaved_experts import with_separate_experts
 from rtpjax.joined_tensors import with_separate_tensors
+from rtpjax.renamed_tensors import with_model_names
 from rtpjax.text_model import with_text_model
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -30,8 +32,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
     """
-    text = with_text_model(_open(Path(path)))
-    return with_stacked_experts(with_separate_tensors(text))
+    named = with_model_names(with_text_model(_open(Path(path))))
+    return with_stacked_experts(with_separate_experts(with_separate_tensors(named)))
 
 
 def _open(path: Path) -> Checkpoint:

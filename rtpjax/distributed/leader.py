@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from rtpjax.engine.runner import Runner, StepHandle
 from rtpjax.engine.sampling import Sampled
 
 if TYPE_CHECKING:
-    from rtpjax.engine.async_engine import AsyncLLMEngine
+    from rtpjax.engine.loop import EngineLoop
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ class Leader:
     Args:
         hosts: Who takes part.
         timeout_s: How long to wait for the others.
-        engine: Told the reason when the group cannot go on; the process ends soon after.
+        loop: Told the reason when the group cannot go on; the process ends soon after.
         limits: When a follower counts as gone.
     """
 
@@ -38,12 +36,12 @@ class Leader:
         self,
         hosts: Hosts,
         timeout_s: int,
-        engine: AsyncLLMEngine,
+        loop: EngineLoop,
         limits: Limits | None = None,
     ):
         self._hosts = hosts
         self._timeout_s = timeout_s
-        self._engine = engine
+        self._loop = loop
         self._limits = limits or Limits()
         self._host: Host | None = None
 
@@ -66,8 +64,8 @@ class Leader:
             self._host.beats,
             num_followers,
             num_published=lambda: self._publisher.num_published,
-            on_failure=self._engine.fail,
-            on_leave=self._drain,
+            on_failure=self._loop.fail,
+            on_leave=self._loop.leave,
             limits=self._limits,
             end=end_process,
         )
@@ -92,11 +90,6 @@ class Leader:
             error_id = report("A device call of process 0", error)
             self._watch.fail(f"a step failed on process 0 (error {error_id} in its log)")
             raise
-
-    def _drain(self) -> None:
-        # Once it drains, nobody may listen to the signal any more, and it would end the process.
-        if not self._engine.is_draining:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self) -> None:
         """Ends the followers in good order; the engine has stopped."""

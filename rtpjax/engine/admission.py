@@ -14,15 +14,14 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from rtpjax.config import EngineConfig
-from rtpjax.engine.request import GenerationRequest, Grammar, ReasoningLimit, SamplingParams
-from rtpjax.engine.sampling import (
+from rtpjax.engine.limits import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
     MAX_BIASES,
     MAX_LOGPROBS,
     MAX_NGRAM_TOKENS,
 )
+from rtpjax.engine.request import GenerationRequest, Grammar, ReasoningLimit, SamplingParams
 from rtpjax.errors import RequestError
 
 MAX_INT32 = 2**31 - 1
@@ -128,7 +127,7 @@ _GRAMMAR_KINDS = get_args(get_type_hints(Grammar)["kind"])
 
 def check_request(
     request: GenerationRequest,
-    config: EngineConfig,
+    max_model_len: int,
     num_tokens: int,
     end_token_ids: Collection[int],
 ) -> None:
@@ -136,7 +135,7 @@ def check_request(
 
     Args:
         request: To be added.
-        config: The engine's settings.
+        max_model_len: Tokens that the context holds.
         num_tokens: Tokens that the tokenizer knows.
         end_token_ids: The model's own end tokens.
 
@@ -159,7 +158,7 @@ def check_request(
     if request.cache_salt != "":
         _check_texts("cache_salt", (request.cache_salt,), CACHE_SALT)
     _check_count("prompt", request.prompt_token_ids, MAX_INT32)
-    _check_lengths(len(request.prompt_token_ids), sampling, config.max_model_len)
+    _check_lengths(len(request.prompt_token_ids), sampling, max_model_len)
     _check_ids("prompt", request.prompt_token_ids, num_tokens)  # after its length: no long loop
     for name, tokens in TOKENS.items():
         _check_tokens(name, getattr(sampling, name), tokens, num_tokens)

@@ -1,19 +1,26 @@
-"""Packs a scheduled step into one int32 vector, which the jitted step takes apart again.
+"""Packs a scheduled step into int32 arrays, one for each of its programs, which take them apart.
 
 One upload instead of a dozen: each has a fixed cost that is larger than copying its bytes. Floats
 travel as their bits.
 
-    | tokens (3 + G) x T | query_start B + 1 | page_tables G x B x W | rows B x F |
+    forward:  | tokens (3 + G) x T | query_start B + 1 | page_tables G x B x W | context_lens B |
+    choose:   outputs S x F
 
 The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has
 T == B rows of one token. An extend bucket has T tokens and always max_num_seqs rows. With several
 dp groups there is such a vector for each, all of one layout, one after another.
+
+An output is a token of the step whose logits are wanted, to sample the next one or to score a known
+one; F are its fields (OutputInputs). A row may have none, or many. Their number S is padded by
+itself, to what a decode bucket can have; where there are more, `choose` runs several times.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -51,33 +58,36 @@ class Bucket:
         return f"{self.kind}[{self.num_tokens}]"
 
 
-class RowInputs(NamedTuple):
-    """What the step knows of each row besides its tokens. All `[B]`, int32 or float32.
+class OutputInputs(NamedTuple):
+    """What is wanted of each output, and of the request that it belongs to. All `[S]`.
+
+    int32, and float32 from temperature on.
 
     Attributes:
-        context_lens: Tokens of context, this step's included; also the position of the token
-            sampled.
-        sample_at: Index in T of the token whose logits are sampled.
-        sample_slots: Slot that the sampled token is written to; NO_SLOT when the row samples
-            nothing.
-        slots: The row's slot in the per-request device state.
+        context_lens: Tokens up to the one whose logits are wanted, itself included; also the
+            position of the token sampled.
+        at: Index in T of the token whose logits are wanted.
+        sample_slots: Slot that the sampled token is written to; NO_SLOT where none is sampled.
+        slots: The request's slot in the per-request device state.
         target_ids: Token to score in place of sampling one; -1 to sample.
+        has_mask: 1 if the slot's mask says which tokens may be sampled.
         prompt_lens: Tokens of context that are prompt.
-        seeds: Seed of the row's draws, as 32 bits.
+        seeds: Seed of the request's draws, as 32 bits.
         top_k: 0 keeps all.
-        has_bias, has_penalty, has_bad_words, wants_logprobs: 0 or 1; a part of the step runs if
-            any row needs it.
-        num_allowed: How many of the row's biases name its allowed tokens; 0 allows all tokens.
+        has_bias, has_penalty, has_bad_words, wants_logprobs: 0 or 1; a part of the program runs if
+            any output needs it.
+        num_allowed: How many of the slot's biases name its allowed tokens; 0 allows all tokens.
         ngram_size: No n-gram of this many tokens comes twice; 0 for none.
         temperature: 0 is greedy.
         top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty: As in SamplingParams.
     """
 
     context_lens: jax.Array
-    sample_at: jax.Array
+    at: jax.Array
     sample_slots: jax.Array
     slots: jax.Array
     target_ids: jax.Array
+    has_mask: jax.Array
     prompt_lens: jax.Array
     seeds: jax.Array
     top_k: jax.Array
@@ -95,12 +105,22 @@ class RowInputs(NamedTuple):
     frequency_penalty: jax.Array
 
 
-NUM_ROW_FIELDS = len(RowInputs._fields)
-_FLOATS = RowInputs._fields[RowInputs._fields.index("temperature") :]
-_EMPTY_ROW = np.zeros(NUM_ROW_FIELDS, np.int32)
-_EMPTY_ROW[RowInputs._fields.index("sample_slots")] = NO_SLOT
-_EMPTY_ROW[RowInputs._fields.index("top_p")] = np.float32(1).view(np.int32)
-_EMPTY_ROW[RowInputs._fields.index("repetition_penalty")] = np.float32(1).view(np.int32)
+NUM_OUTPUT_FIELDS = len(OutputInputs._fields)
+COLUMN = {name: i for i, name in enumerate(OutputInputs._fields)}
+_NUM_CHANGING = COLUMN["prompt_lens"]  # fields before it change from step to step
+_FLOATS = OutputInputs._fields[COLUMN["temperature"] :]
+
+
+def empty_outputs(count: int) -> np.ndarray:
+    """Outputs that want nothing, int32 `[count, F]`: what fills up the last ones of a step."""
+    return np.tile(_EMPTY_OUTPUT, (count, 1))
+
+
+_EMPTY_OUTPUT = np.zeros(NUM_OUTPUT_FIELDS, np.int32)
+_EMPTY_OUTPUT[COLUMN["sample_slots"]] = NO_SLOT
+_EMPTY_OUTPUT[[COLUMN["top_p"], COLUMN["repetition_penalty"]]] = np.float32(1).view(np.int32)
+_SCORING_OUTPUT = _EMPTY_OUTPUT.copy()
+_SCORING_OUTPUT[COLUMN["wants_logprobs"]] = 1
 
 
 class Parts(NamedTuple, Generic[ArrayT]):
@@ -111,13 +131,13 @@ class Parts(NamedTuple, Generic[ArrayT]):
             cache group, and the per-request slots.
         query_start: `[B + 1]`.
         page_tables: `[G, B, W]`, of each cache group.
-        rows: `[B, F]`, the fields of RowInputs.
+        context_lens: `[B]`, tokens of context, this step's included; 0 for rows of padding.
     """
 
     tokens: ArrayT
     query_start: ArrayT
     page_tables: ArrayT
-    rows: ArrayT
+    context_lens: ArrayT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +157,7 @@ class Layout:
     @property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         T, B, G = self.bucket.num_tokens, self.bucket.num_rows, self.num_groups
-        return (3 + G, T), (B + 1,), (G, B, self.table_width), (B, NUM_ROW_FIELDS)
+        return (3 + G, T), (B + 1,), (G, B, self.table_width), (B,)
 
     @property
     def size(self) -> int:
@@ -159,20 +179,21 @@ class Batch:
     """A packed step.
 
     Attributes:
-        rows: By place among the `[dp * B]` rows of the step, in order.
+        rows: All rows, and for each the places of its outputs among those of the step.
         layout: Of each dp group's part of the vector.
-        vector: int32 `[dp * layout.size]`.
+        vector: int32 `[dp * layout.size]`, for `forward`.
+        outputs: Each int32 `[dp * S, F]`, for a call of `choose`; places count through all of them.
     """
 
-    rows: dict[int, ScheduledRow]
+    rows: Many[tuple[ScheduledRow, Many[int]]]
     layout: Layout
     vector: np.ndarray
+    outputs: Many[np.ndarray]
 
-    @property
-    def packed_rows(self) -> np.ndarray:
-        """The fields of all rows, int32 `[dp * B, F]`, see row_inputs."""
-        groups = self.vector.reshape(-1, self.layout.size)
-        return np.concatenate([self.layout.split(group).rows for group in groups])
+
+def output_counts(buckets: Iterable[Bucket]) -> list[int]:
+    """What the number of a dp group's outputs is padded to, S."""
+    return sorted(bucket.num_rows for bucket in buckets if bucket.kind == "decode")
 
 
 def pack(
@@ -196,12 +217,14 @@ def pack(
     """
     layout = Layout(_smallest(groups, buckets), table_width, num_cache_groups)
     vector = np.zeros((len(groups), layout.size), np.int32)
-    packed: dict[int, ScheduledRow] = {}
-    for g, (rows, part) in enumerate(zip(groups, vector, strict=True)):
-        rows = sorted(rows, key=lambda r: (r.count > 1, -r.start))
+    ordered = [sorted(rows, key=lambda r: (r.count > 1, -r.start)) for rows in groups]
+    for rows, part in zip(ordered, vector, strict=True):
         _pack_group(layout.split(part), rows, page_size)
-        packed |= enumerate(rows, start=g * layout.bucket.num_rows)
-    return Batch(packed, layout, vector.reshape(-1))
+    outputs, places = _pack_outputs([_outputs(rows) for rows in ordered], output_counts(buckets))
+    packed = []
+    for rows, own in zip(ordered, places, strict=True):
+        packed += [(row, list(itertools.islice(own, row.num_outputs))) for row in rows]
+    return Batch(packed, layout, vector.reshape(-1), outputs)
 
 
 def _smallest(groups: Many[Many[ScheduledRow]], buckets: Many[Bucket]) -> Bucket:
@@ -217,23 +240,20 @@ def _smallest(groups: Many[Many[ScheduledRow]], buckets: Many[Bucket]) -> Bucket
 def _pack_group(parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: int) -> None:
     """All rows at once: numpy takes longer to begin than to fill in a row's few numbers."""
     parts.tokens[-1] = NO_SLOT
-    parts.rows[:] = _EMPTY_ROW
     if not rows:
         return
     for b, row in enumerate(rows):
         for table, pages in zip(parts.page_tables, row.sequence.pages, strict=True):
             table[b, : len(pages)] = pages
-    counts = np.array([row.count for row in rows], np.int32)
+    starts, counts, slots = np.array(
+        [(row.start, row.count, row.sequence.slot) for row in rows], np.int32
+    ).T
     ends = np.cumsum(counts, dtype=np.int32)
     parts.query_start[1 : len(rows) + 1] = ends
     parts.query_start[len(rows) + 1 :] = ends[-1]
-    fields = parts.rows[: len(rows)]
-    fields[:] = [row.sequence.sampling_fields for row in rows]
-    fields[:, :5] = [_changing_fields(row) for row in rows]
-    fields[:, 1] = ends - 1
+    parts.context_lens[: len(rows)] = starts + counts
     row_of = np.repeat(np.arange(len(rows)), counts)
-    context_lens, slots = fields[:, 0], fields[:, 3]
-    positions = np.arange(len(row_of), dtype=np.int32) + (context_lens - ends)[row_of]
+    positions = np.arange(len(row_of), dtype=np.int32) + (starts + counts - ends)[row_of]
     page, offset = np.divmod(positions, page_size)
     tokens = parts.tokens[:, : len(row_of)]
     tokens[0] = [token_id for row in rows for token_id in _token_ids(row)]
@@ -242,24 +262,60 @@ def _pack_group(parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: i
     tokens[-1] = slots[row_of]
 
 
-def _changing_fields(row: ScheduledRow) -> tuple[int, ...]:
-    """The first five of RowInputs; sample_at depends on the rows before and is 0 here."""
-    slot = row.sequence.slot
-    return row.start + row.count, 0, slot if row.samples else NO_SLOT, slot, row.target
-
-
 def _token_ids(row: ScheduledRow) -> list[int]:
     """The row's tokens; those that the host does not know yet are pending."""
     known = row.sequence.token_ids[row.start : row.start + row.count]
     return known + [PENDING] * (row.count - len(known))
 
 
+def _outputs(rows: Many[ScheduledRow]) -> np.ndarray:
+    """The fields of the rows' outputs, in order, int32 `[n, F]`."""
+    fixed, changing, first = [], [], 0
+    for row in rows:
+        slot, tokens = row.sequence.slot, row.sequence.token_ids
+        for i in range(row.num_scored):
+            end = row.start + i + 1
+            fixed.append(_SCORING_OUTPUT)
+            changing.append((end, first + i, NO_SLOT, slot, tokens[end], 0))
+        first += row.count
+        if row.samples:
+            fixed.append(row.sequence.sampling_fields)
+            changing.append((row.start + row.count, first - 1, slot, slot, -1, 0))
+    if not fixed:
+        return empty_outputs(0)
+    fields = np.array(fixed)
+    fields[:, :_NUM_CHANGING] = changing
+    return fields
+
+
+def _pack_outputs(
+    groups: Many[np.ndarray], counts: Many[int]
+) -> tuple[list[np.ndarray], list[Iterator[int]]]:
+    """The outputs of each group as arrays of all, and where each of a group's went, in order.
+
+    There is one array at least: its result says that the step is done.
+    """
+    num_left = max(len(fields) for fields in groups)
+    arrays: list[np.ndarray] = []
+    places: list[list[Iterable[int]]] = [[] for _ in groups]
+    first = before = 0  # of a group, and of all
+    while num_left > 0 or not arrays:
+        size = next((n for n in counts if n >= num_left), counts[-1])
+        array = empty_outputs(len(groups) * size)
+        for g, fields in enumerate(groups):
+            own = fields[first : first + size]
+            array[g * size : g * size + len(own)] = own
+            places[g].append(range(before + g * size, before + g * size + len(own)))
+        arrays.append(array)
+        first, before, num_left = first + size, before + len(array), num_left - size
+    return arrays, [itertools.chain.from_iterable(each) for each in places]
+
+
 def sampling_fields(sequence: Sequence, seed: int) -> np.ndarray:
-    """A row's fields `[F]` as they stay from step to step; the first five change and are 0 here."""
+    """A request's fields `[F]` of an output; those before prompt_lens change and are not set."""
     p = sequence.request.sampling
-    fields = _EMPTY_ROW.copy()
-    start = RowInputs._fields.index("prompt_lens")
-    fields[start : NUM_ROW_FIELDS - len(_FLOATS)] = (
+    fields = _EMPTY_OUTPUT.copy()
+    fields[_NUM_CHANGING : NUM_OUTPUT_FIELDS - len(_FLOATS)] = (
         sequence.num_prompt_tokens,
         np.uint32(seed & 0xFFFFFFFF).view(np.int32),
         p.top_k,
@@ -292,7 +348,7 @@ def uses_slot_state(p: SamplingParams) -> bool:
 
 def unpack(
     vector: jax.Array, layout: Layout, tokens: jax.Array
-) -> tuple[jax.Array, jax.Array, StepInputs, jax.Array]:
+) -> tuple[jax.Array, jax.Array, StepInputs]:
     """Inside the step: the packed vector as what the model takes.
 
     Args:
@@ -301,8 +357,7 @@ def unpack(
         tokens: int32 `[slots, max_model_len]`, tokens by slot and position, for the pending ones.
 
     Returns:
-        Token ids `[T]`, per-request slots of the tokens `[T]`, the model's inputs, and the fields
-        of the rows `[B, F]` (see row_inputs).
+        Token ids `[T]`, per-request slots of the tokens `[T]`, and the model's inputs.
     """
     parts = layout.split(vector)
     token_ids, positions, token_slots = parts.tokens[0], parts.tokens[1], parts.tokens[-1]
@@ -313,18 +368,18 @@ def unpack(
         slots=parts.tokens[2:-1],
         page_tables=parts.page_tables,
         query_start=parts.query_start,
-        context_lens=row_inputs(parts.rows).context_lens,
+        context_lens=parts.context_lens,
         kind=layout.bucket.kind,
     )
-    return token_ids, token_slots, step, parts.rows
+    return token_ids, token_slots, step
 
 
-def row_inputs(packed_rows: jax.Array) -> RowInputs:
-    """The fields of the rows by name, from int32 `[B, F]`."""
-    columns = [packed_rows[:, i] for i in range(NUM_ROW_FIELDS)]
-    return RowInputs(
+def output_inputs(outputs: jax.Array) -> OutputInputs:
+    """The fields of outputs by name, from int32 `[S, F]`."""
+    columns = [outputs[:, i] for i in range(NUM_OUTPUT_FIELDS)]
+    return OutputInputs(
         *(
             lax.bitcast_convert_type(c, jnp.float32) if name in _FLOATS else c
-            for name, c in zip(RowInputs._fields, columns, strict=True)
+            for name, c in zip(OutputInputs._fields, columns, strict=True)
         )
     )

@@ -1,4 +1,4 @@
-"""The engine: requests in, text out, one step at a time. async_engine gives it a thread.
+"""The engine: requests in, text out, one step at a time. loop.py runs it for a server.
 
     step():  schedule N+1 -> forward N+1 -> collect N -> record tokens, detokenize, notice stops
              -> choose the tokens of N+1, under the masks of those with a grammar
@@ -6,6 +6,7 @@
 The device works on N+1 while the host reads N and makes masks. That a request ended with N is
 noticed when N+1 is under way already; what N+1 computes for it is dropped. A mask that is late does
 not hold up the others: its row's token is dropped, and computed again when the mask is there.
+A request whose grammar is still compiled waits in the queue, and lets others pass.
 
 What fails for one row ends that request. What fails for a step has all requests start again, and a
 trial (rtpjax.engine.trial) finds out whose fault it was. Where not even the engine's own probe
@@ -34,10 +35,17 @@ from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
+from rtpjax.engine.failures import fields_of
 from rtpjax.engine.faults import report, told
-from rtpjax.engine.grammar import CompiledConstraint, GrammarCompiler
+from rtpjax.engine.grammar import (
+    TIME_LIMIT_S,
+    CompiledConstraint,
+    GrammarCompiler,
+    result_of,
+    too_slow,
+)
 from rtpjax.engine.groups import Groups
-from rtpjax.engine.outputs import added_by, keep_score, output_of
+from rtpjax.engine.outputs import added_by, keep_scores, output_of
 from rtpjax.engine.request import (
     EngineStats,
     FinishReason,
@@ -51,7 +59,13 @@ from rtpjax.engine.sampling import Sampled
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.trial import Trial
-from rtpjax.errors import DrainingError, QueueFullError, RequestError
+from rtpjax.errors import (
+    DrainingError,
+    EngineError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +151,8 @@ class LLMEngine:
         self._ended: list[RequestOutput] = []  # between two steps
         self._arrivals = itertools.count()
         self._constrained: dict[str, Sequence] = {}
+        # Until when they may wait for their grammars.
+        self._compiling: dict[Sequence, float] = {}
         self._timed: dict[str, Sequence] = {}
         self._mask_pool = futures.ThreadPoolExecutor(_MASK_THREADS, "masks")
         self._num_prompt_tokens = 0
@@ -158,12 +174,13 @@ class LLMEngine:
             self.wake.wait(self._next_deadline_s() if self.has_work else None)
             self._is_stalled = False
 
-    def check(self, request: GenerationRequest, *, num_arriving: int = 0) -> None:
-        """Refuses what cannot be honoured. Of what step() changes it reads the queue's length only.
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the tokenizer knows."""
+        return self._runner.num_tokens
 
-        Args:
-            request: To be added.
-            num_arriving: Requests that passed the check and are still to be added.
+    def check(self, request: GenerationRequest) -> None:
+        """Refuses what cannot be honoured now.
 
         Raises:
             RequestError: The prompt does not fit, or a parameter is out of the engine's range.
@@ -171,12 +188,12 @@ class LLMEngine:
             DrainingError: The engine has failed.
         """
         self._check_alone(request)
-        self.check_queue(num_arriving=num_arriving)
+        self.check_queue()
 
-    def check_queue(self, *, num_arriving: int = 0) -> None:
+    def check_queue(self) -> None:
         """The part of check that depends on the other requests; it costs nothing."""
         num_waiting = self._groups.num_waiting + self._trial.num_held
-        if num_waiting + num_arriving >= self.config.max_num_waiting:
+        if num_waiting >= self.config.max_num_waiting:
             raise QueueFullError(
                 f"{self.config.max_num_waiting} requests are waiting already. Try again later.",
                 code="queue_full",
@@ -185,7 +202,9 @@ class LLMEngine:
     def _check_alone(self, request: GenerationRequest) -> None:
         if self.failure is not None:
             raise DrainingError(self.failure, code="stopped")
-        check_request(request, self.config, self._runner.num_tokens, self.end_token_ids)
+        check_request(
+            request, self.config.max_model_len, self._runner.num_tokens, self.end_token_ids
+        )
         if request.request_id in self._live:
             raise RequestError(
                 f"request_id: {request.request_id!r} is in use; give each request its own.",
@@ -193,35 +212,37 @@ class LLMEngine:
             )
 
     def constrain(self, compiled: CompiledConstraint, sampling: SamplingParams) -> Constraint:
-        """A request's own place in what constrains it; thread-safe."""
+        """A request's own place in what constrains it."""
         return Constraint(
             compiled, self._mask_pool, sampling.allowed_token_ids, on_mask=self.wake.set
         )
 
-    def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+    def add(self, request: GenerationRequest) -> None:
         """Queues a request, or raises and leaves everything as it was.
 
-        Args:
-            request: What to generate.
-            constraint: Made from its grammar and its limit on reasoning. Without one they are
-                compiled now.
+        That its grammar cannot be compiled is told by its only output.
 
         Raises:
-            RequestError: It cannot be honoured, or its grammar cannot be compiled.
+            RequestError: It cannot be honoured.
+            QueueFullError: Too many grammars are being compiled.
         """
         self._check_alone(request)
-        if request.is_constrained and constraint is None:
-            compiled = self.grammars.compile(request.grammar, request.reasoning_limit)
-            constraint = self.constrain(compiled, request.sampling)
         sequence, detokenizer = self._begun(request)
-        sequence.constraint = constraint
-        self._enqueue(sequence)
+        if request.is_constrained:
+            sequence.compilation = self.grammars.begin(request.grammar, request.reasoning_limit)
+        try:
+            self._enqueue(sequence)
+        except BaseException:
+            _stop_compiling(sequence)
+            raise
         self._live[request.request_id] = sequence, detokenizer
-        if constraint is not None:
-            self._constrained[request.request_id] = sequence
         if request.timeout_s is not None:
             self._timed[request.request_id] = sequence
-        self._num_prompt_tokens += sequence.num_prompt_tokens
+        if sequence.compilation is None:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+        else:
+            self._compiling[sequence] = time.monotonic() + TIME_LIMIT_S
+            sequence.compilation.future.add_done_callback(lambda _: self.wake.set())
 
     def _enqueue(self, sequence: Sequence) -> None:
         is_on = self._trial.is_on or self._is_device_lost
@@ -286,6 +307,8 @@ class LLMEngine:
                 self._is_device_lost = False
             for sequence in self._trial.admit():
                 self._groups.add(sequence)
+            if self._compiling:
+                self._take_grammars(outputs)
             groups = self._groups.schedule()
             rows = list(itertools.chain(*groups))
             forwarded = self._forward(groups) if rows else None
@@ -297,7 +320,7 @@ class LLMEngine:
             self._end_late(outputs)
             self._check_books()
         except BaseException as error:  # noqa: BLE001 (see report)
-            collecting = collected.batch.rows.values() if collected else ()
+            collecting = [row for row, _ in collected.batch.rows] if collected else ()
             # Where scheduling itself failed, it may be for any request.
             self._recover([] if rows is None else [*collecting, *rows], error, outputs)
         self._is_stalled = not (rows or collected or self._is_device_lost)
@@ -323,7 +346,13 @@ class LLMEngine:
             prompts: Token ids.
             sampling: One for all, or one each.
             grammars: What each output must look like; none by default.
+
+        Raises:
+            RequestError: One cannot be honoured, its grammar included.
         """
+        for grammar in grammars:
+            if grammar is not None:
+                self.grammars.compile(grammar)
         grammars = grammars or [None] * len(prompts)
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         outputs: dict[str, list[RequestOutput]] = {}
@@ -387,6 +416,30 @@ class LLMEngine:
         pending = [c.pending for c in constraints]
         futures.wait([mask for mask in pending if mask is not None], timeout_s)
 
+    def _take_grammars(self, outputs: list[RequestOutput]) -> None:
+        """Gives requests the grammars that are compiled now, and ends those whose cannot be."""
+        now = time.monotonic()
+        for sequence, deadline in list(self._compiling.items()):
+            request, compilation = sequence.request, sequence.compilation
+            assert compilation is not None
+            try:
+                if compilation.future.done():
+                    compiled = result_of(compilation.future)
+                    sequence.constraint = self.constrain(compiled, request.sampling)
+                elif now > deadline:
+                    raise too_slow(request.grammar)
+                else:
+                    continue
+            except EngineError as error:  # reported where it was compiled
+                outputs.append(self._end(sequence, "error", **fields_of(error)))
+            except BaseException as error:  # noqa: BLE001 (see report)
+                outputs.append(self._fail_row(sequence, error))
+            else:
+                del self._compiling[sequence]
+                _stop_compiling(sequence)
+                self._constrained[request.request_id] = sequence
+                self._num_prompt_tokens += sequence.num_prompt_tokens
+
     def _end_failed(self, outputs: list[RequestOutput]) -> None:
         """Ends requests whose mask could not be made; the others go on."""
         for sequence in list(self._constrained.values()):
@@ -397,8 +450,7 @@ class LLMEngine:
     def _fail_row(self, sequence: Sequence, error: BaseException) -> RequestOutput:
         """Ends a request for which something failed on the host; the others are untouched."""
         if isinstance(error, RequestError):
-            fields = {"error_kind": "request", "error_param": error.param}
-            return self._end(sequence, "error", error=str(error), **fields)
+            return self._end(sequence, "error", **fields_of(error))
         error_id = report(f"Request {sequence.request.request_id}", error)
         output = self._end(sequence, "error", error=told(error_id))
         self.send_probe()  # the next one may fail in the same way
@@ -411,10 +463,13 @@ class LLMEngine:
             timeout_s = sequence.request.timeout_s
             assert timeout_s is not None
             if now - sequence.arrived_s > timeout_s and not sequence.is_finished:
-                count = sequence.num_output_tokens
                 error = f"The request took longer than {timeout_s * 1000:.0f} ms, its own limit; "
-                error += f"it had {count} tokens of output."
-                outputs.append(self._end(sequence, "error", error=error, error_kind="timeout"))
+                if sequence.compilation is not None:
+                    error += "its grammar was not compiled yet."
+                else:
+                    error += f"it had {sequence.num_output_tokens} tokens of output."
+                late = RequestTimeoutError(error, param="timeout_ms", code="timeout")
+                outputs.append(self._end(sequence, "error", **fields_of(late)))
 
     def _forward(self, groups: list[list[ScheduledRow]]) -> Forwarded:
         config = self.config
@@ -431,20 +486,20 @@ class LLMEngine:
     def _choose(self, forwarded: Forwarded, outputs: list[RequestOutput]) -> StepHandle:
         """Has a step's tokens chosen; those whose mask is late do not count."""
         constrained = {
-            b: (row.sequence, row.sequence.constraint)
-            for b, row in (forwarded.batch.rows.items() if self._constrained else ())
+            places[-1]: (row.sequence, row.sequence.constraint)
+            for row, places in (forwarded.batch.rows if self._constrained else ())
             if row.samples and row.sequence.constraint is not None and not row.sequence.num_dropped
         }
         self._await_masks((c for _, c in constrained.values()), _MASK_WAIT_S)
         masks: dict[int, np.ndarray] = {}
-        for b, (sequence, constraint) in constrained.items():
+        for place, (sequence, constraint) in constrained.items():
             if sequence.is_finished:
                 continue
             try:
                 if not constraint.is_ready:
                     self._groups.of(sequence).retract(sequence)
                 elif constraint.mask is not None:
-                    masks[b] = constraint.mask
+                    masks[place] = constraint.mask
             except BaseException as error:  # noqa: BLE001 (see report)
                 outputs.append(self._fail_row(sequence, error))
         return self._runner.choose(forwarded, masks)
@@ -454,29 +509,26 @@ class LLMEngine:
         started = time.perf_counter()
         sampled = self._runner.collect(handle)
         self.timings.wait_s += time.perf_counter() - started
-        for take in (self._take_score, self._take_sample):
-            for b, row in handle.batch.rows.items():
-                if row.sequence.is_finished:
-                    continue
-                try:
-                    output = take(row, sampled, b)
-                except BaseException as error:  # noqa: BLE001 (see report)
-                    output = self._fail_row(row.sequence, error)
-                if output is not None:
-                    outputs.append(output)
+        for row, places in handle.batch.rows:
+            if row.sequence.is_finished:
+                continue
+            try:
+                output = self._take(row, places, sampled)
+            except BaseException as error:  # noqa: BLE001 (see report)
+                output = self._fail_row(row.sequence, error)
+            if output is not None:
+                outputs.append(output)
 
-    def _take_score(self, row: ScheduledRow, sampled: Sampled, b: int) -> None:
-        if row.target >= 0:
-            keep_score(row, sampled, b)
+    def _take(self, row: ScheduledRow, places: Many[int], sampled: Sampled) -> RequestOutput | None:
+        """What a row's outputs add to its request; None for nothing."""
+        keep_scores(row, places[: row.num_scored], sampled)
+        return self._take_sample(row.sequence, sampled, places[-1]) if row.samples else None
 
-    def _take_sample(self, row: ScheduledRow, sampled: Sampled, b: int) -> RequestOutput | None:
+    def _take_sample(self, sequence: Sequence, sampled: Sampled, b: int) -> RequestOutput | None:
         """Adds a token to its request, and ends the request if the token does.
 
-        None if there is none, or if it does not fit the grammar and will be sampled again.
+        None if it does not fit the grammar and will be sampled again.
         """
-        sequence = row.sequence
-        if not row.samples:
-            return None
         if sequence.num_dropped:
             sequence.num_dropped -= 1
             return None
@@ -502,6 +554,8 @@ class LLMEngine:
         del self._live[request_id]
         self._constrained.pop(request_id, None)
         self._timed.pop(request_id, None)
+        self._compiling.pop(sequence, None)
+        _stop_compiling(sequence)
         output = output_of(sequence, finish_reason, **fields)
         if sequence.constraint is not None:
             sequence.constraint.close()
@@ -588,7 +642,8 @@ class LLMEngine:
             sequence.is_finished = True
             if sequence.request is not self.probe:
                 self._ended.append(output_of(sequence, "error", error=self.failure))
-        for known in (self._live, self._constrained, self._timed):
+            _stop_compiling(sequence)
+        for known in (self._live, self._constrained, self._timed, self._compiling):
             known.clear()
         self._in_flight = self._probe = None
         self._trial = Trial()
@@ -598,3 +653,10 @@ class LLMEngine:
     def _without_probes(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
         self._has_probe_ended = False
         return [output for output in outputs if output.request_id != self.probe.request_id]
+
+
+def _stop_compiling(sequence: Sequence) -> None:
+    """It has its grammar, or needs it no more."""
+    if sequence.compilation is not None:
+        sequence.compilation.release()
+        sequence.compilation = None

@@ -1,4 +1,4 @@
-"""Compiles grammars with llguidance, away from the event loop and the engine's thread.
+"""Compiles grammars with llguidance, away from the engine's thread.
 
 A compiled grammar is a matcher in its first state; each request gets a copy (15 us). Compiling
 takes milliseconds, and its work is bounded twice: by llguidance's own limits, and by a time limit
@@ -8,14 +8,13 @@ a thread; one that all its callers have given up before that is dropped.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -101,6 +100,28 @@ class _Job:
     num_waiting: int = 0
 
 
+class Compilation:
+    """One caller's wait for a grammar.
+
+    Attributes:
+        future: Shared with others, so do not cancel it; `result_of` takes its result.
+    """
+
+    def __init__(self, job: _Job, lock: threading.RLock):
+        self.future = job.future
+        self._job = job
+        self._lock = lock
+        self._is_waiting = True
+
+    def release(self) -> None:
+        """The caller has its result, or waits no longer. Nobody waits: it need not begin."""
+        with self._lock:
+            self._job.num_waiting -= self._is_waiting
+            self._is_waiting = False
+            if not self._job.num_waiting:
+                self.future.cancel()  # has no effect on one that runs or is done
+
+
 def result_of(future: Future[CompiledConstraint]) -> CompiledConstraint:
     """The result of a future that is done.
 
@@ -131,14 +152,8 @@ class GrammarCompiler:
         self._lock = threading.RLock()  # a future that is done calls back at once
         self._making = threading.Lock()
 
-    @contextlib.contextmanager
-    def compiling(
-        self, grammar: Grammar | None, limit: ReasoningLimit | None = None
-    ) -> Iterator[Future[CompiledConstraint]]:
+    def begin(self, grammar: Grammar | None, limit: ReasoningLimit | None = None) -> Compilation:
         """Has a grammar compiled, unless that has been done before. Thread-safe.
-
-        Yields:
-            A future, shared with others (do not cancel it); `result_of` takes its result.
 
         Raises:
             QueueFullError: Too many grammars are being compiled.
@@ -151,13 +166,7 @@ class GrammarCompiler:
             else:
                 self._jobs.move_to_end(key)
             job.num_waiting += 1
-        try:
-            yield job.future
-        finally:
-            with self._lock:
-                job.num_waiting -= 1
-                if not job.num_waiting:
-                    job.future.cancel()  # has no effect on one that runs or is done
+            return Compilation(job, self._lock)
 
     def compile(
         self, grammar: Grammar | None, limit: ReasoningLimit | None = None
@@ -168,11 +177,14 @@ class GrammarCompiler:
             RequestError: It is wrong, too large, or takes too long.
             QueueFullError: Too many grammars are being compiled.
         """
-        with self.compiling(grammar, limit) as future:
-            wait_for([future], TIME_LIMIT_S)
-            if not future.done():
+        compilation = self.begin(grammar, limit)
+        try:
+            wait_for([compilation.future], TIME_LIMIT_S)
+            if not compilation.future.done():
                 raise too_slow(grammar)
-            return result_of(future)
+            return result_of(compilation.future)
+        finally:
+            compilation.release()
 
     def _begin(self, key: tuple[Grammar | None, ReasoningLimit | None]) -> _Job:
         if self._num_queued >= MAX_QUEUED:

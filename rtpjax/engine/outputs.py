@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rtpjax.engine.detokenizer import Detokenizer
@@ -41,7 +42,7 @@ def added_by(
         sequence: The request; its token is recorded.
         detokenizer: Its text.
         sampled: The step's result.
-        b: Its row in it.
+        b: Its place in it.
         is_end: The token is one of those that end the request.
 
     Returns:
@@ -71,14 +72,15 @@ def added_by(
     return None, added
 
 
-def keep_score(row: ScheduledRow, sampled: Sampled, b: int) -> None:
-    """Keeps the log-probability of a prompt's token, for the request's first output."""
+def keep_scores(row: ScheduledRow, places: Iterable[int], sampled: Sampled) -> None:
+    """Keeps the log-probabilities of a prompt's tokens, for the request's first output."""
     count = row.sequence.request.sampling.prompt_logprobs or 0
-    row.sequence.prompt_logprobs[row.start] = _logprob(sampled, b, count)
+    for i, place in enumerate(places):
+        row.sequence.prompt_logprobs[row.start + i] = _logprob(sampled, place, count)
 
 
 def _logprob(sampled: Sampled, b: int, count: int) -> TokenLogprob:
-    """Row b's log-probabilities with the count best alternatives."""
+    """The log-probabilities at place b, with the count best alternatives."""
     top = zip(
         sampled.top_ids[b, :count].tolist(), sampled.top_logprobs[b, :count].tolist(), strict=True
     )

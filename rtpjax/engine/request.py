@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-ErrorKind = Literal["engine", "request", "timeout"]
+ErrorKind = Literal["engine", "request", "timeout", "queue_full", "draining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +198,9 @@ class RequestOutput:
         prompt_logprobs: In the first output, when asked for: an entry per prompt token, None for
             the first one.
         error: What went wrong, when finish_reason is "error" ...
-        error_kind: ... the engine failed, the request contradicts itself, or its time was over ...
-        error_param: ... and the field that says so.
+        error_kind: ... what kind of error it is (rtpjax.engine.failures) ...
+        error_param: ... the request's field that is at fault ...
+        error_code: ... and a short reason for programs.
     """
 
     request_id: str
@@ -216,6 +217,7 @@ class RequestOutput:
     error: str | None = None
     error_kind: ErrorKind = "engine"
     error_param: str | None = None
+    error_code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

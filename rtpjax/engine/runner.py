@@ -1,7 +1,7 @@
 """Holds everything on the device, and runs steps.
 
 A step is two jitted programs (rtpjax.engine.step): `forward`, one for each bucket, and `choose`,
-one for each variant (rtpjax.engine.wants) of each number of rows that a bucket can have. Caches and
+one for each variant (rtpjax.engine.wants) of each number of outputs that are padded to. Caches and
 per-request state are donated: the programs update them in place. They are compiled ahead of the
 first request, and only called afterwards: a shape that is not among the buckets is an error, never
 a compilation.
@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,24 +34,19 @@ from pallas_kernels.registry import UnsupportedError, using
 from rtpjax.config import EngineConfig
 from rtpjax.engine import kv_cache, seats
 from rtpjax.engine.batch import (
+    COLUMN,
     NO_SLOT,
-    NUM_ROW_FIELDS,
+    NUM_OUTPUT_FIELDS,
     Batch,
     Bucket,
     Layout,
-    RowInputs,
+    empty_outputs,
+    output_counts,
     uses_slot_state,
 )
 from rtpjax.engine.device_call import DeviceCall
-from rtpjax.engine.sampling import (
-    ANY_TOKEN,
-    EXCLUDED,
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    Sampled,
-    SlotState,
-)
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import ANY_TOKEN, EXCLUDED, Sampled, SlotState
 from rtpjax.engine.sequence import Sequence
 from rtpjax.engine.step import (
     COMPILER_OPTIONS,
@@ -71,7 +67,6 @@ KeyT = TypeVar("KeyT")
 
 _COMPILE_STACK_BYTES = 64 << 20  # XLA recurses deeply on unrolled models
 _COMPILE_THREADS = 4
-_SLOT_FIELD = RowInputs._fields.index("slots")
 _BAD_WORDS = MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS
 
 
@@ -88,10 +83,10 @@ class Forwarded:
 
 @dataclass(frozen=True)
 class StepHandle:
-    """A dispatched step: what was asked, and where the answer will be (step.unpack_sampled)."""
+    """A dispatched step: what was asked, and where the answers will be (step.unpack_sampled)."""
 
     batch: Batch
-    sampled: jax.Array
+    sampled: list[jax.Array]
 
 
 def buckets_of(config: EngineConfig, platform: str) -> list[Bucket]:
@@ -144,20 +139,20 @@ class Runner:
         self._vocab_size = model_config.vocab_size
         self._model = Model.of(model_config, config.precision, mesh)
         self._params = tuple(params.values())
+        self._head = self._model.head_of(self._params)
         self._platform = mesh.devices.flat[0].platform
         self.buckets = buckets_of(config, self._platform)
         self.num_traces = 0
         self._num_expected_traces = 0
-        self._row_counts = sorted({b.num_rows for b in self.buckets})
         self._variants = variants_of(self._platform)
-        self.choices = [(n, wants) for n in self._row_counts for wants in self._variants]
+        self.choices = [(n, w) for n in output_counts(self.buckets) for w in self._variants]
         self._forward: dict[Bucket, Any] = {}
         self._choose: dict[tuple[int, Wants], Any] = {}
         self._num_groups = mesh.shape[DP]
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._by_group = NamedSharding(mesh, PartitionSpec(DP))
         self._slot_owners: dict[int, tuple[Sequence, int]] = {}
-        self._forwarded: tuple[jax.Array, jax.Array] | None = None
+        self._hidden_shape = (max(b.num_tokens for b in self.buckets), model_config.hidden_size)
         self._device_calls: dict[str, Callable[..., Any]] = {
             "reset": self._device_reset,
             "fill_slot": self._device_fill_slot,
@@ -178,7 +173,6 @@ class Runner:
 
     def _device_reset(self, _: int) -> None:
         c = self.config
-        self._forwarded = None
         self._caches: Any = None  # memory may not hold the old ones beside the fresh ones
         self._caches = kv_cache.allocate(
             self._model.cache_specs,
@@ -190,6 +184,8 @@ class Runner:
 
         num_seats = self._num_groups * c.max_num_seqs
         self._state = seats.allocate(num_seats, c.max_model_len, self._vocab_size, self._by_group)
+        hidden = self._abstract(*self._hidden_shape, dtype=c.precision.activations)
+        self._hidden = jnp.zeros(hidden.shape, hidden.dtype, device=self._by_group)
 
     def compile(self, progress: Callable[[int], object] | None = None) -> None:
         """Compiles all programs, in parallel, and runs each once on padding."""
@@ -207,18 +203,11 @@ class Runner:
             report = progress or (lambda count: None)
             self._forward = _results(forwards, report)
             self._choose = _results(chooses, report)
-        self._no_masks = {
-            n: upload(np.zeros(self._num_groups * n, np.bool_), self._by_group)
-            for n in self._row_counts
-        }
         for bucket in self.buckets:
-            layout = self._layout(bucket)
-            self.forward(_padding(layout, self._num_groups))
-            forwarded = self._forwarded
-            for number, (num_rows, _) in enumerate(self.choices):
-                if num_rows == bucket.num_rows:
-                    self._forwarded = forwarded
-                    jax.block_until_ready(self.execute(DeviceCall("choose", number)))
+            self.forward(_padding(self._layout(bucket), self._num_groups))
+        for number, (count, _) in enumerate(self.choices):
+            outputs = empty_outputs(self._num_groups * count)
+            jax.block_until_ready(self.execute(DeviceCall("choose", number, (outputs,))))
         filling = partial(jax.jit, donate_argnums=0, out_shardings=self._by_group)
         self._fill_slot, self._fill_masks = filling(_fill_slot), filling(_fill_masks)
         self.execute(DeviceCall("fill_slot", 0, self._slot_rows(None)))
@@ -240,8 +229,8 @@ class Runner:
         return self.num_traces - self._num_expected_traces if self._num_expected_traces else 0
 
     def forward(self, batch: Batch) -> Forwarded:
-        """Starts a step up to its logits; the device works on it when this returns."""
-        for row in batch.rows.values():
+        """Starts a step up to its hidden states; the device works on it when this returns."""
+        for row, _ in batch.rows:
             self._claim_slot(row.sequence)
         number = self.buckets.index(batch.layout.bucket)
         self.execute(DeviceCall("forward", number, (batch.vector,)))
@@ -249,11 +238,14 @@ class Runner:
 
     def _device_forward(self, number: int, vector: np.ndarray) -> None:
         program = self._forward[self.buckets[number]]
-        logits, packed_rows, self._caches, tokens = program(
-            self._params, upload(vector, self._by_group), self._caches, self._state.tokens
+        self._caches, tokens, self._hidden = program(
+            self._params,
+            upload(vector, self._by_group),
+            self._caches,
+            self._state.tokens,
+            self._hidden,
         )
         self._state = self._state._replace(tokens=tokens)
-        self._forwarded = logits, packed_rows
 
     def choose(
         self, forwarded: Forwarded, masks: Mapping[int, np.ndarray] | None = None
@@ -262,39 +254,48 @@ class Runner:
 
         Args:
             forwarded: The step.
-            masks: Tokens that may be chosen, int32 `[ceil(V / 32)]`, by the row's index in the
-                batch; rows that are not there may choose any.
+            masks: Tokens that may be chosen, int32 `[ceil(V / 32)]`, by the output's place among
+                those of the step; outputs that are not there may choose any.
         """
-        num_rows = forwarded.batch.layout.bucket.num_rows
-        has_mask: tuple[np.ndarray, ...] = ()
+        outputs = forwarded.batch.outputs
         if masks:
-            slots = self._slots_of(forwarded.batch)
-            self._upload_masks(len(masks), {slots[b]: mask for b, mask in masks.items()})
-            flags = np.zeros(self._num_groups * num_rows, np.bool_)
-            flags[list(masks)] = True
-            has_mask = (flags,)
-        wants = least(self._variants, wants_of(forwarded.batch.packed_rows))
-        number = self.choices.index((num_rows, wants))
-        # All devices have the same: one sends it, which costs the host less than asking all.
-        sampled = self.execute(DeviceCall("choose", number, has_mask)).addressable_data(0)
-        sampled.copy_to_host_async()
-        return StepHandle(forwarded.batch, sampled)
+            self._set_masks(outputs, masks)
+        return StepHandle(forwarded.batch, [self._choose_each(each) for each in outputs])
 
-    def _device_choose(self, number: int, flags: np.ndarray | None = None) -> jax.Array:
-        assert self._forwarded is not None
-        (logits, packed_rows), self._forwarded = self._forwarded, None
-        choice = self.choices[number]
-        none = self._no_masks[choice[0]]
-        has_mask = none if flags is None else upload(flags, self._by_group)
-        sampled, tokens = self._choose[choice](
-            logits, packed_rows, has_mask, *self._tokens_and_rest()
+    def _set_masks(self, outputs: Many[np.ndarray], masks: Mapping[int, np.ndarray]) -> None:
+        """Writes masks to their slots, and flags the outputs that they are for."""
+        by_slot: dict[int, np.ndarray] = {}
+        first = 0
+        for each in outputs:
+            own = {place - first: mask for place, mask in masks.items()}
+            for i, mask in own.items():
+                if 0 <= i < len(each):
+                    each[i, COLUMN["has_mask"]] = 1
+                    group = i // (len(each) // self._num_groups)
+                    slot = group * self.config.max_num_seqs + int(each[i, COLUMN["slots"]])
+                    by_slot[slot] = mask
+            first += len(each)
+        self._upload_masks(len(by_slot), by_slot)
+
+    def _choose_each(self, outputs: np.ndarray) -> jax.Array:
+        wants = least(self._variants, wants_of(outputs))
+        number = self.choices.index((len(outputs) // self._num_groups, wants))
+        # All devices have the same: one sends it, which costs the host less than asking all.
+        sampled = self.execute(DeviceCall("choose", number, (outputs,))).addressable_data(0)
+        sampled.copy_to_host_async()
+        return sampled
+
+    def _device_choose(self, number: int, outputs: np.ndarray) -> jax.Array:
+        sampled, tokens = self._choose[self.choices[number]](
+            self._head, self._hidden, upload(outputs, self._by_group), *self._tokens_and_rest()
         )
         self._state = self._state._replace(tokens=tokens)
         return sampled
 
     def collect(self, handle: StepHandle) -> Sampled:
-        """Waits for a step's result; numpy arrays, by row of its batch."""
-        return unpack_sampled(np.asarray(handle.sampled))
+        """Waits for a step's result; numpy arrays, by place of its outputs."""
+        results = [np.asarray(sampled) for sampled in handle.sampled]
+        return unpack_sampled(results[0] if len(results) == 1 else np.concatenate(results))
 
     def _layout(self, bucket: Bucket) -> Layout:
         return Layout(bucket, self.config.table_width, len(self.config.cache_groups))
@@ -302,27 +303,26 @@ class Runner:
     def _compile_forward(self, bucket: Bucket) -> Callable[..., Any]:
         layout = self._layout(bucket)
         step = self._counted(partial(forward, self._model, layout))
-        group = self._by_group  # sampling sees whole rows of logits
         caches = jax.tree.map(lambda pages: pages.sharding, self._caches)
-        jitted = jax.jit(step, donate_argnums=(2, 3), out_shardings=(group, group, caches, group))
+        shardings = caches, self._by_group, self._by_group
+        jitted = jax.jit(step, donate_argnums=(2, 3, 4), out_shardings=shardings)
         vector = self._abstract(layout.size)
+        updated = self._caches, self._state.tokens, self._hidden
         name = self.config.attention_implementation
         with using({} if name is None else {paged_attention.OP.name: name}):
             try:
-                lowered = jitted.lower(self._params, vector, self._caches, self._state.tokens)
+                lowered = jitted.lower(self._params, vector, *updated)
             except UnsupportedError as error:
                 raise ConfigError(f"ATTENTION_IMPLEMENTATION is {name!r}: {error}") from error
         return lowered.compile(COMPILER_OPTIONS)
 
-    def _compile_choose(self, num_rows: int, wants: Wants) -> Callable[..., Any]:
-        step = self._counted(partial(choose, self.mesh, self.num_tokens, wants))
-        logits = self._abstract(num_rows, self._vocab_size, dtype=jnp.float32)
-        packed_rows = self._abstract(num_rows, NUM_ROW_FIELDS)
-        has_mask = self._abstract(num_rows, dtype=jnp.bool_)
+    def _compile_choose(self, count: int, wants: Wants) -> Callable[..., Any]:
+        step = self._counted(partial(choose, self._model, self.num_tokens, wants))
+        outputs = self._abstract(count, NUM_OUTPUT_FIELDS)
         # Each process of the mesh has the tokens of all groups, in one array.
         shardings = self._replicated, self._by_group
         jitted = jax.jit(step, donate_argnums=3, out_shardings=shardings)
-        lowered = jitted.lower(logits, packed_rows, has_mask, *self._tokens_and_rest())
+        lowered = jitted.lower(self._head, self._hidden, outputs, *self._tokens_and_rest())
         return lowered.compile(choose_options(self._platform, wants))
 
     def _tokens_and_rest(self) -> tuple[jax.Array, SlotState]:
@@ -355,12 +355,6 @@ class Runner:
 
     def _device_fill_slot(self, at: int, *rows: np.ndarray) -> None:
         self._state = self._fill_slot(self._state, np.int32(at), *rows)
-
-    def _slots_of(self, batch: Batch) -> list[int]:
-        """Place in SlotState of each of the `[dp * B]` rows."""
-        slots = batch.packed_rows[:, _SLOT_FIELD]
-        first = self.config.max_num_seqs * np.arange(self._num_groups)
-        return (slots + np.repeat(first, batch.layout.bucket.num_rows)).tolist()
 
     def _upload_masks(self, size: int, masks: dict[int, np.ndarray]) -> None:
         """Writes masks by place, with a program for each power of two: few of them cost little."""
@@ -432,7 +426,5 @@ def _fill_masks(state: SlotState, slots: jax.Array, masks: jax.Array) -> SlotSta
 
 def _padding(layout: Layout, num_groups: int) -> Batch:
     vector = np.zeros(layout.size, np.int32)
-    parts = layout.split(vector)
-    parts.tokens[-1] = NO_SLOT
-    parts.rows[:, 2] = NO_SLOT
-    return Batch({}, layout, np.tile(vector, num_groups))
+    layout.split(vector).tokens[-1] = NO_SLOT
+    return Batch((), layout, np.tile(vector, num_groups), ())

@@ -24,16 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rtpjax.engine.batch import NO_SLOT, RowInputs, row_inputs
+from rtpjax.engine.batch import NO_SLOT, OutputInputs, output_inputs
+from rtpjax.engine.limits import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_NGRAM_TOKENS,
+)
 from rtpjax.engine.wants import EVERYTHING, Wants
 
 T = TypeVar("T")
 
-MAX_LOGPROBS = 20
-MAX_BIASES = 512  # logit biases, end tokens and allowed tokens of one request
-MAX_BAD_WORDS = 96
-MAX_BAD_WORD_TOKENS = 8
-MAX_NGRAM_TOKENS = 128
 EXCLUDED = -1e30
 ANY_TOKEN = -1  # in a bad word: fills it up on the left
 _LANES = 128  # width of the blocks that reductions over the vocabulary work in
@@ -80,27 +81,25 @@ class Sampled(NamedTuple):
 
 def sample(
     logits: jax.Array,
-    packed_rows: jax.Array,
-    has_mask: jax.Array,
+    outputs: jax.Array,
     state: SlotState,
     num_tokens: int,
     *,
     wants: Wants = EVERYTHING,
 ) -> Sampled:
-    """Samples one token a row; rows with a target score that one in its place.
+    """Samples one token a row of logits; outputs with a target score that one in its place.
 
     A row gets the same, bit for bit, of every variant that covers what it wants.
 
     Args:
         logits: float32 `[B, V]`.
-        packed_rows: int32 `[B, F]`, see batch.row_inputs.
-        has_mask: bool `[B]`; True if the slot's mask says which tokens may be sampled.
+        outputs: int32 `[B, F]`, see batch.output_inputs.
         state: Per-request state; holds all tokens before the sampled one for rows with penalties.
         num_tokens: Tokens that the tokenizer knows; ids from there on are never sampled.
         wants: One of VARIANTS; what it lacks is not in the program.
     """
     V = logits.shape[1]
-    rows = row_inputs(packed_rows)
+    rows = output_inputs(outputs)
     # The last variant serves whatever the others do not: what is in it may be wanted by no row.
     when = _if_any if wants == EVERYTHING else _always
     if num_tokens < V:
@@ -115,16 +114,14 @@ def sample(
             (rows.num_allowed, _only_allowed),
         ):
             shaped = when(
-                flags, lambda x, edit=edit: edit(x, row_inputs(packed_rows), state), shaped
+                flags, lambda x, edit=edit: edit(x, output_inputs(outputs), state), shaped
             )
-    shaped = when(
-        has_mask, lambda x: _apply_mask(x, row_inputs(packed_rows), has_mask, state), shaped
-    )
+    shaped = when(rows.has_mask, lambda x: _apply_mask(x, output_inputs(outputs), state), shaped)
     token_ids = _argmax(shaped)
     if wants.draws:
         token_ids = when(
             rows.temperature > 0,
-            lambda greedy: _drawn(shaped, greedy, row_inputs(packed_rows), wants.filters, when),
+            lambda greedy: _drawn(shaped, greedy, output_inputs(outputs), wants.filters, when),
             token_ids,
         )
     token_ids = jnp.where(rows.target_ids >= 0, rows.target_ids, token_ids)
@@ -133,7 +130,7 @@ def sample(
     if wants.logprobs:
         scores = when(
             rows.wants_logprobs,
-            lambda _: _logprobs(logits, token_ids, row_inputs(packed_rows).wants_logprobs > 0),
+            lambda _: _logprobs(logits, token_ids, output_inputs(outputs).wants_logprobs > 0),
             scores,
         )
     return Sampled(token_ids, *scores)
@@ -142,8 +139,8 @@ def sample(
 def _if_any(flags: jax.Array, function: Callable[[T], T], x: T) -> T:
     """function(x) if any row is flagged, else x.
 
-    What the function needs of the rows it should take from `packed_rows` itself: a column that it
-    is given is copied by a kernel of its own.
+    What the function needs of the rows it should take from `outputs` itself: a column that it is
+    given is copied by a kernel of its own.
     """
     return lax.cond(flags.any(), function, lambda y: y, x)
 
@@ -153,7 +150,7 @@ def _always(_: jax.Array, function: Callable[[T], T], x: T) -> T:
     return function(x)
 
 
-def _add_bias(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _add_bias(logits: jax.Array, rows: OutputInputs, state: SlotState) -> jax.Array:
     ids, values, until = (
         x[rows.slots] for x in (state.bias_ids, state.bias_values, state.bias_until)
     )
@@ -162,7 +159,7 @@ def _add_bias(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array
     return logits.at[row, ids].add(jnp.where(applies, values, 0.0), mode="drop")
 
 
-def _penalize(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _penalize(logits: jax.Array, rows: OutputInputs, state: SlotState) -> jax.Array:
     """Repetition, presence and frequency penalties over the tokens before the sampled one."""
     B, V = logits.shape
     tokens = state.tokens[rows.slots]
@@ -185,7 +182,7 @@ def _penalize(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array
     return logits - presence - rows.frequency_penalty[:, None] * outputs
 
 
-def _exclude_bad_words(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _exclude_bad_words(logits: jax.Array, rows: OutputInputs, state: SlotState) -> jax.Array:
     """Takes out the last tokens of bad words whose other tokens the output ends with."""
     words = state.bad_words[rows.slots]
     beginnings, ends = words[..., :-1], words[..., -1]
@@ -198,7 +195,7 @@ def _exclude_bad_words(logits: jax.Array, rows: RowInputs, state: SlotState) -> 
     return logits.at[row, jnp.where(applies, ends, NO_SLOT)].set(EXCLUDED, mode="drop")
 
 
-def _exclude_repeats(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _exclude_repeats(logits: jax.Array, rows: OutputInputs, state: SlotState) -> jax.Array:
     """Takes out the tokens that would complete an n-gram of the context a second time.
 
     Source: transformers' NoRepeatNGramLogitsProcessor, which counts the prompt in, too.
@@ -219,7 +216,7 @@ def _exclude_repeats(logits: jax.Array, rows: RowInputs, state: SlotState) -> ja
     return logits.at[row, jnp.where(applies, tokens, NO_SLOT)].set(EXCLUDED, mode="drop")
 
 
-def _only_allowed(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.Array:
+def _only_allowed(logits: jax.Array, rows: OutputInputs, state: SlotState) -> jax.Array:
     """Takes out all but the allowed tokens, further than anything else does."""
     ids = state.bias_ids[rows.slots]
     is_listed = jnp.arange(MAX_BIASES)[None, :] < rows.num_allowed[:, None]
@@ -229,20 +226,18 @@ def _only_allowed(logits: jax.Array, rows: RowInputs, state: SlotState) -> jax.A
     return jnp.where(allowed | (rows.num_allowed == 0)[:, None], logits, 2 * EXCLUDED)
 
 
-def _apply_mask(
-    logits: jax.Array, rows: RowInputs, has_mask: jax.Array, state: SlotState
-) -> jax.Array:
+def _apply_mask(logits: jax.Array, rows: OutputInputs, state: SlotState) -> jax.Array:
     """-inf for what the grammar forbids: below EXCLUDED, since it may allow nothing but an end."""
     B, V = logits.shape
     bits = state.masks[rows.slots][:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None, :]
     allowed = (bits & 1).reshape(B, -1)[:, :V] > 0
-    return jnp.where(allowed | ~has_mask[:, None], logits, -jnp.inf)
+    return jnp.where(allowed | (rows.has_mask == 0)[:, None], logits, -jnp.inf)
 
 
 def _drawn(
     logits: jax.Array,
     greedy: jax.Array,
-    rows: RowInputs,
+    rows: OutputInputs,
     has_filters: bool,
     when: Callable[..., jax.Array],
 ) -> jax.Array:
@@ -257,7 +252,7 @@ def _drawn(
     return jnp.where(rows.temperature > 0, _draw(weights, rows), greedy)
 
 
-def _draw(weights: jax.Array, rows: RowInputs) -> jax.Array:
+def _draw(weights: jax.Array, rows: OutputInputs) -> jax.Array:
     """Draws a token a row by inverting the distribution function that weights `[B, V]` have."""
     blocks = _blocks(weights, 0.0)
     block, rest = _first_above(blocks.sum(-1), _uniform(rows)[:, None])
@@ -282,7 +277,7 @@ def _first_above(weights: jax.Array, fraction: jax.Array) -> tuple[jax.Array, ja
     return index, jnp.clip((target - before) / weight, 0.0, 1.0)
 
 
-def _uniform(rows: RowInputs) -> jax.Array:
+def _uniform(rows: OutputInputs) -> jax.Array:
     """A uniform number in [0, 1) a row `[B]`, from seed and position."""
 
     def one(seed: jax.Array, position: jax.Array) -> jax.Array:
@@ -291,7 +286,7 @@ def _uniform(rows: RowInputs) -> jax.Array:
     return jax.vmap(one)(rows.seeds, rows.context_lens)
 
 
-def _top_k_top_p(weights: jax.Array, rows: RowInputs) -> jax.Array:
+def _top_k_top_p(weights: jax.Array, rows: OutputInputs) -> jax.Array:
     """weights `[B, V]` (at most 1) with 0 for the tokens that top-k and then top-p drop."""
     V = weights.shape[1]
     top_k = jnp.where(rows.top_k > 0, rows.top_k, V).astype(jnp.float32)

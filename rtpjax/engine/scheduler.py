@@ -6,8 +6,8 @@ come first, so that a long prompt never holds up the others; then prompts in pro
 requests. When pages run out the latest sequence gives all of its pages back and starts again later
 (it recomputes, and mostly finds its pages in the prefix cache).
 
-A step samples at the last token of a row. Where the log-probabilities of a prompt are wanted, each
-of its tokens is a row of its own, as many as there are rows to spare.
+A step samples at the last token of a row. Where the log-probabilities of a prompt are wanted, the
+row has an output for each of the prompt's tokens, too.
 """
 
 from __future__ import annotations
@@ -31,29 +31,25 @@ class ScheduledRow:
         count: How many.
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
-        target: A known token in place of a sampled one: its log-probability is wanted. Else -1.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
-    target: int = -1
 
-    def split(self) -> list[ScheduledRow]:
-        """One row for each token that a prompt's token is scored after, and one for the others."""
-        sequence, end = self.sequence, self.start + self.count
-        if not sequence.scores_prompt:
-            return [self]
-        num_scored = max(0, min(end, sequence.num_prompt_tokens - 1) - self.start)
-        rows = [
-            ScheduledRow(sequence, at, 1, False, sequence.token_ids[at + 1])
-            for at in range(self.start, self.start + num_scored)
-        ]
-        if self.count > num_scored:
-            at = self.start + num_scored
-            rows.append(ScheduledRow(sequence, at, end - at, self.samples))
-        return rows
+    @property
+    def num_scored(self) -> int:
+        """Its first so many tokens are followed by tokens of the prompt that are to be scored."""
+        if not self.sequence.scores_prompt:
+            return 0
+        end = min(self.start + self.count, self.sequence.num_prompt_tokens - 1)
+        return max(0, end - self.start)
+
+    @property
+    def num_outputs(self) -> int:
+        """Of how many of its tokens the logits are wanted: those that score, then the last one."""
+        return self.num_scored + self.samples
 
 
 @dataclass(slots=True)
@@ -104,25 +100,22 @@ class Scheduler:
         """Fills one step; empty when there is nothing to do."""
         rows: dict[Sequence, ScheduledRow] = {}
         budget = self.max_num_batched_tokens
-        spare = self.max_num_seqs - len(self.running)  # rows that no running sequence needs
         num_preemptions = self.stats.num_preemptions
         for sequence in self.running:
             self.cache.trim(sequence)
         for sequence in sorted(self.running, key=lambda s: (s.num_wanted > 1, s.order)):
-            count = _count(sequence, budget, spare)
+            count = min(sequence.num_wanted, budget)
             if count and sequence.slot >= 0 and self._make_room(sequence, count, rows):
                 rows[sequence] = self._advance(sequence, count)
                 budget -= count
-                spare -= len(rows[sequence].split()) - 1
         assert all(s.slot >= 0 for s in rows), "a scheduled sequence was preempted"
         if self.stats.num_preemptions == num_preemptions:
-            while budget and spare and (sequence := self._admit()) is not None:
-                count = _count(sequence, budget, spare - 1)
+            while budget and (sequence := self._admit()) is not None:
+                count = min(sequence.num_wanted, budget)
                 if count:
                     rows[sequence] = self._advance(sequence, count)
                     budget -= count
-                    spare -= len(rows[sequence].split())
-        return [part for row in rows.values() for part in row.split()]
+        return list(rows.values())
 
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""
@@ -147,13 +140,13 @@ class Scheduler:
         self._free_slots = list(range(self.max_num_seqs))
 
     def _admit(self) -> Sequence | None:
-        """Moves the first waiting sequence to running if there are pages for it."""
-        if not self.waiting or len(self.running) == self.max_num_seqs:
+        """Moves the first sequence that can start to running if there are pages for it."""
+        if len(self.running) == self.max_num_seqs:
             return None
-        sequence = self.waiting[0]
-        if not self.cache.start(sequence, len(self.running)):
+        at = next((i for i, s in enumerate(self.waiting) if s.waits_for != "grammar"), None)
+        if at is None or not self.cache.start(self.waiting[at], len(self.running)):
             return None
-        del self.waiting[0]
+        sequence = self.waiting.pop(at)
         sequence.slot = self._free_slots.pop()
         bisect.insort(self.running, sequence, key=lambda s: s.order)
         if sequence.epoch == 0:
@@ -207,11 +200,3 @@ class Scheduler:
         assert all(not s.pages and s.slot < 0 for s in self.waiting)
         for s in self.running:
             assert s.num_computed <= s.num_tokens <= s.num_prompt_tokens + s.max_tokens
-
-
-def _count(sequence: Sequence, budget: int, spare: int) -> int:
-    """How many of its tokens a sequence gets: those it wants, within tokens and spare rows."""
-    count = min(sequence.num_wanted, budget)
-    if sequence.scores_prompt and sequence.num_computed < sequence.num_prompt_tokens - 1:
-        return min(count, spare + 1)
-    return count

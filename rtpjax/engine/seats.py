@@ -10,7 +10,8 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from rtpjax.engine.batch import NO_SLOT
-from rtpjax.engine.sampling import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES, SlotState
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from rtpjax.engine.sampling import SlotState
 
 
 def allocate(num_seats: int, max_model_len: int, vocab_size: int, sharding: Sharding) -> SlotState:

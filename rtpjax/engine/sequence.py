@@ -13,12 +13,15 @@ from __future__ import annotations
 import hashlib
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rtpjax.engine.request import GenerationRequest, TokenLogprob
 
 if TYPE_CHECKING:
     from rtpjax.engine.constraint import Constraint
+    from rtpjax.engine.grammar import Compilation
+
+Wait = Literal["grammar", "mask"]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +50,9 @@ class Sequence:
         arrived_s, wait_s: When the request came, and how long it then waited for its first step.
         prompt_logprobs: By position of the prompt token before, for requests that want them.
         biases: (token id, value, position before which it counts), added to logits.
-        constraint: Its place in the grammar that its output must follow; None for no grammar.
+        compilation: Its grammar, while that is compiled.
+        constraint: Its place in the grammar that its output must follow; None for no grammar, or
+            while it is compiled.
         num_dropped: Samples in flight that do not count: one before them did not fit the grammar,
             or their mask was late.
         num_failures: Failed steps that it was in, and was not found to be the cause of.
@@ -73,6 +78,7 @@ class Sequence:
     is_finished: bool = False
     sampling_fields: Any = None
     biases: list[tuple[int, float, int]] = field(default_factory=list)
+    compilation: Compilation | None = None
     constraint: Constraint | None = None
     num_dropped: int = 0
     num_failures: int = 0
@@ -94,15 +100,24 @@ class Sequence:
         return self.num_prompt_tokens + self.num_sampled
 
     @property
-    def num_wanted(self) -> int:
-        """Tokens to compute next; 0 when all that may be sampled is sampled or in flight.
+    def waits_for(self) -> Wait | None:
+        """What its next token cannot be sampled without, and is not there yet.
 
-        The last token, whose step samples, waits while the grammar's mask is late.
+        Without its grammar a sequence is not started. Without a mask all but the last token, whose
+        step samples, can be computed.
         """
+        if self.compilation is not None:
+            return "grammar"
+        if self.constraint is not None and not self.constraint.can_run(self.num_sampled):
+            return "mask"
+        return None
+
+    @property
+    def num_wanted(self) -> int:
+        """Tokens to compute next; 0 when all that may be sampled is sampled or in flight."""
         if self.num_sampled >= self.max_tokens:
             return 0
-        waits = self.constraint is not None and not self.constraint.can_run(self.num_sampled)
-        return self.num_tokens - self.num_computed - waits
+        return self.num_tokens - self.num_computed - (self.waits_for is not None)
 
     @property
     def scores_prompt(self) -> bool:

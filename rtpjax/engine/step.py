@@ -1,11 +1,18 @@
 """The two programs of a step, as pure functions; the runner compiles and calls them.
 
     forward   packed vector -> tokens (pending ones are read where the step before wrote them)
-              -> model (writes the cache, attends over it) -> logits of the tokens to sample after
-    choose    logits -> sampled tokens, each written to its slot for the next step to read
+              -> model (writes the cache, attends over it) -> hidden states of all tokens
+    choose    hidden states of the outputs -> logits -> sampled tokens, each written to its slot for
+              the next step to read
 
 They are two because a grammar's mask depends on the token before: the host learns that token and
-makes the mask while the device is busy with `forward`. Both donate what they update.
+makes the mask while the device is busy with `forward`. And because of the outputs, which have
+little to do with the shape of a step: a prompt of any length has one as a rule, and all of its
+tokens are outputs where they are to be scored. All steps leave their hidden states in one array, as
+long as the longest step, so that `choose` is compiled by the number of outputs alone. They come
+after the model's last norm, which XLA computes together with the last layer's sum.
+
+Both donate what they update.
 
 Each dp group of the mesh has rows, pages and slots of its own. All lie one after another along the
 first dimension (that of the packed vector too), split over dp; inside of `shard_map` over dp a
@@ -15,24 +22,27 @@ group sees its own part and nothing else, and its numbers of pages and slots beg
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rtpjax.engine.batch import Layout, row_inputs, unpack
-from rtpjax.engine.sampling import MAX_LOGPROBS, Sampled, SlotState, sample
+from rtpjax.engine.batch import Layout, output_inputs, unpack
+from rtpjax.engine.limits import MAX_LOGPROBS
+from rtpjax.engine.sampling import Sampled, SlotState, sample
 from rtpjax.engine.wants import Wants
 from rtpjax.models import Caches, ModelConfig, Pages, build
 from rtpjax.models.precision import Precision
 from rtpjax.sharding import DP, mesh_axes
+
+T = TypeVar("T")
 
 # XLA counts the cache anew for each layer that updates it, finds that GPUs do not have the memory,
 # and computes things twice to save some.
@@ -64,12 +74,16 @@ class Model:
 
     Attributes:
         graph, tree: Put parameters together to a module.
+        declared: Parameters as shapes.
+        head: Which parameters logits are made with, by index.
         cache_specs: What each layer caches.
         mesh: Devices that it is split over.
     """
 
     graph: Any
     tree: Any
+    declared: tuple[Any, ...]
+    head: tuple[int, ...]
     cache_specs: tuple[Pages, ...]
     mesh: Mesh
 
@@ -78,11 +92,31 @@ class Model:
         """The model of a configuration; makes no arrays."""
         model = build(config, precision, abstract=True)
         graph, state = nnx.split(model)
-        return Model(graph, jax.tree.structure(state), model.cache_specs(), mesh)
+        declared, tree = jax.tree.flatten(state)
+        hidden = jax.ShapeDtypeStruct((1, config.hidden_size), precision.activations)
 
-    def with_params(self, params: tuple[jax.Array, ...]) -> Any:
+        def logits(params: list[Any], hidden: jax.Array) -> jax.Array:
+            return nnx.merge(graph, jax.tree.unflatten(tree, params)).logits(hidden)
+
+        traced = jax.make_jaxpr(logits)(declared, hidden).jaxpr
+        read = {id(x) for equation in traced.eqns for x in equation.invars}
+        head = tuple(i for i, x in enumerate(traced.invars[:-1]) if id(x) in read)
+        return Model(graph, tree, tuple(declared), head, model.cache_specs(), mesh)
+
+    def with_params(self, params: Sequence[Any]) -> Any:
         """The module with these parameters, in the order of rtpjax.models.abstract_state."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.tree, params))
+
+    def head_of(self, params: Sequence[T]) -> tuple[T, ...]:
+        """Of all parameters, or what there is one of for each, those that logits are made with."""
+        return tuple(params[i] for i in self.head)
+
+    def with_head(self, params: Sequence[Any]) -> Any:
+        """The module with what head_of picked; nothing but its logits can be computed."""
+        every = list(self.declared)
+        for i, param in zip(self.head, params, strict=True):
+            every[i] = param
+        return self.with_params(every)
 
 
 def forward(
@@ -92,8 +126,9 @@ def forward(
     vector: jax.Array,
     caches: Caches,
     tokens: jax.Array,
-) -> tuple[jax.Array, jax.Array, Caches, jax.Array]:
-    """Everything up to the logits. Caches and tokens are donated.
+    hidden: jax.Array,
+) -> tuple[Caches, jax.Array, jax.Array]:
+    """Everything up to the hidden states. Caches, tokens and hidden states are donated.
 
     Args:
         model: Which model.
@@ -102,14 +137,14 @@ def forward(
         vector: int32 `[dp * layout.size]`, the packed step.
         caches: Arrays `[dp * n * P, ...]` for n layers.
         tokens: int32 `[dp * slots, max_model_len + 1]`, see SlotState.
+        hidden: `[dp * most tokens of a step, D]`; its first T entries are replaced.
 
     Returns:
-        Logits float32 `[dp * B, V]`, the rows' fields int32 `[dp * B, F]`, and what was donated,
-        updated.
+        What was donated, updated.
     """
     group = partial(_forward, model, layout)
-    return _in_each_group(model.mesh, group, (P(), P(DP), P(DP), P(DP)))(
-        params, vector, caches, tokens
+    return _in_each_group(model.mesh, group, (P(), P(DP), P(DP), P(DP), P(DP)))(
+        params, vector, caches, tokens, hidden
     )
 
 
@@ -134,66 +169,76 @@ def _forward(
     vector: jax.Array,
     caches: Caches,
     tokens: jax.Array,
-) -> tuple[jax.Array, jax.Array, Caches, jax.Array]:
+    hidden: jax.Array,
+) -> tuple[Caches, jax.Array, jax.Array]:
     module = model.with_params(params)
-    token_ids, token_slots, inputs, packed_rows = unpack(vector, layout, tokens)
+    token_ids, token_slots, inputs = unpack(vector, layout, tokens)
     # Read once, before rows are written: XLA would read pending tokens again after, and copy all
     # for that.
     token_ids, tokens = lax.optimization_barrier((token_ids, tokens))
     tokens = tokens.at[token_slots, inputs.positions].set(token_ids, mode="drop")
     inputs = dataclasses.replace(inputs, mesh=mesh_axes(model.mesh))
-    hidden, caches = module(token_ids, inputs, caches)
-    logits = module.logits(hidden[row_inputs(packed_rows).sample_at], inputs.mesh)
-    return logits, packed_rows, caches, tokens
+    computed, caches = module(token_ids, inputs, caches)
+    return caches, tokens, lax.dynamic_update_slice(hidden, computed, (0, 0))
 
 
 def choose(
-    mesh: Mesh,
+    model: Model,
     num_tokens: int,
     wants: Wants,
-    logits: jax.Array,
-    packed_rows: jax.Array,
-    has_mask: jax.Array,
+    params: tuple[jax.Array, ...],
+    hidden: jax.Array,
+    outputs: jax.Array,
     tokens: jax.Array,
     state: SlotState,
 ) -> tuple[jax.Array, jax.Array]:
-    """A token for each row. The tokens are donated.
+    """A token for each output. The tokens are donated.
 
     What is only read is not handed back: each result of a program costs the host time for each
     device.
 
     Args:
-        mesh: Devices.
+        model: Which model.
         num_tokens: Tokens that the tokenizer knows; ids beyond are never sampled.
-        wants: One of VARIANTS, which covers what the rows want.
-        logits: float32 `[dp * B, V]`.
-        packed_rows: int32 `[dp * B, F]`, from forward.
-        has_mask: bool `[dp * B]`; True if the slot's mask says what may be sampled.
+        wants: One of VARIANTS, which covers what the outputs want.
+        params: What Model.head_of picks.
+        hidden: `[dp * most tokens of a step, D]`, as forward left it.
+        outputs: int32 `[dp * S, F]`, see batch.output_inputs.
         tokens: int32 `[dp * slots, max_model_len + 1]`, all before the sampled ones.
         state: The other per-request state; its own tokens are not there.
 
     Returns:
-        The packed Sampled int32 `[dp * B, 2 + 2 * MAX_LOGPROBS]`, see unpack_sampled, and the
+        The packed Sampled int32 `[dp * S, 2 + 2 * MAX_LOGPROBS]`, see unpack_sampled, and the
         tokens with the sampled ones.
     """
+    score = _in_each_group(model.mesh, partial(_logits, model), (P(), P(DP), P(DP)))
+    logits = score(params, hidden, outputs)
+    # Sampling sees whole rows.
+    logits = lax.with_sharding_constraint(logits, NamedSharding(model.mesh, P(DP)))
     group = partial(_choose, num_tokens, wants)
-    return _in_each_group(mesh, group, (P(DP), P(DP), P(DP), P(DP), P(DP)))(
-        logits, packed_rows, has_mask, tokens, state
+    return _in_each_group(model.mesh, group, (P(DP), P(DP), P(DP), P(DP)))(
+        logits, outputs, tokens, state
     )
+
+
+def _logits(
+    model: Model, params: tuple[jax.Array, ...], hidden: jax.Array, outputs: jax.Array
+) -> jax.Array:
+    at = output_inputs(outputs).at
+    return model.with_head(params).logits(hidden[at], mesh_axes(model.mesh))
 
 
 def _choose(
     num_tokens: int,
     wants: Wants,
     logits: jax.Array,
-    packed_rows: jax.Array,
-    has_mask: jax.Array,
+    outputs: jax.Array,
     tokens: jax.Array,
     state: SlotState,
 ) -> tuple[jax.Array, jax.Array]:
-    rows = row_inputs(packed_rows)
+    rows = output_inputs(outputs)
     state = state._replace(tokens=tokens)
-    sampled = sample(logits, packed_rows, has_mask, state, num_tokens, wants=wants)
+    sampled = sample(logits, outputs, state, num_tokens, wants=wants)
     tokens = tokens.at[rows.sample_slots, rows.context_lens].set(sampled.token_ids, mode="drop")
     return _pack_sampled(sampled), tokens
 

@@ -1,4 +1,4 @@
-"""What the rows of a step want done to choose their tokens, and the programs that there are for it.
+"""What a step's outputs want done to choose their tokens, and the programs that there are for it.
 
 On a GPU a conditional may make the host wait for the device, which knows the predicate; at the best
 it costs the device time. So what no row wants is left out of the program that chooses a step's
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rtpjax.engine.batch import RowInputs
+from rtpjax.engine.batch import COLUMN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +51,22 @@ VARIANTS = {
     "everything": EVERYTHING,
 }
 
-_COLUMN = {name: i for i, name in enumerate(RowInputs._fields)}
 _EDITS = [
-    _COLUMN[name]
+    COLUMN[name]
     for name in ("has_bias", "has_penalty", "has_bad_words", "ngram_size", "num_allowed")
 ]
 
 
-def wants_of(packed_rows: np.ndarray) -> Wants:
-    """What some row wants, of int32 `[B, F]` (see batch.row_inputs)."""
-    floats = packed_rows.view(np.float32)
-    draws = floats[:, _COLUMN["temperature"]] > 0
-    filters = (packed_rows[:, _COLUMN["top_k"]] > 0) | (floats[:, _COLUMN["top_p"]] < 1)
+def wants_of(outputs: np.ndarray) -> Wants:
+    """What some output wants, of int32 `[S, F]` (see batch.output_inputs)."""
+    floats = outputs.view(np.float32)
+    draws = floats[:, COLUMN["temperature"]] > 0
+    filters = (outputs[:, COLUMN["top_k"]] > 0) | (floats[:, COLUMN["top_p"]] < 1)
     return Wants(
-        edits=bool(packed_rows[:, _EDITS].any()),
+        edits=bool(outputs[:, _EDITS].any()),
         draws=bool(draws.any()),
         filters=bool((draws & filters).any()),
-        logprobs=bool(packed_rows[:, _COLUMN["wants_logprobs"]].any()),
+        logprobs=bool(outputs[:, COLUMN["wants_logprobs"]].any()),
     )
 
 

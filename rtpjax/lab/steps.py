@@ -7,7 +7,7 @@ import functools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,10 @@ from rtpjax import gpus, sharding
 from rtpjax.checkpoint import read_config
 from rtpjax.config import EngineSettings, precision_of
 from rtpjax.dummy_checkpoint import DummyCheckpoint
-from rtpjax.engine import kv_cache
-from rtpjax.engine.batch import NO_SLOT, Bucket, Layout, RowInputs
-from rtpjax.engine.step import COMPILER_OPTIONS
+from rtpjax.engine import kv_cache, seats
+from rtpjax.engine.batch import COLUMN, NO_SLOT, Bucket, Layout, empty_outputs
+from rtpjax.engine.step import COMPILER_OPTIONS, Model
+from rtpjax.engine.wants import NOTHING, Wants
 from rtpjax.gpus import Gpu
 from rtpjax.lab.stage import Lab
 from rtpjax.models import ModelConfig
@@ -103,7 +104,6 @@ def packed(layout: Layout, queries: Sequence[tuple[int, int]]) -> np.ndarray:
     vector = np.zeros(layout.size, np.int32)
     parts = layout.split(vector)
     parts.tokens[-1], parts.query_start[:] = NO_SLOT, sum(count for _, count in queries)
-    parts.rows[:, RowInputs._fields.index("sample_slots")] = NO_SLOT
     rng, at, next_page = np.random.default_rng(0), 0, 1
     for row, (start, count) in enumerate(queries):
         positions = np.arange(start, start + count)
@@ -120,13 +120,28 @@ def packed(layout: Layout, queries: Sequence[tuple[int, int]]) -> np.ndarray:
             ]
         )
         parts.query_start[row], at = at, at + count
-        one = np.float32(1).view(np.int32)
-        fields = {"context_lens": start + count, "sample_at": at - 1, "sample_slots": row}
-        fields |= {"slots": row, "target_ids": -1, "prompt_lens": start + count}
-        fields |= {"top_p": one, "repetition_penalty": one}
-        for name, value in fields.items():
-            parts.rows[row, RowInputs._fields.index(name)] = value
+        parts.context_lens[row] = start + count
     return vector
+
+
+def greedy_outputs(rows: int, context: int) -> np.ndarray:
+    """The outputs of a decode step whose rows are greedy, int32 `[rows, F]`."""
+    outputs = empty_outputs(rows)
+    of_row = {"at": np.arange(rows), "sample_slots": np.arange(rows), "slots": np.arange(rows)}
+    for name, values in of_row.items():
+        outputs[:, COLUMN[name]] = values
+    for name in ("context_lens", "prompt_lens"):
+        outputs[:, COLUMN[name]] = context
+    outputs[:, COLUMN["target_ids"]] = -1
+    return outputs
+
+
+class Program(NamedTuple):
+    """The two programs of a step, and the outputs that the second one is called with."""
+
+    forward: Any
+    choose: Any
+    outputs: np.ndarray
 
 
 @dataclasses.dataclass
@@ -152,7 +167,10 @@ class Steps:
         """Of a step; all share the caches."""
         pages = self.max_rows * kv_cache.pages_for(self.context, PAGE_SIZE)
         pages += kv_cache.pages_for(self.num_extended, PAGE_SIZE)
-        return plan_step.StepShape(bucket, self.max_model_len, PAGE_SIZE, 1 + pages, self.max_rows)
+        return plan_step.StepShape(
+            *(bucket, self.max_model_len, PAGE_SIZE, 1 + pages, self.max_rows),
+            max_num_batched_tokens=self.num_extended,
+        )
 
     def decode(self, rows: int) -> Bucket:
         return Bucket("decode", rows, rows)
@@ -166,24 +184,39 @@ class Steps:
         options: dict[str, Any] | None = None,
         *,
         named: Mapping[str, str] | None = None,
-    ) -> Any:
-        """The runner's `forward` for a bucket.
+    ) -> Program:
+        """The runner's programs for a bucket, the second one for greedy rows.
 
         Args:
-            bucket: The step's shape.
+            bucket: The step's shape; of a prompt's step one token is chosen.
             options: Go to XLA.
             named: Implementations by op (pallas_kernels.registry.using).
         """
         arguments = (self.model, self.precision, self.shape(bucket), self.mesh)
         with using(named or {}):
             lowered = plan_step.forward(*arguments).lower(*plan_step.abstract_arguments(*arguments))
-        return lowered.compile(COMPILER_OPTIONS | (options or {}))
+        forward = lowered.compile(COMPILER_OPTIONS | (options or {}))
+        rows = bucket.num_rows if bucket.kind == "decode" else 1
+        return Program(forward, self.compile_choose(rows, NOTHING, options), self.outputs(rows))
+
+    def compile_choose(self, rows: int, wants: Wants, options: dict[str, Any] | None = None) -> Any:
+        """The runner's program that chooses a token for each row of a decode step."""
+        return plan_step.compile_choose(
+            *(self.model, self.precision, self.shape(self.decode(rows)), self.mesh),
+            num_outputs=rows,
+            wants=wants,
+            options=options,
+        )
+
+    def outputs(self, rows: int) -> np.ndarray:
+        """Of a decode step whose rows are greedy."""
+        return greedy_outputs(rows, self.context)
 
     def allocate(self) -> None:
         """Random weights and caches."""
         shape = self.shape(self.decode(1))
         arguments = plan_step.abstract_arguments(self.model, self.precision, shape, self.mesh)
-        params, _, caches, tokens = arguments
+        params, _, caches, tokens, hidden = arguments
         specs, _ = limits.declared(self.model, self.precision)
         checkpoint = DummyCheckpoint(read_config(self.lab.model)).in_formats(specs)
         self.params = tuple(checkpoint.restore(dict(zip(specs, params, strict=True))).values())
@@ -191,9 +224,15 @@ class Steps:
             lambda x: _maker(x.shape, x.dtype, x.sharding)(np.uint32(0)), caches
         )
         self.tokens = jnp.zeros(tokens.shape, tokens.dtype, device=tokens.sharding)
+        self.hidden = jnp.zeros(hidden.shape, hidden.dtype, device=hidden.sharding)
+        by_group = tokens.sharding
+        state = seats.allocate(self.max_rows, self.max_model_len, self.model.vocab_size, by_group)
+        self.state = state._replace(tokens=None)  # type: ignore[arg-type]  # they are apart
+        model = Model.of(self.model, self.precision, self.mesh)
+        self.head = model.head_of(self.params)
 
     def vector(self, bucket: Bucket, *, num_decodes: int = 0) -> jax.Array:
-        """A step of a bucket: rows of the whole context, or one prompt behind some of them."""
+        """What `forward` is called with: rows of the whole context, or one prompt behind some."""
         layout = self.shape(bucket).layout(self.needs.cache_specs)
         if bucket.kind == "decode":
             queries = [(self.context - 1, 1)] * bucket.num_rows
@@ -202,9 +241,19 @@ class Steps:
             queries = [*decodes, (0, bucket.num_tokens - num_decodes)]
         return jax.device_put(packed(layout, queries))
 
-    def call(self, program: Any, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Starts a step; logits and the rows' fields."""
-        logits, rows, self.caches, self.tokens = program(
-            self.params, vector, self.caches, self.tokens
+    def call(self, program: Program, vector: jax.Array) -> jax.Array:
+        """Starts a step; its tokens."""
+        self.forward(program, vector)
+        return self.choose(program.choose, program.outputs)
+
+    def forward(self, program: Program, vector: jax.Array) -> jax.Array:
+        """Starts the first program; what it makes, which the next step takes away."""
+        self.caches, self.tokens, self.hidden = program.forward(
+            self.params, vector, self.caches, self.tokens, self.hidden
         )
-        return logits, rows
+        return self.hidden
+
+    def choose(self, program: Any, outputs: np.ndarray) -> jax.Array:
+        """Starts the second program; its tokens."""
+        sampled, self.tokens = program(self.head, self.hidden, outputs, self.tokens, self.state)
+        return sampled

@@ -57,6 +57,7 @@ class ModelConfig:
             projection; None if they are not.
         attention_scale: Multiplies attention's scores; None is head_dim ** -0.5.
         attention_soft_cap: Bounds them, see paged_attention.
+        has_sinks: Whether each head has a score that takes part in the softmax without a value.
         embedding_scale: Multiplies embeddings.
         residual_scale: Multiplies what a block adds to the residual stream.
         logits_scale: Multiplies logits.
@@ -89,6 +90,7 @@ class ModelConfig:
     qk_norm: Literal["head", "projection"] | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
+    has_sinks: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
@@ -141,7 +143,8 @@ class ModelConfig:
                 f"num_key_value_heads {num_kv_heads}."
             )
         encoding = encoding_of(hf)
-        moe = MoeConfig.from_hf(hf, num_layers) if "num_experts" in family.hf_defaults else None
+        has_experts = "num_experts_per_tok" in family.hf_defaults
+        moe = MoeConfig.from_hf(hf, num_layers) if has_experts else None
         if moe is not None and encoding is not None:
             raise CheckpointError(
                 "config.json: the checkpoint is quantized, and experts are computed from plain "

@@ -56,11 +56,19 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: ModelConfig, layer: int, precision: Precision, *, rngs: nnx.Rngs):
         D, dtype = config.hidden_size, precision.weights
         self.self_attn = Attention(config, layer, dtype, rngs=rngs)
-        self.mlp = (
-            MoE(config.moe, D, config.hidden_act, dtype, rngs=rngs)
-            if config.moe is not None and config.moe.layers[layer]
-            else MLP(config, dtype, rngs=rngs)
-        )
+        format = config.quantization.layers
+        if config.moe is not None and config.moe.layers[layer]:
+            self.mlp = MoE(config.moe, D, config.hidden_act, dtype, shared_format=format, rngs=rngs)
+        else:
+            self.mlp = MLP(
+                D,
+                config.intermediate_size,
+                config.hidden_act,
+                dtype,
+                format=format,
+                bias=config.mlp_bias,
+                rngs=rngs,
+            )
         self.norms = config.norms
         self.residual_scale = config.residual_scale
         for name in filter(None, dataclasses.astuple(self.norms)):

@@ -38,4 +38,24 @@ class GraniteForCausalLM(Decoder):
         }
 
 
-ARCHITECTURES = {"GraniteForCausalLM": GraniteForCausalLM}
+class GraniteMoeForCausalLM(GraniteForCausalLM):
+    """A Granite decoder with experts (Granite 3 1B-A400M, 3B-A800M)."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {
+        **GraniteForCausalLM.hf_defaults,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    hf_fixed: ClassVar[Mapping[str, Any]] = {"norm_topk_prob": True}
+    stored_names: ClassVar[Mapping[str, str]] = {
+        r"\.block_sparse_moe\.": ".mlp.",
+        r"\.mlp\.input_linear\.weight": ".mlp.experts.gate_up_proj",
+        r"\.mlp\.output_linear\.weight": ".mlp.experts.down_proj",
+        r"\.mlp\.router\.(?:layer\.)?": ".mlp.gate.",
+    }
+
+
+ARCHITECTURES = {
+    "GraniteForCausalLM": GraniteForCausalLM,
+    "GraniteMoeForCausalLM": GraniteMoeForCausalLM,
+}

@@ -316,6 +316,11 @@ class Attention(nnx.Module):
         self.k_proj = linear((kv_size, D), ("kv_heads", "embed"), bias=bias)
         self.v_proj = linear((kv_size, D), ("kv_heads", "embed"), bias=bias)
         self.o_proj = linear((D, q_size), ("embed", "heads"), bias=config.o_proj_bias)
+        self.sinks = (
+            param((config.num_attention_heads,), ("heads",), dtype, rngs=rngs)
+            if config.has_sinks
+            else None
+        )
         self.is_normed_whole = config.qk_norm == "projection"
         sizes = ((q_size, "heads"), (kv_size, "kv_heads"))
         if not self.is_normed_whole:
@@ -360,6 +365,7 @@ class Attention(nnx.Module):
             scale=self.scale,
             window=self.window,
             soft_cap=self.soft_cap,
+            sinks=None if self.sinks is None else self.sinks.get_value().astype(jnp.float32),
             k_scales=pages.k_scales,
             v_scales=pages.v_scales,
             decode=step.kind == "decode",
@@ -395,11 +401,20 @@ class MLP(nnx.Module):
     Paper: https://arxiv.org/abs/2002.05202
     """
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
-        D, F = config.hidden_size, config.intermediate_size
-        self.hidden_act = config.hidden_act
-        format = config.quantization.layers
-        linear = partial(Linear, dtype=dtype, format=format, bias=config.mlp_bias, rngs=rngs)
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        dtype: DTypeLike,
+        *,
+        format: WeightFormat = PLAIN,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        D, F = hidden_size, intermediate_size
+        self.hidden_act = hidden_act
+        linear = partial(Linear, dtype=dtype, format=format, bias=bias, rngs=rngs)
         self.gate_proj = linear((F, D), ("mlp", "embed"))
         self.up_proj = linear((F, D), ("mlp", "embed"))
         self.down_proj = linear((D, F), ("embed", "mlp"))

@@ -23,11 +23,76 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.quantized import CONTRACT_LAST
 from pallas_kernels.row_matmul import ACTIVATIONS
 from pallas_kernels.sharded import MeshAxes
-from rtpjax.models.layers import Linear, Normed, Summand
+from rtpjax.models.layers import MLP, Linear, Normed, Summand
 from rtpjax.models.moe_config import MoeConfig
-from rtpjax.models.weight_formats import param
+from rtpjax.models.weight_formats import PLAIN, WeightFormat, param
+
+
+class Router(Linear):
+    """Chooses the experts of each token; see RouterConfig."""
+
+    def __init__(self, config: MoeConfig, hidden_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        self.config = config.router
+        self.num_chosen = config.num_experts_per_tok
+        E = config.num_experts
+        dtype = jnp.float32 if self.config.in_float32 else dtype
+        super().__init__(
+            (E, hidden_size), ("router", "embed"), dtype, bias=config.has_biases, rngs=rngs
+        )
+        # In fewer bits biases near each other become equal, and tokens go to other experts.
+        self.e_score_correction_bias = (
+            param((E,), ("router",), jnp.float32, rngs=rngs, init=nnx.initializers.zeros)
+            if self.config.has_bias
+            else None
+        )
+
+    def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weights float32 `[T, k]` and ids int32 `[T, k]` of each token's experts.
+
+        x: `[T, D]`.
+        """
+        config = self.config
+        score = jax.nn.softmax if config.score == "softmax" else jax.nn.sigmoid
+        scores = score(self._logits(x))
+        for_choice = scores
+        if self.e_score_correction_bias is not None:
+            for_choice = scores + self.e_score_correction_bias.get_value()[None, :]
+        if config.num_groups > 1:
+            for_choice = self._of_best_groups(for_choice)
+        shares, expert_ids = lax.top_k(for_choice, self.num_chosen)
+        if for_choice is not scores:
+            shares = jnp.take_along_axis(scores, expert_ids, axis=1)
+        if config.norm_topk_prob:
+            shares = shares / (shares.sum(axis=-1, keepdims=True) + config.norm_eps)
+        return shares * config.scale, expert_ids
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        if not self.config.in_float32:
+            logits = self.product(x)
+            if self.bias is None:
+                return logits
+            return logits + self.bias.get_value().astype(jnp.float32)[None, :]
+        # By default a GPU rounds float32 to the 10 bits of its tensor cores.
+        return lax.dot_general(
+            x.astype(jnp.float32),
+            self.weight.get_value(),
+            CONTRACT_LAST,
+            precision=lax.Precision.HIGHEST,
+        )
+
+    def _of_best_groups(self, scores: jax.Array) -> jax.Array:
+        """scores `[T, E]` with -inf for experts of the groups that a token does not choose."""
+        T, E = scores.shape
+        groups = scores.reshape(T, self.config.num_groups, -1)
+        rank = lax.top_k(groups, 2)[0].sum(axis=-1)
+        _, best = lax.top_k(rank, self.config.num_groups_per_tok)
+        is_best = (best[:, :, None] == jnp.arange(self.config.num_groups)[None, None, :]).any(
+            axis=1
+        )
+        return jnp.where(is_best[:, :, None], groups, -jnp.inf).reshape(T, E)
 
 
 class ExpertLinear(nnx.Module):
@@ -43,9 +108,14 @@ class ExpertLinear(nnx.Module):
         axes: tuple[str, str],
         dtype: DTypeLike,
         *,
+        bias_axes: tuple[str, str] | None = None,
         rngs: nnx.Rngs,
     ):
         self.weight = param(shape, ("experts", *axes), dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.bias = (
+            None if bias_axes is None else param(shape[:2], bias_axes, dtype, rngs=rngs, init=zeros)
+        )
 
 
 class Experts(nnx.Module):
@@ -54,9 +124,12 @@ class Experts(nnx.Module):
     def __init__(self, config: MoeConfig, hidden_size: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
         E, F, D = config.num_experts, config.intermediate_size, hidden_size
         linear = partial(ExpertLinear, dtype=dtype, rngs=rngs)
-        self.gate_proj = linear((E, F, D), ("expert_mlp", "embed"))
-        self.up_proj = linear((E, F, D), ("expert_mlp", "embed"))
-        self.down_proj = linear((E, D, F), ("embed", "expert_mlp"))
+        wide = ("experts", "expert_mlp") if config.has_biases else None
+        # Every device has all of it: it is added once, whatever part of an expert is where.
+        narrow = ("router", "embed") if config.has_biases else None
+        self.gate_proj = linear((E, F, D), ("expert_mlp", "embed"), bias_axes=wide)
+        self.up_proj = linear((E, F, D), ("expert_mlp", "embed"), bias_axes=wide)
+        self.down_proj = linear((E, D, F), ("embed", "expert_mlp"), bias_axes=narrow)
 
 
 class MoE(nnx.Module):
@@ -69,37 +142,69 @@ class MoE(nnx.Module):
         hidden_act: str,
         dtype: DTypeLike,
         *,
+        shared_format: WeightFormat = PLAIN,
         rngs: nnx.Rngs,
     ):
         self.config = config
         self.hidden_act = hidden_act
-        self.gate = Linear((config.num_experts, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+        self.gate = Router(config, hidden_size, dtype, rngs=rngs)
         self.experts = Experts(config, hidden_size, dtype, rngs=rngs)
+        shared = None
+        if config.shared_size:
+            shared = MLP(
+                hidden_size, config.shared_size, hidden_act, dtype, format=shared_format, rngs=rngs
+            )
+        # Two names in checkpoints, and the gate tells which.
+        self.shared_expert = shared if config.is_shared_gated else None
+        self.shared_experts = None if config.is_shared_gated else shared
+        self.shared_expert_gate = (
+            Linear((1, hidden_size), ("router", "embed"), dtype, rngs=rngs)
+            if config.is_shared_gated
+            else None
+        )
 
     def __call__(self, x: jax.Array | Normed, mesh: MeshAxes | None) -> Summand:
         """What it adds to the residual stream; see MLP."""
         normed = x.value if isinstance(x, Normed) else x
-        shares, expert_ids = self._route(normed)
+        shares, expert_ids = self.gate.route(normed)
         experts = self.experts
         weights = (
             experts.gate_proj.weight.get_value(),
             experts.up_proj.weight.get_value(),
             experts.down_proj.weight.get_value(),
         )
+        biases = tuple(
+            None if projection.bias is None else projection.bias.get_value()
+            for projection in (experts.gate_proj, experts.up_proj)
+        )
         every = jnp.arange(self.config.num_experts, dtype=jnp.int32)
-        apply = partial(_apply_experts, act=ACTIVATIONS[self.hidden_act])
+        apply = partial(_apply_experts, gated=self._gated)
         if mesh is not None and mesh.mesh.size > 1:
             apply = _over_mesh(mesh, apply)
-        added = apply(normed, shares, expert_ids, every, weights)
-        return Summand(added.astype(normed.dtype))
+        added = apply(normed, shares, expert_ids, every, weights, biases)
+        if experts.down_proj.bias is not None:
+            bias = experts.down_proj.bias.get_value()[expert_ids].astype(jnp.float32)  # [T, k, D]
+            added = added + (shares[:, :, None] * bias).sum(axis=1)
+        return Summand(self._with_shared(added, x, normed, mesh).astype(normed.dtype))
 
-    def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Experts of each token int32 `[T, k]`, and their weights float32 `[T, k]`."""
-        probabilities = jax.nn.softmax(self.gate.product(x), axis=-1)
-        shares, expert_ids = lax.top_k(probabilities, self.config.num_experts_per_tok)
-        if self.config.norm_topk_prob:
-            shares = shares / shares.sum(axis=-1, keepdims=True)
-        return shares, expert_ids
+    def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """An expert's features of its two products, each float32 `[rows, F]`."""
+        clip = self.config.clip
+        if clip is None:
+            return ACTIVATIONS[self.hidden_act](gate) * up
+        gate, up = jnp.minimum(gate, clip), jnp.clip(up, -clip, clip)
+        return (up + 1) * gate * jax.nn.sigmoid(self.config.swish_slope * gate)
+
+    def _with_shared(
+        self, added: jax.Array, x: jax.Array | Normed, normed: jax.Array, mesh: MeshAxes | None
+    ) -> jax.Array:
+        """added float32 `[T, D]` with what the shared expert makes of every token."""
+        if self.shared_experts is not None:
+            return added + self.shared_experts(x, mesh).value.astype(jnp.float32)
+        if self.shared_expert is None or self.shared_expert_gate is None:
+            return added
+        share = jax.nn.sigmoid(self.shared_expert_gate.product(normed))
+        return added + share * self.shared_expert(x, mesh).value.astype(jnp.float32)
 
 
 def _over_mesh(mesh: MeshAxes, apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -111,7 +216,8 @@ def _over_mesh(mesh: MeshAxes, apply: Callable[..., jax.Array]) -> Callable[...,
         return lax.psum(apply(*args), (*mesh.experts, *mesh.expert_mlp))
 
     weights = (widening, widening, narrowing)
-    return mesh.map(local, (P(), P(), P(), P(mesh.experts), weights), P())
+    biases = (P(mesh.experts, mesh.expert_mlp),) * 2
+    return mesh.map(local, (P(), P(), P(), P(mesh.experts), weights, biases), P())
 
 
 def _starts(group: jax.Array, num_groups: int) -> jax.Array:
@@ -137,8 +243,9 @@ def _apply_experts(
     expert_ids: jax.Array,
     own_ids: jax.Array,
     weights: tuple[jax.Array, jax.Array, jax.Array],
+    biases: tuple[jax.Array | None, ...],
     *,
-    act: Callable[[jax.Array], jax.Array],
+    gated: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """What a device's experts add to each token.
 
@@ -148,7 +255,8 @@ def _apply_experts(
         expert_ids: int32 `[T, k]`.
         own_ids: int32 `[E]`, ids of the experts that are here, consecutive.
         weights: Of gate_proj, up_proj `[E, F, D]` and down_proj `[E, D, F]`.
-        act: The activation.
+        biases: Of gate_proj and up_proj `[E, F]`, or None.
+        gated: Makes features of the two products.
 
     Returns:
         float32 `[T, D]`.
@@ -161,7 +269,12 @@ def _apply_experts(
     sorted_group = group[order]
     starts = _starts(group, E)
     rows = x[lax.div(order, jnp.asarray(k, order.dtype))].astype(gate_proj.dtype)
-    hidden = act(grouped_matmul(rows, gate_proj, starts)) * grouped_matmul(rows, up_proj, starts)
+    products = [grouped_matmul(rows, projection, starts) for projection in (gate_proj, up_proj)]
+    for i, bias in enumerate(biases):
+        if bias is not None:
+            # Rows of no group take the last expert's; what they make is left out below.
+            products[i] += bias.at[sorted_group].get(mode="clip").astype(jnp.float32)
+    hidden = gated(*products)
     out = grouped_matmul(hidden.astype(down_proj.dtype), down_proj, starts)
     out = jnp.where((sorted_group < E)[:, None], out * shares.reshape(-1)[order][:, None], 0.0)
     return out[jnp.argsort(order)].reshape(T, k, -1).sum(axis=1)

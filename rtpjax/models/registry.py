@@ -30,10 +30,19 @@ class CausalLM(nnx.Module):
     Attributes:
         hf_defaults: What the family takes for keys that config.json leaves out.
         hf_fixed: What the family does in any case; a config.json that says otherwise is refused.
+        stored_names: Where its checkpoints name tensors otherwise than the model: a regular
+            expression for a part of a name, and what the model has in its place.
+        has_interleaved_experts: Whether its checkpoints keep experts as rtpjax.interleaved_experts
+            says, in MXFP4 or plain.
+        has_mtp_layers: Whether layers that predict further tokens follow the model's own in its
+            checkpoints; they are not served.
     """
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
     hf_fixed: ClassVar[Mapping[str, Any]] = {}
+    stored_names: ClassVar[Mapping[str, str]] = {}
+    has_interleaved_experts: ClassVar[bool] = False
+    has_mtp_layers: ClassVar[bool] = False
 
     @classmethod
     def completed(cls, hf: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Compiles a step for a GPU and says what came out, in numbers that a budget can be set on.
+"""Compiles a step, up to its hidden states, for a GPU and says what came out, in numbers.
+
+A budget can be set on them (rtpjax/plan/budget.toml).
 
 A few layers are compiled, and the rest is extrapolated: all layers of one kind are alike, so what a
 step moves and launches is linear in their number (tests/rtpjax/plan/test_analyze.py holds it to
@@ -40,7 +42,7 @@ class StepReport:
         least_bytes: What it cannot do without; None likewise.
         kernels_per_layer: Launches, loops counted as often as they run; None likewise.
         collectives_per_layer: By kind.
-        collectives_beside: Those of no layer (the embedding's, the logits'), by kind.
+        collectives_beside: Those of no layer (the embedding's), by kind.
         unaliased: Cache arrays that the step does not update in place.
         copied: Weights and caches that are copied before they are used.
         gathered: Weights that the devices send to each other.
@@ -230,7 +232,9 @@ def _report(
         temp_bytes=round(second.temp_bytes + rest * max(layer.temp_bytes, 0)),
         argument_bytes=round(second.argument_bytes + rest * layer.argument_bytes),
         moved_bytes=round(second.moved_bytes + rest * layer.moved_bytes) if is_decode else None,
-        least_bytes=(whole.decode_bytes(shape.bucket.num_rows, context_len) if is_decode else None),
+        least_bytes=(
+            whole.forward_bytes(shape.bucket.num_rows, context_len) if is_decode else None
+        ),
         kernels_per_layer=layer.launches if is_decode else None,
         collectives_per_layer={k: n for k, n in layer.collectives.items() if n},
         collectives_beside=_beside(second, layer),

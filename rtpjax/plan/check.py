@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rtpjax.engine.wants import VARIANTS
+from rtpjax.models import ModelConfig
 from rtpjax.plan import presets, topology
 from rtpjax.plan.job import ChooseJob, Job, StepJob
 from rtpjax.plan.jobs import GPUS, all_jobs, usual_jobs
@@ -89,8 +90,11 @@ def limits_of(job: Job, budget: dict[str, Any], *, with_exceptions: bool = True)
         limits |= budget["step"] | budget[job.step]
         if job.step == "decode":
             limits |= budget[f"decode_{job.num_tokens}"]
-            if "num_experts" in presets.load(job.model):
-                limits |= budget["decode_experts"]
+            moe = ModelConfig.from_hf(presets.load(job.model)).moe
+            if moe is not None:
+                limits |= budget[
+                    "decode_experts_with_biases" if moe.has_biases else "decode_experts"
+                ]
     if isinstance(job, ChooseJob):
         limits |= budget["choose"]
     fields = dataclasses.asdict(job)

@@ -20,7 +20,7 @@ from pallas_kernels.registry import tracing_for
 from rtpjax import gpus
 from rtpjax.config import EngineSettings, KvCacheDtype, precision_of
 from rtpjax.engine.batch import Bucket
-from rtpjax.engine.sampling import MAX_NGRAM_TOKENS
+from rtpjax.engine.limits import MAX_NGRAM_TOKENS
 from rtpjax.engine.wants import VARIANTS
 from rtpjax.gpus import Gpu
 from rtpjax.models import ModelConfig
@@ -81,7 +81,7 @@ class StepJob:
 
 @dataclasses.dataclass(frozen=True)
 class ChooseJob:
-    """The program that chooses tokens, which follows a step: for so many rows of logits."""
+    """The program that makes logits and chooses tokens, which follows a step: for so many rows."""
 
     model: str
     gpu: str
@@ -94,12 +94,14 @@ class ChooseJob:
     def run(self, ptxas: str | None) -> dict[str, Any]:
         """Compiles every variant and counts.
 
-        Of each: bytes as a multiple of the logits' (where a program has conditionals, with every
-        option in use), kernels, CUDA graphs, and launches outside of them. Of all: the most
-        temporaries, and where the host waits.
+        Of each: bytes beside those of the output matrix, as a multiple of the logits' (where a
+        program has conditionals, with every option in use), kernels, CUDA graphs, and launches
+        outside of them. Of all: the most temporaries, and where the host waits.
         """
         del ptxas
         gpu, model = gpus.load(self.gpu), ModelConfig.from_hf(presets.load(self.model))
+        precision = precision_of(EngineSettings(act_type="BF16"), "gpu")
+        head_bytes = needs(model, precision, 1).head_bytes
         shape = _shape(Bucket("decode", self.num_rows, self.num_rows))
         mesh, logits_bytes = topology.make_mesh(gpu, 1), 4 * self.num_rows * model.vocab_size
         result: dict[str, Any] = {"temp_bytes": 0, "host_waits": []}
@@ -107,7 +109,10 @@ class ChooseJob:
             with tempfile.TemporaryDirectory() as folder:
                 dump = {"xla_dump_to": folder}
                 compiled = compile_choose(
-                    model, self.num_rows, shape, mesh, gpu, wants=wants, options=dump
+                    *(model, precision, shape, mesh, gpu),
+                    num_outputs=self.num_rows,
+                    wants=wants,
+                    options=dump,
                 )
                 module = hlo.parse(compiled.as_text() or "")
                 work = thunks.read_dump(Path(folder), module)
@@ -115,7 +120,7 @@ class ChooseJob:
             found = hlo.kernels(module, (MAX_NGRAM_TOKENS,))
             result["temp_bytes"] = max(result["temp_bytes"], memory.temp_size_in_bytes)
             result["host_waits"] += [f"{name} {where}" for where in work.waits]
-            result[f"{name}_ratio"] = hlo.total_bytes(found) / logits_bytes
+            result[f"{name}_ratio"] = (hlo.total_bytes(found) - head_bytes) / logits_bytes
             result[f"{name}_kernels"] = hlo.num_launches(found)
             result[f"{name}_graphs"] = work.num_graphs
             result[f"{name}_launches"] = work.num_launches

@@ -41,6 +41,7 @@ class Needs:
         row_bytes: One row of that embedding; 0 if it is tied, and read as a whole.
         layer_params: Entries of the matrices that every token is multiplied with.
         head_params: Entries of the output matrix, for each token that is sampled.
+        head_bytes: What that matrix takes.
         cache_specs: What the layers cache, on all devices together.
         precision: Number formats.
         tp_size: Devices.
@@ -52,6 +53,7 @@ class Needs:
     row_bytes: int
     layer_params: int
     head_params: int
+    head_bytes: int
     cache_specs: tuple[Pages, ...]
     precision: Precision
     tp_size: int
@@ -92,6 +94,10 @@ class Needs:
         """Least bytes of a decode step: weights once, live cache once, the new entries."""
         weights = self.read_bytes + rows * self.row_bytes
         return weights + rows * (self.live_bytes(context_len) + self.token_bytes)
+
+    def forward_bytes(self, rows: int, context_len: int) -> int:
+        """Those of them that are for everything up to the hidden states."""
+        return self.decode_bytes(rows, context_len) - self.head_bytes
 
     def decode_flops(self, rows: int, context_len: int) -> int:
         """Operations of a decode step on one device."""
@@ -136,6 +142,7 @@ def needs(model: ModelConfig, precision: Precision, tp_size: int) -> Needs:
         row_bytes=embedding.shape[1] * embedding.dtype.itemsize if has_own else 0,
         layer_params=_matrix_entries(specs, sizes, exclude=(_EMBEDDING, _HEAD)),
         head_params=_matrix_entries({head: specs[head]}, sizes),
+        head_bytes=sum(n for name, n in sizes.items() if name.startswith(head)),
         cache_specs=cache_specs,
         precision=precision,
         tp_size=tp_size,

@@ -19,7 +19,7 @@ from rtpjax.models import ModelConfig
 from rtpjax.plan import topology
 from rtpjax.plan.analyze import StepReport, analyze
 from rtpjax.plan.limits import Needs, least_tpot_s, least_ttft_s, needs
-from rtpjax.plan.step import StepShape
+from rtpjax.plan.step import StepShape, compile_choose
 from rtpjax.quantized_checkpoint import wanted_quantization
 
 # The part of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -40,6 +40,8 @@ class Plan:
         problem: ... and why.
         instead: Settings that fit, if those asked for do not.
         steps: Largest decode and extend step; a text where it could not be compiled.
+        choose_bytes: Temporaries of the program that chooses the tokens of most rows; 0 where it
+            was not compiled.
     """
 
     gpu: Gpu
@@ -50,6 +52,7 @@ class Plan:
     problem: str | None
     instead: list[str]
     steps: dict[str, StepReport | str]
+    choose_bytes: int = 0
 
 
 def make_plan(
@@ -77,7 +80,7 @@ def make_plan(
     kept = _kept(model, settings)
     whole = needs(kept, config.precision_of(settings, "gpu"), settings.tp_size)
     free = int(gpu.memory_bytes * memory_fraction) - whole.weights_bytes
-    engine, problem, steps, instead = None, None, {}, []
+    engine, problem, steps, instead, choose_bytes = None, None, {}, [], 0
     try:
         engine = _resolve(whole, settings, free)
     except ConfigError as error:
@@ -85,8 +88,11 @@ def make_plan(
         instead = list(what_fits(model, gpu, settings, memory_fraction))
     if engine is not None:
         steps = _steps(gpu, engine, whole, compile_steps)
-        problem = _past_reserve(steps, settings.reserved_bytes)
-    return Plan(gpu, whole, free, settings.reserved_bytes, engine, problem, instead, steps)
+        if any(isinstance(step, StepReport) for step in steps.values()):
+            choose_bytes = _choose_bytes(gpu, engine, whole)
+        problem = _past_reserve(steps, choose_bytes, settings.reserved_bytes)
+    reserved = settings.reserved_bytes
+    return Plan(gpu, whole, free, reserved, engine, problem, instead, steps, choose_bytes)
 
 
 def _kept(model: ModelConfig, settings: EngineSettings) -> ModelConfig:
@@ -158,21 +164,37 @@ def _steps(
 
 
 def _step(gpu: Gpu, engine: EngineConfig, whole: Needs, bucket: Bucket) -> StepReport | str:
-    shape = StepShape(
-        bucket, engine.max_model_len, engine.page_size, engine.num_pages, engine.max_num_seqs
-    )
     context_len = min(engine.max_model_len, 1024)
     try:
         return analyze(
-            whole.model, whole.precision, gpu, whole.tp_size, shape, context_len=context_len
+            *(whole.model, whole.precision, gpu, whole.tp_size, _shape(engine, bucket)),
+            context_len=context_len,
         )
     except RuntimeError as error:  # what XLA raises: the program cannot be had on this GPU
         return f"does not compile: {str(error)[:500]}"
 
 
-def _past_reserve(steps: dict[str, StepReport | str], reserved_bytes: int) -> str | None:
+def _choose_bytes(gpu: Gpu, engine: EngineConfig, whole: Needs) -> int:
+    rows = engine.max_num_seqs
+    shape = _shape(engine, Bucket("decode", rows, rows))
+    mesh = topology.make_mesh(gpu, whole.tp_size, whole.model)
+    compiled = compile_choose(whole.model, whole.precision, shape, mesh, gpu, num_outputs=rows)
+    memory: Any = compiled.memory_analysis()
+    return memory.temp_size_in_bytes
+
+
+def _shape(engine: EngineConfig, bucket: Bucket) -> StepShape:
+    return StepShape(
+        *(bucket, engine.max_model_len, engine.page_size, engine.num_pages, engine.max_num_seqs),
+        max_num_batched_tokens=max(engine.max_num_batched_tokens, bucket.num_tokens),
+    )
+
+
+def _past_reserve(
+    steps: dict[str, StepReport | str], choose_bytes: int, reserved_bytes: int
+) -> str | None:
     reports = [report for report in steps.values() if isinstance(report, StepReport)]
-    most = max((report.temp_bytes for report in reports), default=0)
+    most = max((choose_bytes, *(report.temp_bytes for report in reports)))
     if most <= reserved_bytes:
         return next((r for r in steps.values() if str(r).startswith("does not compile")), None)  # type: ignore[return-value]
     return (

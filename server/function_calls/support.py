@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property, partial
+from itertools import groupby
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -143,6 +144,8 @@ class CallSupport:
         functions = calls.offered
         if any(map(_is_empty, messages)) and not self._takes_empty_turns:
             messages = [_with_a_blank(message) for message in messages]
+        if any(map(_are_of_user, messages, messages[1:])) and not self._takes_users_in_a_row:
+            messages = _with_joined_users(messages)
         if functions and self._format_of(calls) == _REACT:
             is_open = bool(variables.get("continue_final_message"))
             turns, open_turn = react_turns(messages, functions, is_last_open=is_open)
@@ -186,6 +189,12 @@ class CallSupport:
         return self._takes([user, empty, user]) or not self._takes(
             [user, _with_a_blank(empty), user]
         )
+
+    @cached_property
+    def _takes_users_in_a_row(self) -> bool:
+        """Whether the user may speak twice; Gemma's and Mistral's templates want turns in turn."""
+        one = {"role": "user", "content": "a"}
+        return self._takes([one, one]) or not self._takes([one])
 
     @cached_property
     def _takes_arguments_as_text(self) -> bool:
@@ -307,6 +316,25 @@ def _is_empty(message: dict[str, Any]) -> bool:
     """Whether it is a turn of the assistant in which nothing is said or called."""
     is_said = message["content"].strip() or message.get("tool_calls")
     return message["role"] == "assistant" and not is_said
+
+
+def _are_of_user(message: dict[str, Any], following: dict[str, Any]) -> bool:
+    return message["role"] == following["role"] == "user"
+
+
+def _with_joined_users(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, those of the user that follow each other as one.
+
+    Between them was an answer that the client has not kept: it had nothing but reasoning, say.
+    """
+    joined: list[dict[str, Any]] = []
+    for is_user, same in groupby(messages, key=lambda message: message["role"] == "user"):
+        group = list(same)
+        if is_user and len(group) > 1:
+            text = "\n\n".join(message["content"] for message in group)
+            group = [{**group[0], "content": text}]
+        joined += group
+    return joined
 
 
 def _with_a_blank(message: dict[str, Any]) -> dict[str, Any]:

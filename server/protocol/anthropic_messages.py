@@ -36,7 +36,7 @@ class Thinking(StrictModel):
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: TokenCount | None = None
-    display: Literal["summarized"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
     others = THINKING
 
     @model_validator(mode="after")
@@ -51,7 +51,11 @@ class Thinking(StrictModel):
         """What it means in a chat request."""
         if self.type == "disabled":
             return {"enable_thinking": False}
-        return {"enable_thinking": True, "thinking_budget": self.budget_tokens}
+        return {
+            "enable_thinking": True,
+            "thinking_budget": self.budget_tokens,
+            "hides_thinking": self.display == "omitted",
+        }
 
 
 class OutputFormat(StrictModel):
@@ -93,9 +97,14 @@ class CountRequest(StrictModel):
 
 
 class MessagesChat(ChatRequest):
-    """The chat that a body means, with Anthropic's default."""
+    """The chat that a body means, with Anthropic's default.
+
+    Attributes:
+        hides_thinking: Blocks of thinking in the answer have no text.
+    """
 
     temperature: Temperature = 1.0
+    hides_thinking: bool = False
 
 
 class MessagesRequest(CountRequest):
@@ -118,7 +127,7 @@ class MessagesRequest(CountRequest):
         return {name: getattr(self, name) for name in names} | {"stop": self.stop_sequences}
 
 
-def parse_messages(body: bytes, policy: FieldPolicy = REFUSE) -> ChatRequest:
+def parse_messages(body: bytes, policy: FieldPolicy = REFUSE) -> MessagesChat:
     """The chat that a body means.
 
     Raises:
@@ -128,7 +137,7 @@ def parse_messages(body: bytes, policy: FieldPolicy = REFUSE) -> ChatRequest:
     return _chat(request, request.chat_fields())
 
 
-def parse_count(body: bytes, policy: FieldPolicy = REFUSE) -> ChatRequest:
+def parse_count(body: bytes, policy: FieldPolicy = REFUSE) -> MessagesChat:
     """The chat whose prompt is to be counted; how it would be answered does not matter.
 
     Raises:
@@ -137,7 +146,7 @@ def parse_count(body: bytes, policy: FieldPolicy = REFUSE) -> ChatRequest:
     return _chat(parse_body(body, CountRequest, policy), {})
 
 
-def _chat(request: CountRequest, fields: dict[str, Any]) -> ChatRequest:
+def _chat(request: CountRequest, fields: dict[str, Any]) -> MessagesChat:
     messages = chat_messages(request.system, request.messages)
     fields |= {"messages": messages, "tools": anthropic_tools.chat_tools(request.tools or [])}
     if request.tool_choice is not None:

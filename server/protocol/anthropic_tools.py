@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from server import limits
@@ -39,9 +40,31 @@ def _tool(where: str, tool: Any) -> Any:
     if "input_schema" not in tool:
         raise field_error(f"{where}.input_schema", "this field is required")
     function = {key: tool[key] for key in ("name", "description") if key in tool}
+    if tool.get("input_examples"):
+        function["description"] = _with_examples(where, tool)
     if tool.get("strict"):
         function["strict"] = tool["strict"]
     return {"type": "function", "function": function | {"parameters": tool["input_schema"]}}
+
+
+def _with_examples(where: str, tool: dict[str, Any]) -> str:
+    """A tool's description and its examples of inputs, for which templates have no other place."""
+    description, examples = tool.get("description", ""), tool["input_examples"]
+    if not isinstance(description, str):
+        reason = f"expected a string, found {describe(description)}"
+        raise field_error(f"{where}.description", reason)
+    if not isinstance(examples, list):
+        reason = f"expected a list, found {describe(examples)}"
+        raise field_error(f"{where}.input_examples", reason)
+    check_count(f"{where}.input_examples", examples, limits.MAX_EXAMPLES, "examples")
+    lines = [description] if description else []
+    lines.append("Examples of its input:")
+    for index, example in enumerate(examples):
+        if not isinstance(example, dict):
+            reason = f"expected an object, found {describe(example)}"
+            raise field_error(f"{where}.input_examples[{index}]", reason)
+        lines.append(json.dumps(example, ensure_ascii=False))
+    return "\n".join(lines)
 
 
 def chat_choice(choice: Any) -> dict[str, Any]:

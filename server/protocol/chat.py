@@ -35,6 +35,7 @@ class Reasoning(StrictModel):
     effort: Effort | None = None
     max_tokens: Int32 | None = None
     enabled: bool | None = None
+    exclude: bool = False
     others = OPENROUTER_REASONING
 
 
@@ -70,6 +71,7 @@ class ChatRequest(FormFields):
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
     thinking: Thinking | None = None
+    include_reasoning: bool = True
     usage: UsageOptions | None = None
     json_format: bool = False
     add_generation_prompt: bool | None = None
@@ -155,6 +157,12 @@ class ChatRequest(FormFields):
     @property
     def include_usage(self) -> bool:
         return super().include_usage or (self.usage is not None and self.usage.include)
+
+    @property
+    def leaves_out_reasoning(self) -> bool:
+        """Whether the answer shall have none of it; the model reasons all the same."""
+        is_excluded = self.reasoning is not None and self.reasoning.exclude
+        return is_excluded or not self.include_reasoning
 
     @property
     def max_new_tokens(self) -> int | None:

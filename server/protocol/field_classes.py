@@ -130,8 +130,8 @@ _NO_MODERATION = Refused("nothing is moderated here; check texts before and afte
 _STORED = Refused("nothing is stored here; send the whole conversation")
 
 _CONVERSATION: Classes = {
-    **_only("reasoning is always told apart from the answer, and sent", include_reasoning=True,
-            separate_reasoning=True, stream_reasoning=True, reasoning_in_content=False,
+    **_only("reasoning is always told apart from the answer", separate_reasoning=True,
+            stream_reasoning=True, reasoning_in_content=False,
             reasoning_format=("auto", "deepseek")),
     **_only("calls are always told apart from the answer", parse_tool_calls=True),
     **_only("templates write the special tokens", add_special_tokens=False),
@@ -223,7 +223,6 @@ REASONING: Classes = {
     "mode": Refused("there is one mode", ("standard",)),
 }
 OPENROUTER_REASONING: Classes = {
-    "exclude": Refused("reasoning is always sent; leave it out yourself", (False,)),
     "summary": _WHOLE_REASONING,
 }
 CHAT_THINKING: Classes = each("clear_thinking", Refused("the chat template decides", (True,)))

@@ -52,6 +52,7 @@ _PASSED = SamplingFields.model_fields.keys() - {
     "enable_thinking",
     "thinking_budget",
     "thinking_token_budget",
+    "include_reasoning",
     "user_template",
     "chat_template",
     "template_key",

@@ -74,9 +74,8 @@ def _call_output(history: History, where: str, item: dict[str, Any], _tools: Nam
 
 
 def _reasoning(history: History, where: str, item: dict[str, Any], _tools: NamedTools) -> None:
-    content = item.get("content")
-    if content:
-        history.think(_text(f"{where}.content", content))
+    # (A client may have kept the item without its text: it was the assistant's turn all the same.)
+    history.think(_text(f"{where}.content", item.get("content") or ""))
 
 
 def _string(where: str, item: dict[str, Any], key: str) -> str:

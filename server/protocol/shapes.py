@@ -133,11 +133,10 @@ RESPONSES_OBJECTS: Objects = {"input": _ITEMS, "tools": _NAMED_TOOLS}
 _CLIENT_TOOLS = Kinds(
     {
         "custom": _shape(
-            "type name description input_schema strict",
+            "type name description input_schema input_examples strict",
             {
                 **_OFFERED,
                 **each("eager_input_streaming", Ignored("arguments stream as they are written")),
-                **each("input_examples", Refused("put examples into the description", ([],))),
             },
         )
     },

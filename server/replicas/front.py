@@ -60,7 +60,7 @@ class Front:
             path=request.url.path + query,
             headers=_forwarded(request, request_id),
             body=body,
-            blocks=prefix_blocks(body),
+            blocks=prefix_blocks(body, request.headers.get("content-encoding", "").strip().lower()),
         )
         for tries in range(1, _MAX_TRIES + 1):
             answer = self._replicas.remote(forwarded)

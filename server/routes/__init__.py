@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from sanic import HTTPResponse, Request
 
 from server.access_log import Handler
+from server.admission import encoding_of
 from server.answer import dumps
 from server.auth import Access
 from server.connection import HttpRequests
@@ -95,7 +96,9 @@ def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepa
             if generates:
                 context.check_available()
             watch_for_disconnect(request)
-            prepared = await context.preparation.run(prepare, request.body)
+            body = await _body_of(request, context)
+            prepared = await context.preparation.run(prepare, body)
+            del body
             request.body = b""
             if isinstance(request.stream, HttpRequests):
                 request.stream.release_body()
@@ -105,6 +108,16 @@ def takes(model: type[BaseModel], *, generates: bool = False) -> Callable[[Prepa
         return handler
 
     return handler_of
+
+
+async def _body_of(request: Request, context: ServerContext) -> bytes:
+    """The body of a request as it was before it was compressed."""
+    if not (encoding_of(request) and request.body):
+        return request.body
+    body = await context.preparation.inflate(request.body)
+    if isinstance(request.stream, HttpRequests):
+        request.stream.hold(len(body))
+    return body
 
 
 def body_of(handler: Handler) -> type[BaseModel] | None:

@@ -39,6 +39,7 @@ def messages(content: bytes, context: ModelContext) -> Job:
             is_cut=is_cut,
             stop_sequences=body.stop,
             is_forced=body.calls.choice == "required",
+            hides_thinking=body.hides_thinking,
         ),
         usage=usage,
         is_stream=body.stream,

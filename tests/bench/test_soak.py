@@ -10,6 +10,7 @@ import pytest
 from bench.cli import main
 from bench.soak import Soak, Window
 from rtpjax.engine.async_engine import AsyncLLMEngine
+from rtpjax.engine.thread import ThreadLink
 from tests.e2e import byte_model
 from tests.server.live_server import LiveServer, wait_until
 
@@ -19,7 +20,7 @@ SHORT = ["--clients", "16", "--minutes", "0.2", "--window-s", "4", "--num-questi
 @pytest.mark.processes
 def test_rude_clients_change_nobody_elses_answer(tmp_path, capsys):
     inner = byte_model.make_engine()
-    engine = AsyncLLMEngine(lambda: inner, byte_model.tokenizer(), "bytes")
+    engine = AsyncLLMEngine(ThreadLink(lambda _: inner), byte_model.tokenizer(), "bytes")
     results = tmp_path / "soak.json"
     with LiveServer(engine) as server:
         wait_until(lambda: engine.is_ready)

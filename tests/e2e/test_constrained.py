@@ -252,6 +252,7 @@ def test_what_cannot_be_compiled_is_refused_and_the_engine_goes_on(engine, gramm
 
 
 def test_a_mask_that_fails_ends_its_request_and_no_other(engine, monkeypatch):
+    engine.grammars.compile(JSON)
     engine.add(GenerationRequest("fails", PROMPT, HOT, grammar=JSON))
     engine.add(GenerationRequest("goes on", PROMPT, HOT, grammar=JSON))
     engine.step()
@@ -269,6 +270,7 @@ def test_a_mask_that_fails_ends_its_request_and_no_other(engine, monkeypatch):
 
 
 def test_a_mask_may_become_ready_while_the_engine_looks_at_it(engine, monkeypatch):
+    engine.grammars.compile(JSON)
     engine.add(GenerationRequest("r", PROMPT, HOT, grammar=JSON))
     ready: Future[np.ndarray] = Future()
     ready.set_result(np.zeros(1, np.int32))

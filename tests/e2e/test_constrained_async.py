@@ -9,9 +9,11 @@ import time
 
 import pytest
 
-from rtpjax.engine import async_engine
+from rtpjax.engine import engine as engine_module
 from rtpjax.engine.async_engine import AsyncLLMEngine
+from rtpjax.engine.failures import error_of
 from rtpjax.engine.request import GenerationRequest, Grammar, SamplingParams
+from rtpjax.engine.thread import ThreadLink
 from rtpjax.errors import RequestError
 from tests.e2e import byte_model
 
@@ -25,7 +27,12 @@ def request(name: str, grammar: Grammar | None, seed: int = 0) -> GenerationRequ
 
 
 async def text_of(engine: AsyncLLMEngine, asked: GenerationRequest) -> str:
-    return "".join([output.text async for output in engine.generate(asked)])
+    text = ""
+    async for output in engine.generate(asked):
+        text += output.text
+        if output.finish_reason == "error":
+            raise error_of(output)
+    return text
 
 
 def serve(main) -> None:
@@ -33,7 +40,7 @@ def serve(main) -> None:
 
     async def served() -> None:
         inner = byte_model.make_engine()
-        engine = AsyncLLMEngine(lambda: inner, byte_model.tokenizer(), "bytes")
+        engine = AsyncLLMEngine(ThreadLink(lambda _: inner), byte_model.tokenizer(), "bytes")
         await engine.start()
         try:
             async with asyncio.timeout(60):
@@ -68,7 +75,7 @@ def test_a_wrong_grammar_is_refused_before_anything_is_queued():
 
 
 def test_a_slow_grammar_is_given_up_while_the_loop_and_others_go_on(monkeypatch):
-    monkeypatch.setattr(async_engine, "TIME_LIMIT_S", 0.3)
+    monkeypatch.setattr(engine_module, "TIME_LIMIT_S", 0.3)
     gate = threading.Event()
 
     async def main(engine, inner):

@@ -234,3 +234,108 @@ def golden_logits(case_name: str) -> np.ndarray:
     with np.load(FOLDER / f"{case_name}.npz") as stored:
         assert (stored["token_ids"] == prompt(case_name)).all(), "run tests/golden/make_golden.py"
         return stored["logits"]
+
+
+_EXPERTS = {"num_hidden_layers": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_DEEPSEEK_ROUTER = {
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+}
+
+CASES |= {
+    "mixtral": Case(
+        _config("MixtralForCausalLM", num_local_experts=6, num_experts_per_tok=2, sliding_window=5)
+    ),
+    "qwen2_moe": Case(
+        _config(
+            "Qwen2MoeForCausalLM",
+            model_type="qwen2_moe",
+            num_experts=6,
+            shared_expert_intermediate_size=40,
+            **_EXPERTS,
+        )
+    ),
+    "qwen2_moe_mixed": Case(
+        _config(
+            "Qwen2MoeForCausalLM",
+            model_type="qwen2_moe",
+            num_experts=6,
+            shared_expert_intermediate_size=40,
+            norm_topk_prob=True,
+            mlp_only_layers=[1],
+            use_sliding_window=True,
+            sliding_window=5,
+            max_window_layers=2,
+            **_EXPERTS,
+        )
+    ),
+    "glm4_moe": Case(
+        _config(
+            "Glm4MoeForCausalLM",
+            model_type="glm4_moe",
+            attention_bias=True,
+            use_qk_norm=True,
+            n_shared_experts=2,
+            **_DEEPSEEK_ROUTER,
+            **_EXPERTS,
+        )
+    ),
+    "glm4_moe_plain": Case(
+        _config(
+            "Glm4MoeForCausalLM",
+            model_type="glm4_moe",
+            n_routed_experts=6,
+            norm_topk_prob=False,
+            **_EXPERTS,
+        )
+    ),
+    "minimax_m2": Case(
+        _config(
+            "MiniMaxM2ForCausalLM",
+            model_type="minimax_m2",
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            rotary_dim=8,
+        )
+    ),
+    "hy_v3": Case(
+        _config(
+            "HYV3ForCausalLM", model_type="hy_v3", num_experts=6, num_shared_experts=2, **_EXPERTS
+        )
+    ),
+    "granite_moe": Case(
+        _config(
+            "GraniteMoeForCausalLM",
+            model_type="granitemoe",
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.2,
+            residual_multiplier=0.4,
+            logits_scaling=2.0,
+        )
+    ),
+    "olmoe": Case(_config("OlmoeForCausalLM", head_dim=8, num_experts=6, num_experts_per_tok=2)),
+    "gpt_oss": Case(
+        _config(
+            "GptOssForCausalLM",
+            model_type="gpt_oss",
+            num_hidden_layers=3,
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            sliding_window=6,
+            swiglu_limit=0.5,
+            rope_scaling={
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        )
+    ),
+}

@@ -11,6 +11,8 @@ import sys
 
 import numpy as np
 
+from rtpjax.models import architectures
+from rtpjax.renamed_tensors import model_name
 from tests.golden import cases
 
 
@@ -37,8 +39,20 @@ def reference_model(case_name: str):
 def named_tensors(model) -> dict:
     """A transformers model's tensors by our names; experts' gate and up are views of one tensor."""
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("experts.gate_up_proj"):
+    family = architectures()[type(model).__name__]
+    patterns = family.stored_names
+    for stored, tensor in model.state_dict().items():
+        name = model_name(stored, patterns)
+        if family.has_interleaved_experts and ".experts." in name:
+            layer, _, which = name.rpartition(".")
+            end = "bias" if which.endswith("_bias") else "weight"
+            of_out = tensor if end == "bias" else tensor.transpose(1, 2)
+            if which.startswith("down_proj"):
+                tensors[f"{layer}.down_proj.{end}"] = of_out
+            else:
+                tensors[f"{layer}.gate_proj.{end}"] = of_out[:, ::2]
+                tensors[f"{layer}.up_proj.{end}"] = of_out[:, 1::2]
+        elif name.endswith("experts.gate_up_proj"):
             layer, size = name.removesuffix("gate_up_proj"), tensor.shape[1] // 2
             tensors[f"{layer}gate_proj.weight"] = tensor[:, :size]
             tensors[f"{layer}up_proj.weight"] = tensor[:, size:]

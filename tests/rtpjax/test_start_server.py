@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 
 from rtpjax.errors import CheckpointError, ConfigError
-from rtpjax.settings import SETTINGS
-from rtpjax.start_server import (
-    _engine_settings,
-    keys_of,
-    main,
+from rtpjax.served_model import (
+    engine_settings,
     quantization_of,
-    read_settings,
     resolve_checkpoint,
-    warn_not_yet,
     with_model_type,
 )
+from rtpjax.settings import SETTINGS
+from rtpjax.start_server import keys_of, main, read_settings, warn_not_yet
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
@@ -90,7 +87,7 @@ def test_int8_mode_is_a_name_for_quantization():
     ],
 )
 def test_the_format_of_the_cache(environment, expected):
-    assert _engine_settings(read_settings([], environment)).kv_cache_dtype == expected
+    assert engine_settings(read_settings([], environment)).kv_cache_dtype == expected
 
 
 def test_a_cache_has_one_format(capsys):

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import json
 import time
+import zlib
 
 import pytest
 
@@ -117,9 +118,10 @@ def test_clients_that_are_no_pages_may_call_it_what_they_like(
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
-        ({"Content-Encoding": "gzip"}, {"accept-encoding": "identity"}),
-        ({"Content-Encoding": "deflate"}, {"accept-encoding": "identity"}),
-        ({"Content-Encoding": "x, gzip"}, {"accept-encoding": "identity"}),
+        ({"Content-Encoding": "deflate"}, {"accept-encoding": "gzip, identity"}),
+        ({"Content-Encoding": "x, gzip"}, {"accept-encoding": "gzip, identity"}),
+        ({"Content-Encoding": "gzip, gzip"}, {"accept-encoding": "gzip, identity"}),
+        ({"Content-Encoding": "zstd"}, {"accept-encoding": "gzip, identity"}),
         ({"Content-Type": "multipart/form-data; boundary=x"}, {"accept": "application/json"}),
         ({"Content-Type": "application/xml"}, {"accept": "application/json"}),
         ({"Content-Type": "application/json; charset=utf-16"}, {}),
@@ -135,6 +137,44 @@ def test_what_is_not_read_here_is_a_415(
     assert {name: refused.headers[name] for name in told} == told
     same = server.client.post(path, content=b"{}", headers=JSON | {"Content-Encoding": "identity"})
     assert same.status_code in (200, 400)
+
+
+GZIP = {**JSON, "Content-Encoding": "gzip"}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZip"])
+@pytest.mark.parametrize("num_chars", [1, 100_000])
+def test_a_gzip_body_is_read_as_what_it_holds(
+    server: LiveServer, encoding: str, num_chars: int
+) -> None:
+    body = json.dumps({"prompt": "a" * num_chars}).encode()
+    headers = {**JSON, "Content-Encoding": encoding}
+    answer = server.client.post("/tokenize", content=gzip.compress(body), headers=headers)
+    assert answer.json()["count"] == num_chars
+    assert server.held_body_bytes == 0
+
+
+def test_what_a_gzip_body_inflates_to_is_bounded(engine: ScriptedEngine) -> None:
+    with LiveServer(engine, max_body_bytes=1_000_000, max_bodies_bytes=2_500_000) as server:
+        most = b'{"prompt": "' + b" " * 999_986 + b'"}'
+        answer = server.client.post("/tokenize", content=gzip.compress(most), headers=GZIP)
+        assert answer.json()["count"] == 999_986
+        for size in (1_000_001, 100_000_000):
+            parts = zlib.compressobj(wbits=31)
+            pieces = (parts.compress(b" " * 1_000_000) for _ in range(size // 1_000_000))
+            bomb = b"".join([*pieces, parts.compress(b" " * (size % 1_000_000)), parts.flush()])
+            refused = server.client.post(CHAT, content=bomb, headers=GZIP)
+            assert refused.status_code == 413
+            assert "MAX_BODY_MB" in refused.json()["error"]["message"]
+        assert server.held_body_bytes == 0
+
+
+def test_a_body_that_is_no_gzip_is_a_400(server: LiveServer) -> None:
+    good = gzip.compress(json.dumps(BODY).encode())
+    for body in (b"{}", good[:-1], good[:5], good + b"x", good + good, good[:-8] + b"x" * 8):
+        refused = server.client.post(CHAT, content=body, headers=GZIP)
+        assert refused.status_code == 400
+        assert "gzip" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -14,6 +14,7 @@ import pytest
 from rtpjax.engine.async_engine import AsyncLLMEngine
 from rtpjax.engine.request import GenerationRequest, RequestOutput, SamplingParams, TokenLogprob
 from rtpjax.engine.runner import Runner
+from rtpjax.engine.thread import ThreadLink
 from server.beam_search import BeamSearch
 from server.protocol.sampling import SamplingFields
 from tests.golden import cases
@@ -162,7 +163,9 @@ def test_the_beams_are_those_of_transformers(runner: Runner, max_tokens: int) ->
         await engine.stop()
         return found
 
-    engine = AsyncLLMEngine(lambda: tiny.make_engine(runner), tiny.tokenizer(), "tiny")
+    engine = AsyncLLMEngine(
+        ThreadLink(lambda _: tiny.make_engine(runner)), tiny.tokenizer(), "tiny"
+    )
     for prompt, found in zip(prompts, asyncio.run(run()), strict=True):
         ids = torch.tensor([prompt])
         expected = model.generate(

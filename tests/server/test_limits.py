@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rtpjax.engine import admission, sampling
+from rtpjax.engine import admission
+from rtpjax.engine import limits as engine_limits
 from server import limits
 from server.protocol.sampling import SamplingFields
 
@@ -48,7 +49,7 @@ def test_lists_and_texts_fit():
 
 
 def test_limits_that_both_sides_have_are_the_same():
-    assert limits.MAX_NGRAM_TOKENS == sampling.MAX_NGRAM_TOKENS
-    assert limits.MAX_TOP_LOGPROBS == sampling.MAX_LOGPROBS
-    assert 2 * limits.MAX_BEAMS <= sampling.MAX_LOGPROBS
+    assert limits.MAX_NGRAM_TOKENS == engine_limits.MAX_NGRAM_TOKENS
+    assert limits.MAX_TOP_LOGPROBS == engine_limits.MAX_LOGPROBS
+    assert 2 * limits.MAX_BEAMS <= engine_limits.MAX_LOGPROBS
     assert (limits.MAX_INT32, limits.MAX_INT64) == (admission.MAX_INT32, admission.MAX_INT64)

@@ -1,4 +1,4 @@
-"""Decode steps up to the logits, a prompt's, and one of both: the programs that the server runs."""
+"""Greedy decode steps, a prompt's, and one of both: the programs that the server runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 from rtpjax.engine.batch import Bucket
 from rtpjax.lab.stage import Lab
-from rtpjax.lab.steps import Steps, rows_of
+from rtpjax.lab.steps import Program, Steps, rows_of
 from rtpjax.lab.timing import seconds_each
 from rtpjax.plan import limits
 
@@ -43,7 +43,7 @@ def run(lab: Lab) -> None:
 
 
 def _measure(
-    lab: Lab, steps: Steps, id: str, bucket: Bucket, program: Any, num_decodes: int = 0
+    lab: Lab, steps: Steps, id: str, bucket: Bucket, program: Program, num_decodes: int = 0
 ) -> None:
     vector = steps.vector(bucket, num_decodes=num_decodes)
     jax.block_until_ready(steps.call(program, vector))

@@ -25,7 +25,6 @@ def run(lab: Lab) -> None:
         num_experts=E,
         num_experts_per_tok=k,
         intermediate_size=F,
-        norm_topk_prob=True,
         layers=(True,),
     )
     _starts(lab, E, 64 * k)

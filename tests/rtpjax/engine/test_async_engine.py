@@ -9,6 +9,7 @@ import pytest
 
 from rtpjax.engine.async_engine import AsyncLLMEngine
 from rtpjax.engine.request import GenerationRequest
+from rtpjax.engine.thread import ThreadLink
 from rtpjax.errors import DrainingError, QueueFullError, RequestError
 from tests.rtpjax.engine import tiny
 from tests.rtpjax.engine.tiny import params, prompt
@@ -18,7 +19,7 @@ TIMEOUT_S = 30
 
 @contextlib.asynccontextmanager
 async def running(engine, gate=None):
-    served = AsyncLLMEngine(lambda: engine, tiny.tokenizer(), "tiny")
+    served = AsyncLLMEngine(ThreadLink(lambda _: engine), tiny.tokenizer(), "tiny")
     await served.start()
     try:
         yield served
@@ -95,7 +96,7 @@ def test_concurrent_requests_get_their_own_tokens(engine, runner):
 def test_what_the_server_reads_of_it(engine):
     async def main():
         before = time.time()
-        served = AsyncLLMEngine(lambda: engine, tiny.tokenizer(), "tiny")
+        served = AsyncLLMEngine(ThreadLink(lambda _: engine), tiny.tokenizer(), "tiny")
         assert before - 1 <= served.created <= time.time()
         assert (served.model_name, served.max_model_len, served.is_ready) == ("tiny", 0, False)
         assert served.stats().num_pages == 0
@@ -169,7 +170,7 @@ def test_a_failure_outside_ends_all_requests_though_the_thread_hangs(engine, mon
         async with running(engine, gate) as served:
             tasks = [asyncio.create_task(collect(served.generate(request(f"{i}")))) for i in (0, 1)]
             await asyncio.to_thread(gate.is_waiting.wait)
-            await asyncio.to_thread(served.fail, "process 1 has been silent")
+            await asyncio.to_thread(served._link.engine_loop.fail, "process 1 has been silent")
             for task in tasks:
                 (output,) = await task
                 assert output.finish_reason == "error"
@@ -204,7 +205,7 @@ def test_drain_ends_with_its_time_and_stop_ends_what_is_left(engine, monkeypatch
 
 def test_requests_are_refused_before_start_and_after_stop(engine):
     async def main():
-        served = AsyncLLMEngine(lambda: engine, tiny.tokenizer(), "tiny")
+        served = AsyncLLMEngine(ThreadLink(lambda _: engine), tiny.tokenizer(), "tiny")
         with pytest.raises(DrainingError, match="loading") as refused:
             served.generate(request())
         assert refused.value.code == "not_ready"
@@ -268,11 +269,11 @@ def test_when_the_thread_dies_all_requests_end_with_an_error(engine, monkeypatch
 
 
 def test_a_load_that_fails_is_raised_by_start():
-    def load():
+    def load(_):
         raise MemoryError("no room")
 
     async def main():
-        served = AsyncLLMEngine(load, tiny.tokenizer(), "tiny")
+        served = AsyncLLMEngine(ThreadLink(load), tiny.tokenizer(), "tiny")
         with pytest.raises(MemoryError):
             await served.start()
         assert not served.is_ready

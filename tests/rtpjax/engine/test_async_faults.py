@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from rtpjax.engine import async_engine
 from rtpjax.engine.async_engine import AsyncLLMEngine
 from rtpjax.engine.request import GenerationRequest
+from rtpjax.engine.thread import ThreadLink
 from rtpjax.errors import DrainingError, EngineError, QueueFullError, RequestError
 from tests.rtpjax.engine import tiny
 from tests.rtpjax.engine.test_async_engine import (
@@ -72,7 +74,8 @@ def is_bad(args: tuple[Any, ...]) -> bool:
 def test_what_fails_for_one_message_ends_that_request_alone(
     engine, expected, monkeypatch, caplog, name
 ):
-    failed = fail_on(monkeypatch, engine, name, lambda n, args: is_bad(args))
+    where = (engine, name) if name == "add" else (async_engine, "check_request")
+    failed = fail_on(monkeypatch, *where, lambda n, args: is_bad(args))
 
     async def main():
         async with running(engine) as served:
@@ -113,7 +116,7 @@ def test_an_abort_that_fails_ends_no_other_request(engine, expected, monkeypatch
     assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) == 1
 
 
-@pytest.mark.parametrize("name", ["check", "add", "step", "wait"])
+@pytest.mark.parametrize("name", ["add", "step", "wait"])
 def test_what_always_fails_is_told_and_ends_the_engine(engine, monkeypatch, caplog, name):
     fail_on(monkeypatch, engine, name, lambda n, args: True)
 
@@ -151,13 +154,15 @@ def test_calls_that_the_event_loop_refuses_now_and_then_are_made_again(engine, e
     async def main():
         async with running(engine) as served:
             calls = itertools.count()
-            served._loop = Loop(served._loop, lambda: next(calls) % 4 < times)
+            served._link._event_loop = loop = Loop(
+                served._link._event_loop, lambda: next(calls) % 4 < times
+            )
             found = await asyncio.gather(
                 *(ended(served, request(f"{i}", p)) for i, p in enumerate(PROMPTS))
             )
             assert found == [(tokens, None) for tokens in expected]
             assert served.is_ready
-            assert served._loop.num_refused
+            assert loop.num_refused
 
     within_time(main())
 
@@ -182,11 +187,11 @@ class Loop:
 def test_an_event_loop_that_takes_no_calls_ends_the_thread(engine, caplog):
     async def main():
         async with running(engine) as served:
-            served._loop = Loop(served._loop, lambda: True)
+            served._link._event_loop = loop = Loop(served._link._event_loop, lambda: True)
             task = asyncio.create_task(ended(served, request("a")))
             await until(lambda: served.failure is not None)
             assert not served.is_ready
-            assert served._loop.num_refused < 20
+            assert loop.num_refused < 20
             await served.stop()  # as the server does then
             assert "has failed" in (await task)[1]
 
@@ -199,15 +204,15 @@ def test_a_closed_event_loop_ends_the_thread(engine, monkeypatch):
     threads = []
 
     async def main():
-        served = AsyncLLMEngine(lambda: engine, tiny.tokenizer(), "tiny")
+        served = AsyncLLMEngine(ThreadLink(lambda _: engine), tiny.tokenizer(), "tiny")
         await served.start()
-        threads.append(served._thread)
+        threads.append(served._link._thread)
         stream = served.generate(request())
         asking = asyncio.ensure_future(anext(stream))
         await asyncio.to_thread(gate.is_waiting.wait)
         asking.cancel()
 
-        served._send(engine, (request("nobody waits for it"), None))
+        served._link.send([request("nobody waits for it")])
         gate.open()
 
     within_time(main())
@@ -258,7 +263,7 @@ def test_the_queue_limit_holds_for_requests_checked_together(runner, monkeypatch
             found = await asyncio.gather(*tasks, return_exceptions=True)
             assert sum(isinstance(outputs, list) for outputs in found) == 3
             assert sum(isinstance(outputs, QueueFullError) for outputs in found) == 6
-            assert not served._arriving
+            assert served._num_sent == served._num_taken
 
     within_time(main())
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,9 @@ from rtpjax.engine.batch import (
     PENDING,
     Bucket,
     Layout,
-    RowInputs,
+    OutputInputs,
+    output_inputs,
     pack,
-    row_inputs,
     unpack,
 )
 from rtpjax.engine.request import GenerationRequest, SamplingParams
@@ -45,13 +47,10 @@ def test_a_ragged_batch_by_hand():
     short = scheduled(5, 1, known=6, pages=[3, 5], slot=3)
     long = scheduled(8, 1, known=8, pages=[9, 6, 8], slot=2)  # its token is in flight
     batch = pack([[chunk, short, long]], BUCKETS, WIDTH, PAGE_SIZE)
-    assert list(batch.rows.items()) == [
-        (0, long),
-        (1, short),
-        (2, chunk),
-    ]  # decodes first, the longest context first
+    # Decodes first, the longest context first.
+    assert batch.rows == [(long, [0]), (short, [1]), (chunk, [])]
     assert batch.layout == Layout(BUCKETS[2], WIDTH)
-    tokens, query_start, (page_table,), rows = batch.layout.split(batch.vector)
+    tokens, query_start, (page_table,), context_lens = batch.layout.split(batch.vector)
     np.testing.assert_array_equal(
         tokens,
         [
@@ -68,12 +67,69 @@ def test_a_ragged_batch_by_hand():
         [7, 2, 4, 0, 0],
         [0, 0, 0, 0, 0],
     ]
-    fields = RowInputs(*rows.T)
-    assert fields.context_lens.tolist() == [9, 6, 7, 0]
-    assert fields.sample_at.tolist() == [0, 1, 5, 0]
-    assert fields.sample_slots.tolist() == [2, 3, NO_SLOT, NO_SLOT]
-    assert fields.slots.tolist() == [2, 3, 1, 0]
-    assert fields.prompt_lens.tolist() == [1, 1, 1, 0]
+    assert context_lens.tolist() == [9, 6, 7, 0]
+    (outputs,) = batch.outputs
+    fields = OutputInputs(*outputs.T)
+    assert fields.context_lens.tolist() == [9, 6]
+    assert fields.at.tolist() == [0, 1]
+    assert fields.sample_slots.tolist() == [2, 3]
+    assert fields.slots.tolist() == [2, 3]
+    assert fields.prompt_lens.tolist() == [1, 1]
+
+
+def scoring(start, count, *, prompt_len, slot):
+    """A row of a request that wants its prompt's log-probabilities."""
+    row = scheduled(start, count, known=prompt_len, pages=[1, 2, 3, 4], slot=slot, temperature=2.0)
+    sampling = SamplingParams(prompt_logprobs=1, temperature=2.0, repetition_penalty=2.0)
+    row.sequence.request = GenerationRequest("r", tuple(row.sequence.token_ids), sampling)
+    row.sequence.sampling_fields = packing.sampling_fields(row.sequence, 0)
+    return dataclasses.replace(row, samples=start + count == prompt_len)
+
+
+def fields_at(batch, places):
+    """The outputs at some places."""
+    return OutputInputs(*np.concatenate(batch.outputs)[places].T)
+
+
+def test_a_prompt_that_is_scored_is_one_row_with_an_output_for_each_token():
+    first, last = scoring(0, 4, prompt_len=9, slot=1), scoring(4, 5, prompt_len=9, slot=2)
+    one = scheduled(3, 1, known=4, pages=[5], slot=0)
+    batch = pack([[first, last, one]], BUCKETS, WIDTH, PAGE_SIZE)
+    assert batch.layout.bucket == BUCKETS[3]
+    assert [len(outputs) for outputs in batch.outputs] == [4, 4, 2]
+    places = dict(zip((id(row) for row, _ in batch.rows), (p for _, p in batch.rows), strict=True))
+    assert [places[id(row)] for row in (one, last, first)] == [[0], [1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    scored = fields_at(batch, places[id(first)])
+    assert scored.target_ids.tolist() == [101, 102, 103, 104]
+    assert scored.context_lens.tolist() == [1, 2, 3, 4]
+    assert scored.at.tolist() == [6, 7, 8, 9]  # behind the others' tokens
+    assert scored.sample_slots.tolist() == [NO_SLOT] * 4
+    assert scored.wants_logprobs.tolist() == [1] * 4
+    assert not scored.has_penalty.any() and not scored.temperature.any()
+    sampled = fields_at(batch, places[id(last)])
+    assert sampled.target_ids.tolist() == [205, 206, 207, 208, -1]
+    assert sampled.has_penalty.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_each_group_has_its_own_outputs_and_all_have_as_many():
+    many = [scheduled(3, 1, known=4, pages=[5], slot=i) for i in range(3)]
+    prompt = scoring(0, 6, prompt_len=7, slot=3)
+    batch = pack([many, [prompt], []], BUCKETS, WIDTH, PAGE_SIZE)
+    assert [len(outputs) for outputs in batch.outputs] == [3 * 4, 3 * 2]
+    assert [places for _, places in batch.rows] == [[0], [1], [2], [4, 5, 6, 7, 14, 15]]
+    found = fields_at(batch, [4, 5, 6, 7, 14, 15])
+    assert found.target_ids.tolist() == [301, 302, 303, 304, 305, 306]
+    assert found.at.tolist() == list(range(6))
+    empty = np.setdiff1d(np.arange(18), [place for _, places in batch.rows for place in places])
+    assert (fields_at(batch, empty).sample_slots == NO_SLOT).all()
+
+
+def test_a_step_without_outputs_has_an_empty_one_to_wait_for():
+    row = scheduled(0, 4, known=9, pages=[7, 2, 4], slot=1, samples=False)
+    batch = pack([[row]], BUCKETS, WIDTH, PAGE_SIZE)
+    assert batch.rows == [(row, [])]
+    (outputs,) = batch.outputs
+    assert OutputInputs(*outputs.T).sample_slots.tolist() == [NO_SLOT] * 2
 
 
 @pytest.mark.parametrize(
@@ -115,8 +171,9 @@ def test_the_step_reads_what_was_packed():
     on_device = 1000 + jnp.arange(4 * 32, dtype=jnp.int32).reshape(4, 32)
     read = jax.jit(unpack, static_argnums=1)
     vector = jnp.asarray(batch.vector)
-    token_ids, token_slots, step, packed = read(vector, batch.layout, on_device)
-    rows = row_inputs(packed)
+    token_ids, token_slots, step = read(vector, batch.layout, on_device)
+    two_outputs = pack([[one, two]], BUCKETS[1:], WIDTH, PAGE_SIZE).outputs  # and two of padding
+    rows = jax.jit(output_inputs)(jnp.asarray(two_outputs[0]))
     # Position 4 of slot 2 is in flight.
     assert token_ids[:4].tolist() == [0, 202, 203, 1000 + 2 * 32 + 4]
     assert token_slots.tolist() == [0, 2, 2, 2, *[NO_SLOT] * 4]
@@ -127,7 +184,7 @@ def test_the_step_reads_what_was_packed():
     assert step.context_lens.tolist() == [1, 5, 0, 0]
     assert step.page_tables[0, :2].tolist() == [[8, 0, 0, 0, 0], [5, 6, 0, 0, 0]]
     for name, value in options.items():
-        if name in RowInputs._fields:
+        if name in OutputInputs._fields:
             expected = np.asarray([value], np.float32 if isinstance(value, float) else np.int32)
             assert getattr(rows, name)[1] == expected[0], name
     assert rows.seeds[:2].tolist() == [7, -5]
@@ -154,5 +211,5 @@ def test_parts_lie_where_both_sides_look_for_them(bucket):
 @pytest.mark.parametrize("seed", [0, -1, 2**31, 2**63 - 1, -(2**63)])
 def test_any_seed_becomes_its_lower_32_bits(seed):
     row = scheduled(0, 1, known=1, pages=[1], slot=0, seed=seed)
-    found = RowInputs(*row.sequence.sampling_fields).seeds
+    found = OutputInputs(*row.sequence.sampling_fields).seeds
     assert found.view(np.uint32) == seed % 2**32

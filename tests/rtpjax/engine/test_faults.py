@@ -147,7 +147,7 @@ def concerns_poison(engine: tiny.CheckedEngine, things: Iterable[Any]) -> bool:
             case ScheduledRow():
                 found = [thing.sequence]
             case Batch():
-                found = thing.rows.values()
+                found = [row for row, _ in thing.rows]
             case Forwarded() | StepHandle():
                 found = [thing.batch]
             case Groups():
@@ -299,7 +299,7 @@ def test_two_poisonous_requests_end_and_no_other(quiet, monkeypatch, caplog):
     forward = engine._runner.forward
 
     def fail(batch):
-        if bad & {row.sequence.request.request_id for row in batch.rows.values()}:
+        if bad & {row.sequence.request.request_id for row, _ in batch.rows}:
             raise RuntimeError("injected")
         return forward(batch)
 
@@ -342,7 +342,7 @@ def test_a_failure_that_needs_two_requests_ends_one_of_them(quiet, monkeypatch, 
     pair = {"free-1", "free-3"}
 
     def fail(batch):
-        if pair <= {row.sequence.request.request_id for row in batch.rows.values()}:
+        if pair <= {row.sequence.request.request_id for row, _ in batch.rows}:
             raise RuntimeError("injected")
         return forward(batch)
 

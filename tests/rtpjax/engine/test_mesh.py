@@ -6,10 +6,11 @@ import dataclasses
 import random
 from functools import cache
 
+import jax
 import numpy as np
 import pytest
 
-from rtpjax.engine.batch import pack
+from rtpjax.engine.batch import COLUMN, pack
 from rtpjax.engine.request import GenerationRequest, Grammar
 from rtpjax.engine.runner import Runner
 from rtpjax.models import ModelConfig
@@ -55,15 +56,18 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 def logits_of(runner: Runner, prompts: list[tuple[int, ...]]) -> np.ndarray:
     """Logits after each prompt, each in a step of its own, in the group that it falls to."""
     engine, rows = fresh_engine(runner), []
+    head = jax.jit(lambda params, hidden: runner._model.with_head(params).logits(hidden))
     for i, token_ids in enumerate(prompts):
         tiny.add(engine, str(i), token_ids)
         step = engine._groups.schedule()
         batch = pack(step, runner.buckets, CONFIG.table_width, CONFIG.page_size)
-        assert all(row.samples for row in batch.rows.values())
         runner.forward(batch)
-        assert runner._forwarded is not None
-        logits = np.asarray(runner._forwarded[0])
-        rows += [logits[b] for b in batch.rows]
+        [(row, [place])] = batch.rows
+        hidden = np.asarray(runner._hidden).reshape(
+            runner.config.dp_size, -1, tiny.MODEL.hidden_size
+        )
+        at = batch.outputs[0][place, COLUMN["at"]]
+        rows.append(head(runner._head, hidden[row.sequence.group, at][None])[0])
         engine.abort(str(i))
     return np.stack(rows)
 

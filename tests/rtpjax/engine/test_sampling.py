@@ -11,22 +11,15 @@ import pytest
 from jax import lax
 
 from rtpjax.engine import sampling
-from rtpjax.engine.batch import NO_SLOT, RowInputs
-from rtpjax.engine.sampling import (
-    ANY_TOKEN,
-    EXCLUDED,
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIASES,
-    MAX_LOGPROBS,
-    SlotState,
-)
+from rtpjax.engine.batch import NO_SLOT, OutputInputs
+from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES, MAX_LOGPROBS
+from rtpjax.engine.sampling import ANY_TOKEN, EXCLUDED, SlotState
 from rtpjax.engine.wants import EVERYTHING, VARIANTS, Wants, least, wants_of
 
 V = 300
 NUM_TOKENS = 290
 MANY = 8192
-_sample = jax.jit(sampling.sample, static_argnums=4, static_argnames="wants")
+_sample = jax.jit(sampling.sample, static_argnums=3, static_argnames="wants")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +105,8 @@ def filtered(p: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     return p / p.sum()
 
 
-def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs:
-    """RowInputs of cases; row i's state is in slot i."""
+def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> OutputInputs:
+    """OutputInputs of cases; row i's state is in slot i."""
     B = len(cases)
     lens = [len(c.prompt) + len(c.output) for c in cases]
     changed = [
@@ -121,10 +114,11 @@ def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs
     ]
     ints = {
         "context_lens": lens,
-        "sample_at": np.arange(B),
+        "at": np.arange(B),
         "sample_slots": np.arange(B),
         "slots": np.arange(B),
         "target_ids": [-1] * B,
+        "has_mask": [bool(c.mask) for c in cases],
         "prompt_lens": [len(c.prompt) for c in cases],
         "seeds": [c.seed for c in cases],
         "top_k": [c.top_k for c in cases],
@@ -135,10 +129,10 @@ def rows_of(cases: list[Case], *, logprobs: bool = False, **fields) -> RowInputs
         "ngram_size": [c.ngram for c in cases],
         "wants_logprobs": [logprobs] * B,
     }
-    floats = RowInputs._fields[len(ints) :]
+    floats = OutputInputs._fields[len(ints) :]
     values = {k: jnp.asarray(np.asarray(v, np.int32)) for k, v in ints.items()}
     values |= {k: jnp.asarray([getattr(c, k) for c in cases], jnp.float32) for k in floats}
-    return RowInputs(**(values | fields))
+    return OutputInputs(**(values | fields))
 
 
 def state_of(cases: list[Case], width: int = 16) -> SlotState:
@@ -162,21 +156,20 @@ def state_of(cases: list[Case], width: int = 16) -> SlotState:
     return SlotState(*map(jnp.asarray, (tokens, ids, values, until, bad_words, packed)))
 
 
-def packed(rows: RowInputs) -> jax.Array:
+def packed(rows: OutputInputs) -> jax.Array:
     """The rows' fields as the step has them, int32 `[B, F]`."""
     return jnp.stack([lax.bitcast_convert_type(x, jnp.int32) for x in rows], axis=1)
 
 
 def sample(
     logits: jax.Array,
-    rows: RowInputs,
+    rows: OutputInputs,
     state: SlotState,
     num_tokens: int,
     wants: Wants = EVERYTHING,
 ) -> sampling.Sampled:
-    """The function under test; a slot that has a mask allows some token."""
-    has_mask = (state.masks != 0).any(-1)[rows.slots]
-    return _sample(logits, packed(rows), has_mask, state, num_tokens, wants=wants)
+    """The function under test."""
+    return _sample(logits, packed(rows), state, num_tokens, wants=wants)
 
 
 def random_logits(B: int, width: int = V, seed: int = 0, scale: float = 2.0) -> np.ndarray:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rtpjax.engine.batch import Bucket, Layout, RowInputs
+from rtpjax.engine.batch import Bucket, Layout
 from rtpjax.lab import kernels_of_trace
 from rtpjax.lab.steps import PAGE_SIZE, packed
 from rtpjax.plan import hlo
@@ -27,9 +27,7 @@ def test_a_packed_step_writes_each_token_to_a_slot_of_its_own_row(bucket, querie
             assert (where, owner) == (position, row)
             assert slot == page * PAGE_SIZE + position % PAGE_SIZE
             at += 1
-        fields = dict(zip(RowInputs._fields, parts.rows[row], strict=True))
-        assert fields["context_lens"] == start + count
-        assert fields["sample_at"] == at - 1
+        assert parts.context_lens[row] == start + count
         assert parts.query_start[row + 1] == at
     assert at == bucket.num_tokens == parts.query_start[-1]
     slots = parts.tokens[2]

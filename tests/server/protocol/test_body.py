@@ -227,3 +227,24 @@ def test_completions_refuse(fields: dict[str, object], param: str) -> None:
     with pytest.raises(RequestError) as error:
         parse_body(json.dumps({"prompt": "a", **fields}).encode(), CompletionRequest)
     assert error.value.param == param
+
+
+@pytest.mark.parametrize("name", ["temperature", "seed", "n", "stop_token_ids", "logit_bias"])
+def test_numbers_of_thousands_of_digits_are_out_of_range(name: str) -> None:
+    number = "1" * 4300
+    value = {"stop_token_ids": f"[{number}]", "logit_bias": f'{{"7": {number}}}'}.get(name, number)
+    body = f'{{"messages": [{{"role": "user", "content": "hi"}}], "{name}": {value}}}'
+    with pytest.raises(RequestError, match=f"^{name}.*: "):
+        parse_body(body.encode(), ChatRequest)
+    with pytest.raises(RequestError, match="too many digits"):
+        parse_body(body.replace(number, number + "1").encode(), ChatRequest)
+
+
+def test_of_a_name_that_stands_twice_the_last_one_counts() -> None:
+    """As in JavaScript and Python, which write most of the bodies there are."""
+    user = '[{"role": "user", "content": "no", "content": "hi"}]'
+    body = f'{{"messages": "no", "n": 2, "messages": {user}, "n": 3}}'
+    parsed = parse_body(body.encode(), ChatRequest)
+    assert (parsed.messages[0]["content"], parsed.n) == ("hi", 3)
+    with pytest.raises(RequestError, match="^x: unknown field"):
+        parse_body(body.replace('"n"', '"x"').encode(), ChatRequest)

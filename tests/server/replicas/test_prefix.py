@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -28,7 +30,9 @@ def test_a_conversation_that_goes_on_keeps_its_chain(contents: list[str]):
 def test_chains_part_where_the_texts_do():
     one, two = prefix_blocks(chat(LONG + "a" * 999)), prefix_blocks(chat(LONG + "b" * 999))
     equal = [a == b for a, b in zip(one, two, strict=True)]
-    shared = json.dumps([{"role": "user", "content": LONG}]).index('"}]') // BLOCK
+    shared = (
+        json.dumps([{"role": "user", "content": LONG}], separators=(",", ":")).index('"}]') // BLOCK
+    )
     assert equal == [True] * shared + [False] * (len(one) - shared)
     assert shared >= 4
 
@@ -49,9 +53,38 @@ def test_what_comes_before_the_messages_is_in_the_chain():
     assert plain == prefix_blocks(chat(LONG, temperature=0, max_tokens=7))
 
 
-def test_lone_surrogates_and_long_prompts():
-    assert prefix_blocks(b'{"prompt": "' + b"\\ud800" * 300 + b'"}')
+def test_long_prompts():
     assert len(prefix_blocks(json.dumps({"prompt": "x" * 10**6}).encode())) == MAX_BLOCKS
+
+
+@given(st.text(min_size=1), st.integers(100_000, 200_000))
+def test_long_bodies_have_the_chain_of_their_beginning(text: str, length: int):
+    long = chat(text * (length // len(text)))
+    assert prefix_blocks(long) == prefix_blocks(long + b" " * 10**6)
+    packed = gzip.compress(long)
+    assert prefix_blocks(packed, "gzip") == prefix_blocks(long)
+    assert prefix_blocks(packed) == prefix_blocks(long, "gzip") == ()
+
+
+HOSTILE = {
+    "text": chat("x é" * 4_000_000),
+    "objects": b'{"messages":[' + b'{"a":1},' * 2_000_000 + b"1]}",
+    "ids": b'{"prompt":[' + b"77," * 5_000_000 + b"1]}",
+    "names": b"{" + b",".join(b'"%d":1' % i for i in range(1_000_000)) + b"}",
+    "brackets": b'{"messages":' + b"[" * 10**7,
+    "bomb": gzip.compress(b" " * 10**8),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_body_costs_what_its_beginning_does(name: str):
+    """The front's event loop waits for it, however long the body is."""
+    body, encoding = HOSTILE[name], "gzip" if name == "bomb" else ""
+    tracemalloc.start()
+    prefix_blocks(body, encoding)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
 
 
 def test_the_longest_prefix_wins_within_the_slack():
