@@ -236,6 +236,10 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "max_num_batched_tokens": engine.max_num_batched_tokens,
             "page_size": engine.page_size,
             "cache_tokens": (engine.num_pages - 1) * engine.page_size,
+            "cache_groups": [
+                {"window": g.window, "tokens": (g.num_pages - 1) * engine.page_size}
+                for g in engine.cache_groups
+            ],
             "requests": requests(engine),
             "limits": limits(plan.gpu, whole, engine),
         }

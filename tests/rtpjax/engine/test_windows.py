@@ -22,7 +22,8 @@ from tests.rtpjax.engine import tiny
 from tests.rtpjax.models.paged_run import PagedRun, golden_model
 
 # Windows of 6 tokens over pages of 4: all layers, and three of four.
-MODELS = {"mistral": (6,), "gemma3": (None, 6)}
+MODELS = {"gemma3": (None, 6), "mistral": (6,)}
+CASES = ["gemma3", pytest.param("mistral", marks=pytest.mark.slow)]
 LENGTH, NEW = 37, 14
 
 
@@ -96,7 +97,7 @@ def test_layers_of_one_window_are_a_group():
         assert windows_of(golden_model(case).cache_specs()) == windows
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("use_prefix_cache", [True, False])
 def test_alone_in_a_crowd_and_after_a_prefix_hit(case, use_prefix_cache):
     one = engine(case, use_prefix_cache=use_prefix_cache)
@@ -109,7 +110,7 @@ def test_alone_in_a_crowd_and_after_a_prefix_hit(case, use_prefix_cache):
     assert stats.num_free_pages == stats.num_pages
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", CASES)
 def test_every_size_of_chunks(case):
     for size in (*range(1, 13), 31, 32):
         chunked = engine(case, max_num_batched_tokens=size, use_prefix_cache=False)
@@ -117,7 +118,8 @@ def test_every_size_of_chunks(case):
 
 
 @pytest.mark.parametrize(
-    ("case", "pages", "length"), [("mistral", (6,), 5), ("gemma3", (22, 20), LENGTH)]
+    ("case", "pages", "length"),
+    [("gemma3", (22, 20), LENGTH), pytest.param("mistral", (6,), 5, marks=pytest.mark.slow)],
 )
 def test_after_preemption(case, pages, length):
     """Too few pages of the widest group for two: those that come back find their windows."""
@@ -127,7 +129,7 @@ def test_after_preemption(case, pages, length):
     assert crowded.stats().num_preemptions > 0
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", CASES)
 def test_after_tokens_that_did_not_count(case):
     """As where a grammar's mask is late: each token is computed twice, over the same window."""
     late = engine(case)
@@ -144,7 +146,7 @@ def test_after_tokens_that_did_not_count(case):
     assert steps > 1.4 * NEW
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", CASES)
 def test_a_long_context_holds_the_pages_of_its_window(case):
     one = engine(case, use_prefix_cache=False)
     tiny.add(one, "r", prompt(0), max_tokens=NEW)
@@ -157,7 +159,7 @@ def test_a_long_context_holds_the_pages_of_its_window(case):
     assert MODELS[case][0] is not None or held[0] >= 12
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.reference
 def test_what_transformers_generates(case):
     torch = pytest.importorskip("torch")
