@@ -32,6 +32,30 @@ _SEATS_PART = 4
 
 
 @dataclasses.dataclass(frozen=True)
+class DraftConfig:
+    """How tokens are drafted by n-gram lookup (rtpjax.engine.drafts).
+
+    Attributes:
+        num_tokens: Most that a row has in a step.
+        min_match, max_match: Tokens of context that must have been there before; the longest match
+            counts.
+    """
+
+    num_tokens: int = 4
+    min_match: int = 2
+    max_match: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_match <= self.max_match:
+            raise ConfigError(
+                f"SP_MIN_TOKEN_MATCH is {self.min_match} and SP_MAX_TOKEN_MATCH {self.max_match}; "
+                "set them to at least 1, and the first to at most the second."
+            )
+        if self.num_tokens < 1:
+            raise ConfigError(f"GEN_NUM_PER_CYCLE is {self.num_tokens}; it must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
 class EngineSettings:
     """What the operator may set; None is "auto".
 
@@ -55,6 +79,7 @@ class EngineSettings:
         compile_cache_dir: Where compiled programs are kept between starts; None for nowhere.
         attention_implementation: A name from the registry of pallas_kernels.paged_attention. Auto:
             the platform's first one that supports the model.
+        drafts: How tokens are drafted; None for not at all.
         quantization: What plain weights are quantized to while they are loaded, a key of
             rtpjax.models.quantization.METHODS. None: they stay as they are.
     """
@@ -74,6 +99,7 @@ class EngineSettings:
     ep_size: int = 1
     compile_cache_dir: str | None = None
     attention_implementation: str | None = None
+    drafts: DraftConfig | None = None
     quantization: str | None = None
 
 
@@ -100,6 +126,7 @@ class EngineConfig:
     dp_size: int = 1
     ep_size: int = 1
     attention_implementation: str | None = None
+    drafts: DraftConfig | None = None
 
     @property
     def num_pages(self) -> int:
@@ -158,6 +185,12 @@ def resolve(
     """
     is_cpu = platform == "cpu"
     _check_implementation(settings.attention_implementation, platform)
+    if settings.drafts is not None and settings.kv_cache_dtype is not None:
+        raise ConfigError(
+            "Tokens cannot be drafted (SP_TYPE, SPECULATIVE_CONFIG) with a quantized cache: a "
+            "rejected draft may have changed the scale of a page, and so the answer. Leave out one "
+            "of the two."
+        )
     precision = precision_of(settings, platform)
     page_size = _or(settings.page_size, 32 if is_cpu else 64)
     if page_size & (page_size - 1) or not 1 <= page_size <= 1024:
@@ -195,6 +228,7 @@ def resolve(
         attention_implementation=settings.attention_implementation,
         dp_size=settings.dp_size,
         ep_size=settings.ep_size,
+        drafts=settings.drafts,
     )
     logger.info("Engine: %s", describe(config, sizes))
     return config

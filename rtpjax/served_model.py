@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from rtpjax.checkpoint import Checkpoint
-    from rtpjax.config import EngineSettings, KvCacheDtype
+    from rtpjax.config import DraftConfig, EngineSettings, KvCacheDtype
     from rtpjax.distributed.hosts import Hosts
     from rtpjax.engine.engine import LLMEngine
     from rtpjax.engine.loop import EngineLoop
@@ -216,8 +216,21 @@ def engine_settings(settings: Mapping[str, Any]) -> EngineSettings:
         dp_size=settings["DP_SIZE"],
         ep_size=settings["EP_SIZE"],
         attention_implementation=settings["ATTENTION_IMPLEMENTATION"],
+        drafts=draft_config(settings),
         quantization=quantization_of(settings),
     )
+
+
+def draft_config(settings: Mapping[str, Any]) -> DraftConfig | None:
+    """How tokens are drafted by SP_TYPE and what goes with it, or by SPECULATIVE_CONFIG."""
+    from rtpjax.config import DraftConfig
+
+    given = settings["SPECULATIVE_CONFIG"]
+    if settings["SP_TYPE"] is None and given is None:
+        return None
+    every = {**settings, **(given or {})}
+    least, most = every["SP_MIN_TOKEN_MATCH"], every["SP_MAX_TOKEN_MATCH"]
+    return DraftConfig(every["GEN_NUM_PER_CYCLE"], least, max(least, 2) if most is None else most)
 
 
 def _kv_cache_dtype(settings: Mapping[str, Any]) -> KvCacheDtype | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,39 @@ def _log_level(text: str) -> str:
     if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
     return text.upper()
+
+
+def _draft_method(text: str) -> str | None:
+    """RTP-LLM calls it deterministic, vLLM and SGLang call it n-gram."""
+    names = {"deterministic": "ngram", "ngram": "ngram", "vanilla": None, "none": None, "": None}
+    if text.lower() not in names:
+        raise ValueError("expected deterministic (or ngram), or none")
+    return names[text.lower()]
+
+
+_DRAFT_KEYS = {
+    "num_speculative_tokens": "GEN_NUM_PER_CYCLE",
+    "prompt_lookup_min": "SP_MIN_TOKEN_MATCH",
+    "prompt_lookup_max": "SP_MAX_TOKEN_MATCH",
+}
+
+
+def _speculative_config(text: str) -> dict[str, int]:
+    """vLLM's JSON, as the settings that it stands for."""
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON; {error}") from error
+    if not isinstance(given, dict) or given.get("method", "ngram") != "ngram":
+        raise ValueError('expected an object with the "method" "ngram"; no other is built')
+    unknown = given.keys() - _DRAFT_KEYS.keys() - {"method"}
+    if unknown:
+        known = ", ".join(("method", *_DRAFT_KEYS))
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}; there are {known}")
+    for name in given.keys() & _DRAFT_KEYS.keys():
+        if type(given[name]) is not int or given[name] < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1")
+    return {_DRAFT_KEYS[name]: value for name, value in given.items() if name != "method"}
 
 
 def _keys(text: str) -> tuple[str, ...]:
@@ -205,6 +239,29 @@ SETTINGS = (
     ),
     Setting("RESERVER_RUNTIME_MEM_MB", _positive, 2048, "GPU memory left for temporaries"),
     Setting("REUSE_CACHE", _switch, True, "compute shared prompt prefixes once"),
+    Setting(
+        "SP_TYPE",
+        _draft_method,
+        None,
+        "deterministic (or ngram): draft tokens by n-gram lookup in the request's own context, "
+        "which changes no answer",
+    ),
+    Setting("GEN_NUM_PER_CYCLE", _positive, 4, "most tokens that are drafted for a row in a step"),
+    Setting("SP_MIN_TOKEN_MATCH", _positive, 2, "fewest tokens that must have been there before"),
+    Setting(
+        "SP_MAX_TOKEN_MATCH",
+        _positive,
+        None,
+        "most tokens that are compared; the longest match counts (default: SP_MIN_TOKEN_MATCH, "
+        "or 2)",
+    ),
+    Setting(
+        "SPECULATIVE_CONFIG",
+        _speculative_config,
+        None,
+        'the same as vLLM\'s JSON: {"method": "ngram", "num_speculative_tokens", '
+        '"prompt_lookup_min", "prompt_lookup_max"}',
+    ),
     Setting(
         "CONCURRENCY_LIMIT",
         _positive,
@@ -364,7 +421,7 @@ REPLICA_SETTINGS = (
 _OFF = ("", "0", "false", "none")
 _ONE = ("", "1")
 NOT_YET = {
-    **dict.fromkeys(("SP_TYPE", "SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
+    **dict.fromkeys(("SP_CHECKPOINT_PATH", "GEN_NUM_PER_CIRCLE"), _OFF),
     **dict.fromkeys(("THINK_MODE", "THINK_START_TAG", "THINK_END_TAG"), _OFF),
     **dict.fromkeys(("LORA_INFO", "STOP_WORDS_STR", "STOP_WORDS_LIST"), _OFF),
     **dict.fromkeys(("DISTRIBUTE_CONFIG_FILE", "GANG_CONFIG_STRING"), _OFF),

@@ -100,6 +100,7 @@ def make_requests(
             priority=body.priority,
             grammar=grammar,
             timeout_s=body.timeout_ms / 1000 if body.timeout_ms > 0 else None,
+            use_drafts=not body.force_disable_sp_run,
         )
         for prompt in prompts
         for sampling in params

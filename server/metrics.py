@@ -96,6 +96,24 @@ _COUNTERS = (
 )
 
 
+def _drafts(stats: EngineStats, by_position: tuple[int, ...]) -> Iterator[Metric]:
+    """Under vLLM's names, which its dashboards ask for."""
+    name = "vllm:spec_decode_num"
+    yield CounterMetricFamily(f"{name}_drafts", "Rows with drafts", value=stats.num_drafts)
+    yield CounterMetricFamily(
+        f"{name}_draft_tokens", "Tokens drafted", value=stats.num_draft_tokens
+    )
+    yield CounterMetricFamily(
+        f"{name}_accepted_tokens", "Tokens drafted and sampled", value=sum(by_position)
+    )
+    each = CounterMetricFamily(
+        f"{name}_accepted_tokens_per_pos", "The same, by place in the draft", labels=["position"]
+    )
+    for i, count in enumerate(by_position):
+        each.add_metric([str(i)], count)
+    yield each
+
+
 class _EngineCollector(Collector):
     """Reads the engine's snapshot when Prometheus asks, so the engine counts nothing twice."""
 
@@ -114,6 +132,8 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily("rtpjax_page_usage_ratio", "Part of the pages in use", value=used)
         for name, field, text in _COUNTERS:
             yield CounterMetricFamily(name, text, value=getattr(stats, field))
+        if stats.accepted_by_position is not None:
+            yield from _drafts(stats, stats.accepted_by_position)
         # The event loop's thread is the one that answers the scrape.
         text = "Event loop thread: processor time"
         yield CounterMetricFamily("rtpjax_event_loop_cpu_seconds", text, value=time.thread_time())

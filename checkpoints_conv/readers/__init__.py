@@ -14,6 +14,7 @@ from rtpjax.expert_tensors import with_stacked_experts
 from rtpjax.gguf_file import only_gguf
 from rtpjax.interleaved_experts import with_separate_experts
 from rtpjax.joined_tensors import with_separate_tensors
+from rtpjax.quantized_experts import with_plain_experts
 from rtpjax.renamed_tensors import with_model_names
 from rtpjax.text_model import with_text_model
 
@@ -33,7 +34,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: There is no checkpoint that can be read; the message says what to do.
     """
     named = with_model_names(with_text_model(_open(Path(path))))
-    return with_stacked_experts(with_separate_experts(with_separate_tensors(named)))
+    separate = with_separate_experts(with_separate_tensors(named))
+    return with_stacked_experts(with_plain_experts(separate))
 
 
 def _open(path: Path) -> Checkpoint:

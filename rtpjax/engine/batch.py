@@ -7,8 +7,9 @@ travel as their bits.
     choose:   outputs S x F
 
 The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has
-T == B rows of one token. An extend bucket has T tokens and always max_num_seqs rows. With several
-dp groups there is such a vector for each, all of one layout, one after another.
+T == B rows of one token; a drafted token is such a row, too. An extend bucket has T tokens and
+always max_num_seqs rows. With several dp groups there is such a vector for each, all of one layout,
+one after another.
 
 An output is a token of the step whose logits are wanted, to sample the next one or to score a known
 one; F are its fields (OutputInputs). A row may have none, or many. Their number S is padded by
@@ -190,6 +191,11 @@ class Batch:
     vector: np.ndarray
     outputs: Many[np.ndarray]
 
+    @property
+    def has_drafts(self) -> bool:
+        """Whether some row's next place depends on what is sampled."""
+        return any(row.drafts for row, _ in self.rows)
+
 
 def output_counts(buckets: Iterable[Bucket]) -> list[int]:
     """What the number of a dp group's outputs is padded to, S."""
@@ -217,9 +223,9 @@ def pack(
     """
     layout = Layout(_smallest(groups, buckets), table_width, num_cache_groups)
     vector = np.zeros((len(groups), layout.size), np.int32)
-    ordered = [sorted(rows, key=lambda r: (r.count > 1, -r.start)) for rows in groups]
+    ordered = [sorted(rows, key=lambda r: (r.num_tokens > 1, -r.start)) for rows in groups]
     for rows, part in zip(ordered, vector, strict=True):
-        _pack_group(layout.split(part), rows, page_size)
+        _pack_group(layout.split(part), rows, page_size, is_decode=layout.bucket.kind == "decode")
     outputs, places = _pack_outputs([_outputs(rows) for rows in ordered], output_counts(buckets))
     packed = []
     for rows, own in zip(ordered, places, strict=True):
@@ -230,42 +236,51 @@ def pack(
 def _smallest(groups: Many[Many[ScheduledRow]], buckets: Many[Bucket]) -> Bucket:
     is_decode = all(row.count == 1 for rows in groups for row in rows)
     kind = "decode" if is_decode else "extend"
-    num_tokens = max(sum(row.count for row in rows) for rows in groups)
+    num_tokens = max(sum(row.num_tokens for row in rows) for rows in groups)
     return min(
         (b for b in buckets if b.kind == kind and b.num_tokens >= num_tokens),
         key=lambda b: b.num_tokens,
     )
 
 
-def _pack_group(parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: int) -> None:
+def _pack_group(
+    parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: int, *, is_decode: bool
+) -> None:
     """All rows at once: numpy takes longer to begin than to fill in a row's few numbers."""
     parts.tokens[-1] = NO_SLOT
     if not rows:
         return
-    for b, row in enumerate(rows):
-        for table, pages in zip(parts.page_tables, row.sequence.pages, strict=True):
-            table[b, : len(pages)] = pages
     starts, counts, slots = np.array(
-        [(row.start, row.count, row.sequence.slot) for row in rows], np.int32
+        [(row.start, row.num_tokens, row.sequence.slot) for row in rows], np.int32
     ).T
     ends = np.cumsum(counts, dtype=np.int32)
-    parts.query_start[1 : len(rows) + 1] = ends
-    parts.query_start[len(rows) + 1 :] = ends[-1]
-    parts.context_lens[: len(rows)] = starts + counts
-    row_of = np.repeat(np.arange(len(rows)), counts)
-    positions = np.arange(len(row_of), dtype=np.int32) + (starts + counts - ends)[row_of]
+    scheduled = np.repeat(np.arange(len(rows)), counts)  # by token
+    positions = np.arange(len(scheduled), dtype=np.int32) + (starts + counts - ends)[scheduled]
+    if is_decode:  # each token has a row
+        row_of = np.arange(len(scheduled))
+        pieces = [row for row in rows for _ in range(row.num_tokens)]
+        row_ends, context_lens = row_of + 1, positions + 1
+    else:
+        row_of, pieces = scheduled, rows
+        row_ends, context_lens = ends, starts + counts
+    for b, row in enumerate(pieces):
+        for table, pages in zip(parts.page_tables, row.sequence.pages, strict=True):
+            table[b, : len(pages)] = pages
+    parts.query_start[1 : len(pieces) + 1] = row_ends
+    parts.query_start[len(pieces) + 1 :] = row_ends[-1]
+    parts.context_lens[: len(pieces)] = context_lens
     page, offset = np.divmod(positions, page_size)
     tokens = parts.tokens[:, : len(row_of)]
     tokens[0] = [token_id for row in rows for token_id in _token_ids(row)]
     tokens[1] = positions
     tokens[2:-1] = parts.page_tables[:, row_of, page] * page_size + offset
-    tokens[-1] = slots[row_of]
+    tokens[-1] = slots[scheduled]
 
 
 def _token_ids(row: ScheduledRow) -> list[int]:
-    """The row's tokens; those that the host does not know yet are pending."""
+    """The row's tokens, drafts last; those that the host does not know yet are pending."""
     known = row.sequence.token_ids[row.start : row.start + row.count]
-    return known + [PENDING] * (row.count - len(known))
+    return known + [PENDING] * (row.count - len(known)) + list(row.drafts)
 
 
 def _outputs(rows: Many[ScheduledRow]) -> np.ndarray:
@@ -277,10 +292,12 @@ def _outputs(rows: Many[ScheduledRow]) -> np.ndarray:
             end = row.start + i + 1
             fixed.append(_SCORING_OUTPUT)
             changing.append((end, first + i, NO_SLOT, slot, tokens[end], 0))
-        first += row.count
         if row.samples:
-            fixed.append(row.sequence.sampling_fields)
-            changing.append((row.start + row.count, first - 1, slot, slot, -1, 0))
+            last = row.count - 1
+            for i in range(last, row.num_tokens):
+                fixed.append(row.sequence.sampling_fields)
+                changing.append((row.start + i + 1, first + i, slot, slot, -1, 0))
+        first += row.num_tokens
     if not fixed:
         return empty_outputs(0)
     fields = np.array(fixed)

@@ -3,6 +3,9 @@
     step():  schedule N+1 -> forward N+1 -> collect N -> record tokens, detokenize, notice stops
              -> choose the tokens of N+1, under the masks of those with a grammar
 
+A step with drafts is collected before the next one is scheduled: where a row goes on depends on how
+many of them were right, and guessing that would cost more than the host's work does.
+
 The device works on N+1 while the host reads N and makes masks. That a request ended with N is
 noticed when N+1 is under way already; what N+1 computes for it is dropped. A mask that is late does
 not hold up the others: its row's token is dropped, and computed again when the mask is there.
@@ -25,6 +28,7 @@ import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -35,6 +39,7 @@ from rtpjax.engine.batch import pack, sampling_fields
 from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
+from rtpjax.engine.drafts import Drafter, DraftStats
 from rtpjax.engine.failures import fields_of
 from rtpjax.engine.faults import report, told
 from rtpjax.engine.grammar import (
@@ -45,7 +50,7 @@ from rtpjax.engine.grammar import (
     too_slow,
 )
 from rtpjax.engine.groups import Groups
-from rtpjax.engine.outputs import added_by, keep_scores, output_of
+from rtpjax.engine.outputs import added_by, joined, keep_scores, output_of
 from rtpjax.engine.request import (
     EngineStats,
     FinishReason,
@@ -157,6 +162,7 @@ class LLMEngine:
         self._mask_pool = futures.ThreadPoolExecutor(_MASK_THREADS, "masks")
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+        self._drafts = DraftStats.of(config.drafts)
 
     @property
     def has_work(self) -> bool:
@@ -275,6 +281,8 @@ class LLMEngine:
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         sequence.sampling_fields = sampling_fields(sequence, seed)
         sequence.biases = biases_of(sequence, self._end_ids(sampling))
+        if self.config.drafts is not None and request.use_drafts:
+            sequence.drafter = Drafter(self.config.drafts)
         return sequence, Detokenizer(
             self.tokenizer,
             prompt_token_ids=request.prompt_token_ids,
@@ -305,6 +313,8 @@ class LLMEngine:
             if self._is_device_lost:
                 self._runner.reset()
                 self._is_device_lost = False
+            if collected is not None and collected.batch.has_drafts:
+                self._collect(collected, outputs)
             for sequence in self._trial.admit():
                 self._groups.add(sequence)
             if self._compiling:
@@ -312,7 +322,7 @@ class LLMEngine:
             groups = self._groups.schedule()
             rows = list(itertools.chain(*groups))
             forwarded = self._forward(groups) if rows else None
-            if collected is not None:
+            if collected is not None and not collected.batch.has_drafts:
                 self._collect(collected, outputs)
             if forwarded is not None:
                 self._in_flight = self._choose(forwarded, outputs)
@@ -388,6 +398,9 @@ class LLMEngine:
             prefix_hit_tokens=stats.prefix_hit_tokens,
             num_preemptions=stats.num_preemptions,
             num_recompiles=self._runner.num_recompiles,
+            num_drafts=self._drafts.num_drafts,
+            num_draft_tokens=self._drafts.num_draft_tokens,
+            accepted_by_position=self._drafts.accepted_by_position if self.config.drafts else None,
             host_s=self.timings.host_s,
             wait_s=self.timings.wait_s,
         )
@@ -486,7 +499,7 @@ class LLMEngine:
     def _choose(self, forwarded: Forwarded, outputs: list[RequestOutput]) -> StepHandle:
         """Has a step's tokens chosen; those whose mask is late do not count."""
         constrained = {
-            places[-1]: (row.sequence, row.sequence.constraint)
+            places[row.num_scored]: (row.sequence, row.sequence.constraint)
             for row, places in (forwarded.batch.rows if self._constrained else ())
             if row.samples and row.sequence.constraint is not None and not row.sequence.num_dropped
         }
@@ -522,30 +535,50 @@ class LLMEngine:
     def _take(self, row: ScheduledRow, places: Many[int], sampled: Sampled) -> RequestOutput | None:
         """What a row's outputs add to its request; None for nothing."""
         keep_scores(row, places[: row.num_scored], sampled)
-        return self._take_sample(row.sequence, sampled, places[-1]) if row.samples else None
+        return self._take_samples(row, places[row.num_scored :], sampled) if row.samples else None
 
-    def _take_sample(self, sequence: Sequence, sampled: Sampled, b: int) -> RequestOutput | None:
-        """Adds a token to its request, and ends the request if the token does.
+    def _take_samples(
+        self, row: ScheduledRow, places: Many[int], sampled: Sampled
+    ) -> RequestOutput | None:
+        """Adds a token to its request, and more while they are those that were drafted.
 
-        None if it does not fit the grammar and will be sampled again.
+        Ends the request if one of them does. None if there is none: what was sampled does not fit
+        the grammar and will be sampled again.
         """
+        sequence = row.sequence
         if sequence.num_dropped:
             sequence.num_dropped -= 1
             return None
-        token_id = int(sampled.token_ids[b])
-        is_end = token_id in self._end_ids(sequence.request.sampling)
-        constraint = sequence.constraint
-        if constraint is not None and not constraint.accept(token_id, is_end=is_end):
-            self._groups.of(sequence).retract(sequence)
-            sequence.num_dropped -= 1  # this one is not in flight any more
-            return None
-        detokenizer = self._live[sequence.request.request_id][1]
-        self._groups.of(sequence).record(sequence, token_id)
-        self._num_output_tokens += 1
-        finish_reason, added = added_by(sequence, detokenizer, sampled, b, is_end=is_end)
-        if finish_reason is not None:
-            return self._end(sequence, finish_reason, **added)
-        return output_of(sequence, **added)
+        added: dict[str, Any] = {}
+        num_accepted = 0
+        for place, draft in zip(places, [*row.drafts, None], strict=True):
+            token_id = int(sampled.token_ids[place])
+            is_end = token_id in self._end_ids(sequence.request.sampling)
+            constraint = sequence.constraint
+            if constraint is not None and not constraint.accept(token_id, is_end=is_end):
+                self._groups.of(sequence).retract(sequence)
+                sequence.num_dropped -= 1  # this one is not in flight any more
+                break
+            detokenizer = self._live[sequence.request.request_id][1]
+            self._groups.of(sequence).record(sequence, token_id)
+            self._num_output_tokens += 1
+            finish_reason, more = added_by(sequence, detokenizer, sampled, place, is_end=is_end)
+            added = joined(added, more)
+            if finish_reason is not None:
+                self._judge_drafts(row, num_accepted)
+                return self._end(sequence, finish_reason, **added)
+            # Where the grammar is not free any more, the next one was sampled without its mask.
+            if token_id != draft or (constraint is not None and not constraint.is_free):
+                break
+            self._groups.of(sequence).accept_draft(sequence)
+            num_accepted += 1
+        self._judge_drafts(row, num_accepted)
+        return output_of(sequence, **added) if added else None
+
+    def _judge_drafts(self, row: ScheduledRow, num_accepted: int) -> None:
+        if row.drafts and row.sequence.drafter is not None:
+            row.sequence.drafter.judge(num_accepted)
+            self._drafts.count(len(row.drafts), num_accepted)
 
     def _end(self, sequence: Sequence, finish_reason: FinishReason, **fields) -> RequestOutput:
         """Takes the sequence out and makes its one terminal output."""

@@ -72,6 +72,15 @@ def added_by(
     return None, added
 
 
+def joined(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """What two tokens of a step add, one after the other."""
+    both = fields | more
+    for name in ("token_ids", "text", "logprobs"):
+        if name in fields and name in more:
+            both[name] = fields[name] + more[name]
+    return both
+
+
 def keep_scores(row: ScheduledRow, places: Iterable[int], sampled: Sampled) -> None:
     """Keeps the log-probabilities of a prompt's tokens, for the request's first output."""
     count = row.sequence.request.sampling.prompt_logprobs or 0

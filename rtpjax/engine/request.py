@@ -152,6 +152,7 @@ class GenerationRequest:
         reasoning_limit: Ends the reasoning in time; None leaves it free.
         timeout_s: Longest time from its arrival to its end, the time for its grammar and in the
             queue included. A request that takes longer ends with an error.
+        use_drafts: Whether tokens may be drafted, where the engine does that.
         arrived_s: When it arrived, on the clock of time.monotonic.
     """
 
@@ -163,6 +164,7 @@ class GenerationRequest:
     grammar: Grammar | None = None
     reasoning_limit: ReasoningLimit | None = None
     timeout_s: float | None = None
+    use_drafts: bool = True
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -222,7 +224,11 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for metrics and /health. Counters only grow; the rest are current values."""
+    """A snapshot for metrics and /health. Counters only grow; the rest are current values.
+
+    accepted_by_position: Of drafts, how often their token i was accepted; None where tokens are not
+        drafted.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -236,5 +242,8 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     num_preemptions: int = 0
     num_recompiles: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    accepted_by_position: tuple[int, ...] | None = None
     host_s: float = 0.0
     wait_s: float = 0.0

@@ -7,7 +7,9 @@ requests. When pages run out the latest sequence gives all of its pages back and
 (it recomputes, and mostly finds its pages in the prefix cache).
 
 A step samples at the last token of a row. Where the log-probabilities of a prompt are wanted, the
-row has an output for each of the prompt's tokens, too.
+row has an output for each of the prompt's tokens, too. A row of one token may have drafts of those
+that follow (rtpjax.engine.drafts), as long as all rows together fit a decode bucket: then it has an
+output after each of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.sequence import Sequence
@@ -28,15 +30,22 @@ class ScheduledRow:
     Attributes:
         sequence: Whose tokens.
         start: Position of the first token to compute.
-        count: How many.
+        count: How many, without drafts.
         samples: Whether the row's last token is the sequence's last, so that the next one is
             sampled.
+        drafts: Tokens that may be sampled next, to be computed along; they count once they are.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute, drafts included."""
+        return self.count + len(self.drafts)
 
     @property
     def num_scored(self) -> int:
@@ -48,8 +57,11 @@ class ScheduledRow:
 
     @property
     def num_outputs(self) -> int:
-        """Of how many of its tokens the logits are wanted: those that score, then the last one."""
-        return self.num_scored + self.samples
+        """Of how many of its tokens the logits are wanted.
+
+        Those that score, then the last one and the drafts.
+        """
+        return self.num_scored + self.samples + len(self.drafts)
 
 
 @dataclass(slots=True)
@@ -115,7 +127,41 @@ class Scheduler:
                 if count:
                     rows[sequence] = self._advance(sequence, count)
                     budget -= count
+        if all(row.samples and row.count == 1 for row in rows.values()):
+            self._add_drafts(rows)
         return list(rows.values())
+
+    def _add_drafts(self, rows: dict[Sequence, ScheduledRow]) -> None:
+        """Gives rows drafts while there is room; rows that come later have no less than others."""
+        spare = min(self.max_num_seqs, self.max_num_batched_tokens) - len(rows)
+        num_left = len(rows)
+        for sequence, row in rows.items():
+            if spare <= 0:
+                return
+            drafts = self._drafts(sequence, row, -(-spare // num_left))
+            if drafts:
+                rows[sequence] = replace(row, drafts=drafts)
+            spare -= len(drafts)
+            num_left -= 1
+
+    def _drafts(self, sequence: Sequence, row: ScheduledRow, most: int) -> tuple[int, ...]:
+        """Drafts for a row, as far as pages can be had without taking any from others."""
+        num_pending = row.start + row.count - len(sequence.token_ids)
+        if not sequence.may_draft or num_pending > 1:
+            return ()
+        most = min(most, sequence.max_tokens - sequence.num_sampled)
+        if most <= 0:
+            return ()
+        assert sequence.drafter is not None
+        drafts = sequence.drafter.propose(sequence.token_ids, num_pending, most)
+        while drafts and not self.cache.extend(sequence, len(drafts), spare=len(self.running)):
+            drafts = drafts[:-1]
+        return drafts
+
+    def accept_draft(self, sequence: Sequence) -> None:
+        """The token recorded last had been drafted: it is computed, and the next one sampled."""
+        sequence.num_computed += 1
+        sequence.num_sampled += 1
 
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""

@@ -19,6 +19,7 @@ from rtpjax.engine.request import GenerationRequest, TokenLogprob
 
 if TYPE_CHECKING:
     from rtpjax.engine.constraint import Constraint
+    from rtpjax.engine.drafts import Drafter
     from rtpjax.engine.grammar import Compilation
 
 Wait = Literal["grammar", "mask"]
@@ -53,6 +54,7 @@ class Sequence:
         compilation: Its grammar, while that is compiled.
         constraint: Its place in the grammar that its output must follow; None for no grammar, or
             while it is compiled.
+        drafter: Proposes its next tokens; None where that is not wanted.
         num_dropped: Samples in flight that do not count: one before them did not fit the grammar,
             or their mask was late.
         num_failures: Failed steps that it was in, and was not found to be the cause of.
@@ -80,6 +82,7 @@ class Sequence:
     biases: list[tuple[int, float, int]] = field(default_factory=list)
     compilation: Compilation | None = None
     constraint: Constraint | None = None
+    drafter: Drafter | None = None
     num_dropped: int = 0
     num_failures: int = 0
     goal: int = 0
@@ -118,6 +121,11 @@ class Sequence:
         if self.num_sampled >= self.max_tokens:
             return 0
         return self.num_tokens - self.num_computed - (self.waits_for is not None)
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether tokens may be drafted now: a grammar's mask is known for one token at a time."""
+        return self.drafter is not None and (self.constraint is None or self.constraint.is_free)
 
     @property
     def scores_prompt(self) -> bool:

@@ -145,11 +145,6 @@ class ModelConfig:
         encoding = encoding_of(hf)
         has_experts = "num_experts_per_tok" in family.hf_defaults
         moe = MoeConfig.from_hf(hf, num_layers) if has_experts else None
-        if moe is not None and encoding is not None:
-            raise CheckpointError(
-                "config.json: the checkpoint is quantized, and experts are computed from plain "
-                "weights only. Use the checkpoint in bfloat16 that it was made from."
-            )
         layer_types = _layer_types(hf, num_layers)
         fields: dict[str, Any] = {
             "architecture": name,

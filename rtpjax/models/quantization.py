@@ -9,6 +9,8 @@ from rtpjax.models.weight_formats import PLAIN, Fp8, Int4, Int8, WeightFormat
 
 # Modules that are not within layers.
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# Within layers, but never quantized: they are small, and a token's experts depend on them.
+_ROUTERS = (".mlp.gate", ".mlp.shared_expert_gate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Quantization:
 
     def of(self, module: str) -> WeightFormat:
         """The format of a module's matrix."""
+        if module.endswith(_ROUTERS):
+            return PLAIN
         return {EMBEDDING: self.embedding, HEAD: self.head}.get(module, self.layers)
 
     @property

@@ -30,7 +30,7 @@ def _memory(plan: dict[str, Any]) -> list[str]:
             f"   {plan['cache_tokens']} tokens of {memory['cache_bytes_per_token']} bytes"
         )
         lines += [
-            f"               of these {group['tokens']} in layers with a window of {group['window']}"
+            f"               {group['tokens']} where layers have a window of {group['window']}"
             for group in plan["cache_groups"][1:]
         ]
     reserved = memory["reserved_bytes"] / _GIB

@@ -245,8 +245,8 @@ GENERATE_CONFIG: Classes = {
         Ignored("RTP-LLM's engine does not look at it either"),
     ),
     **each(
-        "sp_advice_prompt sp_advice_prompt_token_ids force_disable_sp_run can_use_pd_separation"
-        " enable_memory_cache enable_memory_block_cache enable_remote_cache sync_wait_write"
+        "sp_advice_prompt sp_advice_prompt_token_ids can_use_pd_separation enable_memory_cache"
+        " enable_memory_block_cache enable_remote_cache sync_wait_write"
         " profile_step profile_trace_name",
         _ITS_SPEED,
     ),

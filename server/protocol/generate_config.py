@@ -81,6 +81,7 @@ class GenerateConfig(StrictModel):
     skip_special_tokens: bool = True
     return_output_ids: bool = False
     aux_info: bool = False
+    force_disable_sp_run: bool = False
     response_format: Any = None
     json_format: bool = False
     chat_template_kwargs: dict[str, Any] | None = None

@@ -96,6 +96,7 @@ class SamplingFields(StrictModel):
     prompt_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     return_token_ids: bool = False
     aux_info: bool = False
+    force_disable_sp_run: bool = False
     extra_configs: GenerateConfig | None = None  # taken apart before the others are checked
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARS)] = ""
     priority: Annotated[int, Field(ge=-limits.MAX_INT32, le=limits.MAX_INT32)] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -277,8 +278,101 @@ def test_experts_are_not_quantized():
     config = cases.CASES["qwen3_moe"].config
     with pytest.raises(ConfigError, match="int8 is for models without experts"):
         wanted_quantization(ModelConfig.from_hf(config), "int8")
-    with pytest.raises(CheckpointError, match="experts are computed from plain weights only"):
-        ModelConfig.from_hf({**config, "quantization_config": CASES["awq"][0]})
+
+
+EXPERTS: dict[str, Any] = cases.CASES["qwen2_moe"].config | SIZES | {
+    "num_experts": 4, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 384
+}  # fmt: skip
+
+
+def stored_experts(
+    folder: Path, case: str, changes: dict[str, Any] | None = None
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint with experts, each a tensor of its own, and the matrices that it stands for."""
+    quantization_config, pack = CASES[case]
+    rng = np.random.default_rng(0)
+    tensors, matrices = {}, {}
+    for name, values in tiny.weights(EXPERTS).items():
+        layer, is_expert, rest = name.partition(".experts.")
+        if is_expert:
+            packed = [pack(rng, *value.shape) for value in values]
+            matrices[name] = np.stack([matrix for _, matrix in packed])
+            for e, (parts, _) in enumerate(packed):
+                prefix = f"{layer}.experts.{e}.{rest.removesuffix('weight')}"
+                tensors |= {prefix + part: array for part, array in parts.items()}
+        elif name.endswith("_proj.weight"):
+            parts, matrices[name] = pack(rng, *values.shape)
+            tensors |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
+        else:
+            tensors[name] = matrices[name] = values
+    tensors = {k: v for k, v in {**tensors, **(changes or {})}.items() if v is not None}
+    config = {**EXPERTS, "quantization_config": quantization_config}
+    return tiny.write_folder(folder, config, tensors), matrices
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_experts_of_every_encoding_are_read_as_plain_numbers(tmp_path, case: str, platform: str):
+    folder, matrices = stored_experts(tmp_path / "m", case)
+    kept, _, params = loaded(folder, platform=platform)
+    assert kept.of("model.layers.0.mlp.gate") == PLAIN
+    experts = [name for name in params if ".experts." in name]
+    assert len(experts) == 3
+    for name in experts:
+        expected = matrices[name].astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_allclose(np.asarray(params[name]), expected, rtol=2**-7)
+    for module in ("self_attn.k_proj", "mlp.shared_expert.down_proj"):
+        if platform == "gpu":
+            got = matrix_of(kept, params, f"model.layers.0.{module}")
+            expected = matrices[f"model.layers.0.{module}.weight"]
+            np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("tp_size", "ep_size"), [(2, 1), (2, 2)])
+def test_every_shard_of_quantized_experts_is_its_slice(tmp_path, tp_size: int, ep_size: int):
+    folder, matrices = stored_experts(tmp_path / "m", "fp8 blocks")
+    checkpoint = open_checkpoint(folder)
+    model, specs, view = in_formats(checkpoint, None, FP32, "gpu")
+    params = load_params(view, specs, make_mesh(tp_size, ep_size=ep_size, model=model))
+    for name in (name for name in params if ".experts." in name):
+        expected = matrices[name].astype(ml_dtypes.bfloat16).astype(np.float32)
+        for shard in params[name].addressable_shards:
+            np.testing.assert_allclose(np.asarray(shard.data), expected[shard.index], rtol=2**-7)
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        ["gate", "e_score_correction_bias", "lm_head"],  # MiniMaxAI/MiniMax-M2
+        ["lm_head", "model.layers.0.input_layernorm", "model.layers.0.mlp.gate"],  # Qwen3 FP8
+    ],
+)
+def test_lists_of_what_is_not_quantized_may_name_routers(tmp_path: Path, skipped: list[str]):
+    folder, _ = stored_experts(tmp_path / "m", "fp8 blocks")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["modules_to_not_convert"] = skipped
+    (folder / "config.json").write_text(json.dumps(config))
+    kept, _, params = loaded(folder, platform="gpu")
+    assert kept.layers != PLAIN and params["model.layers.0.mlp.gate.weight"].dtype == np.float32
+
+
+def test_an_expert_without_its_scales_is_named(tmp_path: Path):
+    name = "model.layers.0.mlp.experts.2.up_proj.weight_scale_inv"
+    folder, _ = stored_experts(tmp_path / "m", "fp8 blocks", {name: None})
+    with pytest.raises(CheckpointError, match=r"experts\.2\.up_proj should have weight_scale_inv"):
+        open_checkpoint(folder)
+
+
+def test_an_expert_that_was_left_plain_is_read_as_it_is(tmp_path: Path):
+    module, shape = "model.layers.0.mlp.experts.2.up_proj", (256, 128)
+    plain = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    folder, _ = stored_experts(
+        tmp_path / "m",
+        "fp8 blocks",
+        {f"{module}.weight": plain, f"{module}.weight_scale_inv": None},
+    )
+    view = open_checkpoint(folder)
+    np.testing.assert_array_equal(view.read(f"{module}.weight"), plain)
 
 
 def test_int4_takes_the_largest_group_that_divides_every_matrix():

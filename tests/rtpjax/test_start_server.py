@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rtpjax.config import DraftConfig
 from rtpjax.errors import CheckpointError, ConfigError
 from rtpjax.served_model import (
+    draft_config,
     engine_settings,
     quantization_of,
     resolve_checkpoint,
@@ -63,8 +65,46 @@ def test_every_default_is_what_its_parser_makes(setting):
 
 def test_rtp_llm_settings_without_effect_are_named(caplog):
     with caplog.at_level(logging.WARNING):
-        warn_not_yet({"THINK_MODE": "0", "SP_TYPE": "eagle", "LORA_INFO": "{}", "EP_SIZE": "2"})
-    assert {m.split("=")[0] for m in caplog.messages} == {"SP_TYPE", "LORA_INFO"}
+        warn_not_yet({"THINK_MODE": "0", "SP_CHECKPOINT_PATH": "x", "LORA_INFO": "{}"})
+    assert {m.split("=")[0] for m in caplog.messages} == {"SP_CHECKPOINT_PATH", "LORA_INFO"}
+
+
+@pytest.mark.parametrize(
+    ("given", "drafts"),
+    [
+        ({}, None),
+        ({"SP_TYPE": "vanilla", "GEN_NUM_PER_CYCLE": "5"}, None),
+        ({"SP_TYPE": "deterministic"}, (4, 2, 2)),
+        ({"SP_TYPE": "ngram", "GEN_NUM_PER_CYCLE": "8", "SP_MIN_TOKEN_MATCH": "3"}, (8, 3, 3)),
+        ({"SP_TYPE": "ngram", "SP_MIN_TOKEN_MATCH": "1", "SP_MAX_TOKEN_MATCH": "4"}, (4, 1, 4)),
+        (
+            {
+                "SPECULATIVE_CONFIG": '{"method": "ngram", "num_speculative_tokens": 5, '
+                '"prompt_lookup_min": 2, "prompt_lookup_max": 4}'
+            },
+            (5, 2, 4),
+        ),
+    ],
+)
+def test_drafts_are_set_as_rtp_llm_or_vllm_spell_it(given, drafts):
+    found = draft_config(read_settings([], given))
+    assert found == (drafts and DraftConfig(*drafts))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"SP_TYPE": "eagle3"}, "expected deterministic"),
+        ({"SPECULATIVE_CONFIG": "ngram"}, "expected JSON"),
+        ({"SPECULATIVE_CONFIG": '{"method": "eagle3"}'}, 'the "method" "ngram"'),
+        ({"SPECULATIVE_CONFIG": '{"model": "x"}'}, "unknown: model"),
+        ({"SPECULATIVE_CONFIG": '{"num_speculative_tokens": 0}'}, "at least 1"),
+        ({"SP_TYPE": "ngram", "SP_MIN_TOKEN_MATCH": "3", "SP_MAX_TOKEN_MATCH": "2"}, "at most"),
+    ],
+)
+def test_drafts_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        draft_config(read_settings([], given))
 
 
 def test_int8_mode_is_a_name_for_quantization():

@@ -125,6 +125,7 @@ def make_engine(runner: Runner, **settings) -> CheckedEngine:
         "max_num_batched_tokens",
         "max_num_seqs",
         "use_prefix_cache",
+        "drafts",
         "max_num_waiting",
     }
     assert settings.keys() <= free

@@ -156,7 +156,7 @@ def test_a_folder_is_read_without_weights(tmp_path, capsys):
     ("argv", "said"),
     [
         (("smollm2-135m", "--gpu", "tpu"), "known are a100"),
-        (("no-such-model", "--gpu", "l4"), "Presets: llama-3.1-70b, llama-3.1-8b"),
+        (("no-such-model", "--gpu", "l4"), "Presets: gemma-3-27b, glm-4.5-air"),
         (("qwen3-32b", "--gpu", "l4", "--tp", "3"), "one of [1, 2, 4, 8, 16, 32, 64, 128]"),
         (("smollm2-135m", "--gpu", "a100", "--kv-cache-dtype", "fp8"), "Use an int8 cache"),
         (("smollm2-135m", "--gpu", "l4", "--tp", "0"), "--tp must be at least 1"),

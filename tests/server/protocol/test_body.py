@@ -246,5 +246,5 @@ def test_of_a_name_that_stands_twice_the_last_one_counts() -> None:
     body = f'{{"messages": "no", "n": 2, "messages": {user}, "n": 3}}'
     parsed = parse_body(body.encode(), ChatRequest)
     assert (parsed.messages[0]["content"], parsed.n) == ("hi", 3)
-    with pytest.raises(RequestError, match="^x: unknown field"):
+    with pytest.raises(RequestError, match=r"^x: unknown field"):
         parse_body(body.replace('"n"', '"x"').encode(), ChatRequest)
