@@ -77,6 +77,7 @@ logger = logging.getLogger(__name__)
 _MASK_THREADS = 4
 _MASK_WAIT_S = 0.005  # then the tokens whose mask is late are dropped
 _MAX_WAIT_S = 1.0
+_NO_TOKENS: frozenset[int] = frozenset()
 _MAX_FAILED_PROBES = 3  # in a row
 
 
@@ -414,8 +415,8 @@ class LLMEngine:
         assert len(live) == len(groups.running) + len(groups.waiting) + len(held)
 
     def _end_ids(self, sampling: SamplingParams) -> frozenset[int]:
-        own = frozenset() if sampling.ignore_eos else self.end_token_ids
-        return own | frozenset(sampling.stop_token_ids)
+        own = _NO_TOKENS if sampling.ignore_eos else self.end_token_ids
+        return own.union(sampling.stop_token_ids) if sampling.stop_token_ids else own
 
     def _next_deadline_s(self) -> float:
         """Seconds until a request's own time is over, and a second at most."""

@@ -65,6 +65,7 @@ class Sequence:
     order: tuple[int, int]
     max_tokens: int
     token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     num_sampled: int = 0
     num_computed: int = 0
     num_cached_tokens: int = 0
@@ -92,11 +93,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
         self.arrived_s = self.request.arrived_s
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_tokens(self) -> int:

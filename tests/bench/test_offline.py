@@ -67,6 +67,7 @@ def test_a_side_that_ends_is_noticed():
     side.close()
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_transformers_side(tmp_path):
     pytest.importorskip("torch")

@@ -17,7 +17,7 @@ from tests.server.live_server import LiveServer, wait_until
 SHORT = ["--clients", "16", "--minutes", "0.2", "--window-s", "4", "--num-questions", "12"]
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_rude_clients_change_nobody_elses_answer(tmp_path, capsys):
     inner = byte_model.make_engine()
     engine = AsyncLLMEngine(ThreadLink(lambda _: inner), byte_model.tokenizer(), "bytes")
