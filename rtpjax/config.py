@@ -11,9 +11,9 @@ import psutil
 
 from pallas_kernels import paged_attention
 from pallas_kernels.registry import Target
-from rtpjax.engine import kv_cache, seats
+from rtpjax.engine import seats
+from rtpjax.engine.cache_groups import CacheGroup, pages_for
 from rtpjax.engine.cache_sizes import CacheSizes
-from rtpjax.engine.kv_cache import CacheGroup
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig, Pages, Precision
 from rtpjax.sharding import Split
@@ -136,7 +136,7 @@ class EngineConfig:
     @property
     def table_width(self) -> int:
         """Pages that the longest context takes."""
-        return kv_cache.pages_for(self.max_model_len, self.page_size)
+        return pages_for(self.max_model_len, self.page_size)
 
 
 def precision_of(settings: EngineSettings, platform: str) -> Precision:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rtpjax.engine.kv_cache import CacheGroup, most_live_pages, pages_for
+from rtpjax.engine.cache_groups import CacheGroup, most_live_pages, pages_for
 from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.sequence import Sequence as Request
 

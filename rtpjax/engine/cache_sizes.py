@@ -19,13 +19,8 @@ from collections.abc import Iterable
 
 from jax.typing import DTypeLike
 
-from rtpjax.engine.kv_cache import (
-    CacheGroup,
-    most_live_pages,
-    page_bytes,
-    pages_for,
-    windows_of,
-)
+from rtpjax.engine.cache_groups import CacheGroup, most_live_pages, pages_for
+from rtpjax.engine.kv_cache import page_bytes, windows_of
 from rtpjax.models import Pages
 
 _MOST_PAGES = 1 << 24  # of any context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,31 +18,10 @@ from rtpjax.models.cache import CacheLayout, Place
 from rtpjax.models.cache_write import has_scales, stored_as
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheGroup:
-    """Layers whose pages live equally long: they share page tables and a pool of pages.
-
-    Attributes:
-        window: Tokens that they attend to, None for all.
-        num_pages: P, page 0 included: it stands for padding and for pages that were given back, is
-            never written and holds zeros, so that kernels may read it with a weight of 0.
-    """
-
-    window: int | None
-    num_pages: int
-
-
 def windows_of(specs: Iterable[Pages]) -> tuple[int | None, ...]:
     """The window of each cache group: all layers of one window are a group, the widest first."""
     windows = {spec.window for spec in specs}
     return tuple(sorted(windows, key=lambda window: -math.inf if window is None else -window))
-
-
-def most_live_pages(window: int | None, page_size: int, max_step_tokens: int) -> float:
-    """Pages that one sequence holds at most while steps compute so many of its tokens each."""
-    if window is None:
-        return math.inf
-    return pages_for(window - 1 + max_step_tokens, page_size) + 1
 
 
 def token_bytes(specs: Iterable[Pages], dtype: DTypeLike) -> int:
@@ -61,11 +39,6 @@ def page_bytes(specs: Iterable[Pages], page_size: int, dtype: DTypeLike) -> int:
 def num_pages(budget_bytes: int, bytes_per_page: int) -> int:
     """Pages within a budget; page 0, which padding uses, is one of them."""
     return budget_bytes // bytes_per_page
-
-
-def pages_for(num_tokens: int, page_size: int) -> int:
-    """Pages that a context of so many tokens takes."""
-    return math.ceil(num_tokens / page_size)
 
 
 def declare(

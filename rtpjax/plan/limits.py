@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from rtpjax import sharding
 from rtpjax.engine import kv_cache
-from rtpjax.engine.kv_cache import CacheGroup
+from rtpjax.engine.cache_groups import CacheGroup
 from rtpjax.gpus import Gpu
 from rtpjax.models import (
     ModelConfig,

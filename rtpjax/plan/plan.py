@@ -11,7 +11,7 @@ from typing import Any
 from rtpjax import config, gpus
 from rtpjax.config import EngineConfig, EngineSettings
 from rtpjax.engine.batch import Bucket
-from rtpjax.engine.kv_cache import most_live_pages, pages_for
+from rtpjax.engine.cache_groups import most_live_pages, pages_for
 from rtpjax.engine.runner import buckets_of
 from rtpjax.errors import ConfigError
 from rtpjax.gpus import Gpu

@@ -20,7 +20,8 @@ from pallas_kernels.registry import tracing_for
 from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import NUM_OUTPUT_FIELDS, Bucket, Layout
-from rtpjax.engine.kv_cache import declare, pages_for, windows_of
+from rtpjax.engine.cache_groups import pages_for
+from rtpjax.engine.kv_cache import declare, windows_of
 from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
 from rtpjax.engine.sampling import SlotState
 from rtpjax.engine.wants import EVERYTHING, Wants

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rtpjax.engine.cache_groups import CacheGroup, pages_for
 from rtpjax.engine.cache_manager import CacheManager
-from rtpjax.engine.kv_cache import CacheGroup, pages_for
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.engine.sequence import Sequence
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtpjax.engine.cache_groups import CacheGroup
 from rtpjax.engine.cache_sizes import CacheSizes
-from rtpjax.engine.kv_cache import CacheGroup
 from rtpjax.models import Pages
 
 FULL = CacheSizes((None,), (100,), page_size=4, max_step_tokens=16)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
+from rtpjax.engine.cache_groups import CacheGroup
 from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.groups import Groups
-from rtpjax.engine.kv_cache import CacheGroup
 from rtpjax.engine.request import GenerationRequest, SamplingParams
 from rtpjax.engine.scheduler import Scheduler
 from rtpjax.engine.sequence import Sequence

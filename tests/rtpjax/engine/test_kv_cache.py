@@ -5,6 +5,7 @@ import pytest
 from pallas_kernels.paged_tiles import is_addressable
 from rtpjax import sharding
 from rtpjax.engine import kv_cache
+from rtpjax.engine.cache_groups import pages_for
 from rtpjax.models import Pages
 
 SPECS = (Pages(2, 8, 8), Pages(4, 16, 16, window=8))
@@ -76,4 +77,4 @@ def _shards(caches):
 
 @pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (16, 1), (17, 2), (32, 2)])
 def test_pages_for(tokens, pages):
-    assert kv_cache.pages_for(tokens, 16) == pages
+    assert pages_for(tokens, 16) == pages

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from rtpjax.engine.cache_groups import CacheGroup, most_live_pages
 from rtpjax.engine.cache_manager import CacheManager
-from rtpjax.engine.kv_cache import CacheGroup, most_live_pages
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtpjax.engine.kv_cache import CacheGroup, windows_of
+from rtpjax.engine.cache_groups import CacheGroup
+from rtpjax.engine.kv_cache import windows_of
 from rtpjax.engine.runner import Runner
 from rtpjax.models import ModelConfig
 from tests.golden import cases, make_golden

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rtpjax import sharding
 from rtpjax.config import EngineConfig
+from rtpjax.engine.cache_groups import CacheGroup
 from rtpjax.engine.engine import LLMEngine
-from rtpjax.engine.kv_cache import CacheGroup
 from rtpjax.engine.request import GenerationRequest, RequestOutput, SamplingParams
 from rtpjax.engine.runner import Runner
 from rtpjax.engine.sequence import Sequence
