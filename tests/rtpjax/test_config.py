@@ -53,6 +53,7 @@ def test_what_auto_is_on_the_cpu():
         "dp_size": 1,
         "ep_size": 1,
         "attention_implementation": None,
+        "drafts": None,
     }
     assert config.table_width == 64
 
