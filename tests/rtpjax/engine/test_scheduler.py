@@ -43,10 +43,34 @@ def expected_output(prompt: tuple[int, ...], max_tokens: int) -> list[int]:
 
 @dataclasses.dataclass
 class InFlight:
-    """A dispatched step: its rows and the tokens that they sampled."""
+    """A dispatched step: its rows and the tokens that they sampled, after each draft too."""
 
     rows: list[ScheduledRow]
-    token_ids: list[int]
+    token_ids: list[list[int]]
+
+    @property
+    def has_drafts(self) -> bool:
+        return any(row.drafts for row in self.rows)
+
+
+class Guesser:
+    """Drafts the right tokens up to a place that is drawn, and wrong ones from there on."""
+
+    def __init__(self, prompt: tuple[int, ...], rng: random.Random):
+        self._prompt = prompt
+        self._rng = rng
+
+    def propose(self, token_ids, num_pending, most):
+        context = list(token_ids)
+        for _ in range(num_pending + most):
+            context.append(next_token(tuple(context)))
+        first, last = len(token_ids) + num_pending, len(context)
+        for i in range(self._rng.randint(first, last), last):
+            context[i] = (context[i] + 1) % NUM_TOKENS
+        return tuple(context[first : first + self._rng.randint(0, most)])
+
+    def judge(self, num_accepted):
+        pass
 
 
 class Simulation:
@@ -60,6 +84,7 @@ class Simulation:
         max_num_seqs=3,
         budget=8,
         use_cache=True,
+        use_drafts=False,
         windows=(None,),
         window_pages=None,
     ):
@@ -69,6 +94,8 @@ class Simulation:
             for w in windows
         ]
         cache = CacheManager(groups, page_size, budget, use_prefix_cache=use_cache)
+        self._rng = random.Random(0) if use_drafts else None
+        self.num_accepted = 0
         self.scheduler = Scheduler(cache, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
         self.longest = (num_pages - 1) * page_size
         self.live: list[Sequence] = []
@@ -87,6 +114,8 @@ class Simulation:
         room = self.longest - len(request.prompt_token_ids)
         order = priority, self._arrivals
         sequence = Sequence(request, order=order, max_tokens=min(max_tokens, room))
+        if self._rng is not None:
+            sequence.drafter = Guesser(tuple(prompt), self._rng)
         self._arrivals += 1
         self.live.append(sequence)
         self.scheduler.add(sequence)
@@ -98,17 +127,19 @@ class Simulation:
 
     def step(self) -> None:
         collected, self._in_flight = self._in_flight, None
+        if collected is not None and collected.has_drafts:
+            self._collect(collected)
         self.rows = self._schedule()
         if self.rows:
             self._in_flight = self._dispatch(self.rows)
-        if collected is not None:
+        if collected is not None and not collected.has_drafts:
             self._collect(collected)
         self.scheduler.check()
 
     def retract(self) -> None:
         """The mask of the latest row's next token is late: what was sampled does not count."""
-        rows = self._in_flight.rows if self._in_flight else []
-        for row in rows[-1:]:
+        rows = self._in_flight.rows if self._in_flight and not self._rng else []
+        for row in rows[-1:]:  # those with a grammar have no drafts
             if row.samples and not row.sequence.is_finished and not row.sequence.num_dropped:
                 self.scheduler.retract(row.sequence)
         self.scheduler.check()
@@ -148,6 +179,9 @@ class Simulation:
         assert len({row.sequence for row in rows}) == len(rows)
         left = scheduler.max_num_batched_tokens - sum(row.count for row in rows)
         assert left >= 0
+        num_drafted = sum(len(row.drafts) for row in rows)
+        most = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        assert not num_drafted or len(rows) + num_drafted <= most
         has_row = {row.sequence: row.count for row in rows}
         assert all(count > 0 for count in has_row.values())
         # The earliest makes progress, unless its last token is in flight already.
@@ -171,7 +205,7 @@ class Simulation:
         contexts = [self._context(row) for row in rows]
         for row, context in zip(rows, contexts, strict=True):
             salt = row.sequence.request.cache_salt
-            for position in range(row.start, row.start + row.count):
+            for position in range(row.start, row.start + row.num_tokens):
                 for g in range(len(self.windows)):
                     at = self._place(row.sequence, g, position)
                     assert at not in writes, "two tokens of a step have one place"
@@ -186,13 +220,14 @@ class Simulation:
                 for position in range(seen_from, len(context)):
                     found = self._cache.get(self._place(row.sequence, g, position))
                     assert found == (salt, context[: position + 1])
-            token_ids.append(next_token(context))
-            if row.samples:
-                self._tokens[row.sequence.slot, len(context)] = token_ids[-1]
+            ends = range(row.start + row.count, len(context) + 1)
+            token_ids.append([next_token(context[:end]) for end in ends])
+            for end, token_id in zip(ends, token_ids[-1] if row.samples else (), strict=False):
+                self._tokens[row.sequence.slot, end] = token_id
         return InFlight(rows, token_ids)
 
     def _context(self, row: ScheduledRow) -> tuple[int, ...]:
-        """The row's tokens up to its end; the one in flight is read from the device."""
+        """The row's tokens up to its end, drafts last; one in flight is read from the device."""
         sequence, end = row.sequence, row.start + row.count
         known = sequence.token_ids[:end]
         assert end - len(known) <= 1
@@ -202,7 +237,7 @@ class Simulation:
         output = expected_output(sequence.request.prompt_token_ids, end - num_prompt)
         if END not in output[:-1]:
             assert context[num_prompt:] == tuple(output)
-        return context
+        return context + row.drafts
 
     @property
     def has_windows(self) -> bool:
@@ -214,13 +249,17 @@ class Simulation:
         return group, page * self.page_size + position % self.page_size
 
     def _collect(self, step: InFlight) -> None:
-        for row, token_id in zip(step.rows, step.token_ids, strict=True):
-            sequence = row.sequence
-            if not row.samples or sequence.is_finished:
+        for row, token_ids in zip(step.rows, step.token_ids, strict=True):
+            if not row.samples or row.sequence.is_finished:
                 continue
-            if sequence.num_dropped:
-                sequence.num_dropped -= 1
-                continue
+            if row.sequence.num_dropped:
+                row.sequence.num_dropped -= 1
+            else:
+                self._take(row, token_ids)
+
+    def _take(self, row: ScheduledRow, token_ids: list[int]) -> None:
+        sequence = row.sequence
+        for token_id, draft in zip(token_ids, [*row.drafts, None], strict=True):
             self.scheduler.record(sequence, token_id)
             if token_id == END or sequence.num_output_tokens >= sequence.max_tokens:
                 self.abort(sequence)
@@ -228,6 +267,11 @@ class Simulation:
                 output = sequence.token_ids[len(prompt) :]
                 assert output == expected_output(prompt, sequence.max_tokens)
                 self.outputs[sequence.request.request_id] = output
+                return
+            if token_id != draft:
+                return
+            self.scheduler.accept_draft(sequence)
+            self.num_accepted += 1
 
 
 def numbers(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -377,10 +421,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         budget=st.integers(1, 10),
         use_cache=st.sampled_from([True, True, True, False]),
+        use_drafts=st.booleans(),
         windows=st.sampled_from([(None,), (None, 3), (None, 5, 1), (4,), (9, 2)]),
         spare=st.integers(0, 6),
     )
-    def start(self, num_pages, page_size, max_num_seqs, budget, use_cache, windows, spare):
+    def start(
+        self, num_pages, page_size, max_num_seqs, budget, use_cache, use_drafts, windows, spare
+    ):
         widest = max(window or 0 for window in windows)
         least = most_live_pages(widest, page_size, budget) if widest else 0
         self.s = Simulation(
@@ -389,6 +436,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             budget=budget,
             use_cache=use_cache,
+            use_drafts=use_drafts,
             windows=windows,
             window_pages=int(min(num_pages, 1 + least) + spare),
         )
@@ -440,15 +488,17 @@ TestSchedulerMachine.settings = hypothesis.settings(
 )
 
 
+@pytest.mark.parametrize("use_drafts", [False, True])
 @pytest.mark.parametrize(
     ("windows", "window_pages", "preemptions", "hits"),
-    [((None,), None, 50, 1000), ((None, 5), 11, 50, 500), ((8,), 11, 10, 500)],
+    [((None,), None, 50, 1000), ((None, 5), 11, 50, 500), ((8,), 11, 5, 500)],
 )
-def test_a_long_crowded_run_preempts_evicts_and_shares(windows, window_pages, preemptions, hits):
+def test_a_long_crowded_run_preempts_evicts_and_shares(
+    windows, window_pages, preemptions, hits, use_drafts
+):
     rng = random.Random(0)
-    s = Simulation(
-        14, page_size=2, max_num_seqs=5, budget=9, windows=windows, window_pages=window_pages
-    )
+    pages = {"windows": windows, "window_pages": window_pages}
+    s = Simulation(14, page_size=2, max_num_seqs=5, budget=9, use_drafts=use_drafts, **pages)
     for _ in range(2500):
         if rng.random() < 0.4 and len(s.live) < 8:
             prompt = (*numbers(12, rng.randrange(3))[: rng.randint(1, 12)], rng.randrange(6))
@@ -461,3 +511,4 @@ def test_a_long_crowded_run_preempts_evicts_and_shares(windows, window_pages, pr
     assert stats.num_preemptions > preemptions
     assert stats.prefix_hit_tokens > hits
     assert len(s.outputs) > 400
+    assert (s.num_accepted > 100) == use_drafts
