@@ -13,6 +13,7 @@ import random
 import zlib
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -41,16 +42,51 @@ def expected_output(prompt: tuple[int, ...], max_tokens: int) -> list[int]:
 
 @dataclasses.dataclass
 class InFlight:
-    """A dispatched step: its rows and the tokens that they sampled."""
+    """A dispatched step: its rows and the tokens that they sampled, after each draft too."""
 
     rows: list[ScheduledRow]
-    token_ids: list[int]
+    token_ids: list[list[int]]
+
+    @property
+    def has_drafts(self) -> bool:
+        return any(row.drafts for row in self.rows)
+
+
+class Guesser:
+    """Drafts the right tokens up to a place that is drawn, and wrong ones from there on."""
+
+    def __init__(self, prompt: tuple[int, ...], rng: random.Random):
+        self._prompt = prompt
+        self._rng = rng
+
+    def propose(self, token_ids, num_pending, most):
+        context = list(token_ids)
+        for _ in range(num_pending + most):
+            context.append(next_token(tuple(context)))
+        first, last = len(token_ids) + num_pending, len(context)
+        for i in range(self._rng.randint(first, last), last):
+            context[i] = (context[i] + 1) % NUM_TOKENS
+        return tuple(context[first : first + self._rng.randint(0, most)])
+
+    def judge(self, num_accepted):
+        pass
 
 
 class Simulation:
     """Scheduler and simulated device, stepped as LLMEngine.step does."""
 
-    def __init__(self, num_pages=12, *, page_size=2, max_num_seqs=3, budget=8, use_cache=True):
+    def __init__(
+        self,
+        num_pages=12,
+        *,
+        page_size=2,
+        max_num_seqs=3,
+        budget=8,
+        use_cache=True,
+        use_drafts=False,
+    ):
+        self._rng = random.Random(0) if use_drafts else None
+        self.num_accepted = 0
         self.scheduler = Scheduler(
             PagePool(num_pages),
             page_size=page_size,
@@ -74,6 +110,8 @@ class Simulation:
         room = self.longest - len(request.prompt_token_ids)
         order = priority, self._arrivals
         sequence = Sequence(request, order=order, max_tokens=min(max_tokens, room))
+        if self._rng is not None:
+            sequence.drafter = Guesser(tuple(prompt), self._rng)
         self._arrivals += 1
         self.live.append(sequence)
         self.scheduler.add(sequence)
@@ -85,10 +123,12 @@ class Simulation:
 
     def step(self) -> None:
         collected, self._in_flight = self._in_flight, None
+        if collected is not None and collected.has_drafts:
+            self._collect(collected)
         self.rows = self._schedule()
         if self.rows:
             self._in_flight = self._dispatch(self.rows)
-        if collected is not None:
+        if collected is not None and not collected.has_drafts:
             self._collect(collected)
         self.scheduler.check()
 
@@ -127,6 +167,9 @@ class Simulation:
         assert len({row.sequence for row in rows}) == len(rows)
         left = scheduler.max_num_batched_tokens - sum(row.count for row in rows)
         assert left >= 0
+        num_drafted = sum(len(row.drafts) for row in rows)
+        most = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        assert not num_drafted or len(rows) + num_drafted <= most
         has_row = {row.sequence: row.count for row in rows}
         assert all(count > 0 for count in has_row.values())
         # The earliest makes progress, unless its last token is in flight already.
@@ -148,7 +191,7 @@ class Simulation:
         contexts = [self._context(row) for row in rows]
         for row, context in zip(rows, contexts, strict=True):
             salt = row.sequence.request.cache_salt
-            for position in range(row.start, row.start + row.count):
+            for position in range(row.start, row.start + row.num_tokens):
                 at = self._place(row.sequence, position)
                 assert at not in writes, "two tokens of a step have one place"
                 writes[at] = salt, context[: position + 1]
@@ -160,13 +203,14 @@ class Simulation:
             for position in range(len(context)):
                 found = self._cache.get(self._place(row.sequence, position))
                 assert found == (salt, context[: position + 1])
-            token_ids.append(next_token(context))
-            if row.samples:
-                self._tokens[row.sequence.slot, len(context)] = token_ids[-1]
+            ends = range(row.start + row.count, len(context) + 1)
+            token_ids.append([next_token(context[:end]) for end in ends])
+            for end, token_id in zip(ends, token_ids[-1] if row.samples else (), strict=False):
+                self._tokens[row.sequence.slot, end] = token_id
         return InFlight(rows, token_ids)
 
     def _context(self, row: ScheduledRow) -> tuple[int, ...]:
-        """The row's tokens up to its end; the one in flight is read from the device."""
+        """The row's tokens up to its end, drafts last; one in flight is read from the device."""
         sequence, end = row.sequence, row.start + row.count
         known = sequence.token_ids[:end]
         assert end - len(known) <= 1
@@ -176,7 +220,7 @@ class Simulation:
         output = expected_output(sequence.request.prompt_token_ids, end - num_prompt)
         if END not in output[:-1]:
             assert context[num_prompt:] == tuple(output)
-        return context
+        return context + row.drafts
 
     def _place(self, sequence: Sequence, position: int) -> int:
         size = self.scheduler.page_size
@@ -185,10 +229,13 @@ class Simulation:
         return page * size + position % size
 
     def _collect(self, step: InFlight) -> None:
-        for row, token_id in zip(step.rows, step.token_ids, strict=True):
-            sequence = row.sequence
-            if not row.samples or sequence.is_finished:
-                continue
+        for row, token_ids in zip(step.rows, step.token_ids, strict=True):
+            if row.samples and not row.sequence.is_finished:
+                self._take(row, token_ids)
+
+    def _take(self, row: ScheduledRow, token_ids: list[int]) -> None:
+        sequence = row.sequence
+        for token_id, draft in zip(token_ids, [*row.drafts, None], strict=True):
             self.scheduler.record(sequence, token_id)
             if token_id == END or sequence.num_output_tokens >= sequence.max_tokens:
                 self.abort(sequence)
@@ -196,6 +243,11 @@ class Simulation:
                 output = sequence.token_ids[len(prompt) :]
                 assert output == expected_output(prompt, sequence.max_tokens)
                 self.outputs[sequence.request.request_id] = output
+                return
+            if token_id != draft:
+                return
+            self.scheduler.accept_draft(sequence)
+            self.num_accepted += 1
 
 
 def numbers(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -344,14 +396,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         budget=st.integers(1, 10),
         use_cache=st.sampled_from([True, True, True, False]),
+        use_drafts=st.booleans(),
     )
-    def start(self, num_pages, page_size, max_num_seqs, budget, use_cache):
+    def start(self, num_pages, page_size, max_num_seqs, budget, use_cache, use_drafts):
         self.s = Simulation(
             num_pages,
             page_size=page_size,
             max_num_seqs=max_num_seqs,
             budget=budget,
             use_cache=use_cache,
+            use_drafts=use_drafts,
         )
 
     @rule(
@@ -397,9 +451,10 @@ TestSchedulerMachine.settings = hypothesis.settings(
 )
 
 
-def test_a_long_crowded_run_preempts_evicts_and_shares():
+@pytest.mark.parametrize("use_drafts", [False, True])
+def test_a_long_crowded_run_preempts_evicts_and_shares(use_drafts):
     rng = random.Random(0)
-    s = Simulation(14, page_size=2, max_num_seqs=5, budget=9)
+    s = Simulation(14, page_size=2, max_num_seqs=5, budget=9, use_drafts=use_drafts)
     for _ in range(2500):
         if rng.random() < 0.4 and len(s.live) < 8:
             prompt = (*numbers(12, rng.randrange(3))[: rng.randint(1, 12)], rng.randrange(6))
@@ -412,3 +467,4 @@ def test_a_long_crowded_run_preempts_evicts_and_shares():
     assert stats.num_preemptions > 50
     assert stats.prefix_hit_tokens > 1000
     assert len(s.outputs) > 400
+    assert (s.num_accepted > 100) == use_drafts
