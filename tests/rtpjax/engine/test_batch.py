@@ -82,6 +82,7 @@ def scoring(start, count, *, prompt_len, slot):
     row = scheduled(start, count, known=prompt_len, pages=[1, 2, 3, 4], slot=slot, temperature=2.0)
     sampling = SamplingParams(prompt_logprobs=1, temperature=2.0, repetition_penalty=2.0)
     row.sequence.request = GenerationRequest("r", tuple(row.sequence.token_ids), sampling)
+    row.sequence.num_prompt_tokens = prompt_len
     row.sequence.sampling_fields = packing.sampling_fields(row.sequence, 0)
     return dataclasses.replace(row, samples=start + count == prompt_len)
 
