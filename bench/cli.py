@@ -6,7 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import cache_quality, fleet, host_work, offline, prefix, quality, serve, soak, step
+from bench import (
+    cache_quality,
+    fleet,
+    host_work,
+    http_host,
+    offline,
+    prefix,
+    quality,
+    serve,
+    soak,
+    step,
+)
 from rtpjax.errors import CheckpointError, ConfigError
 
 COMMANDS = {
@@ -16,6 +27,7 @@ COMMANDS = {
     "quality": (quality, "perplexity and greedy agreement of quantized weights"),
     "step": (step, "one decode step with quantized weights beside bf16"),
     "host": (host_work, "what a step costs the host on one and on many devices"),
+    "http": (http_host, "what a token costs the host through HTTP, without a device"),
     "prefix": (prefix, "what a shared prefix saves on a running server"),
     "cache-quality": (cache_quality, "what int8 and fp8 caches cost in quality"),
     "fleet": (fleet, "many replicas and their router, simulated"),

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.side import Prompts, serve_side
 from checkpoints_conv.readers import open_checkpoint
-from rtpjax.config import EngineSettings
+from rtpjax.config import DraftConfig, EngineSettings
 from rtpjax.engine.load import load_engine
 from rtpjax.engine.request import Grammar, RequestOutput, SamplingParams
 from rtpjax.errors import EngineError
@@ -28,23 +28,41 @@ class EngineSide:
         model_path: The checkpoint's folder.
         num_constrained: Rows of each batch that follow a grammar.
         quantization: What weights are quantized to.
+        drafts: Most tokens that are drafted for a row in a step.
+        temperature: Of all rows; each batch draws by the same seeds.
     """
 
-    def __init__(self, model_path: str, num_constrained: int = 0, quantization: str | None = None):
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        num_constrained: int = 0,
+        quantization: str | None = None,
+        drafts: int = 0,
+        temperature: float = 0.0,
+    ):
         self._num_constrained = num_constrained
+        self._temperature = temperature
         # No end tokens: the lengths are fixed.
         self._llm = load_engine(
             open_checkpoint(model_path),
             cast(PreTrainedTokenizerFast, load_tokenizer(model_path)),
             (),
-            EngineSettings(quantization=quantization),
+            EngineSettings(
+                quantization=quantization, drafts=DraftConfig(drafts) if drafts else None
+            ),
         )
         self._host_share = 0.0
 
     def generate(self, prompts: Prompts, output_len: int) -> list[list[int]]:
         timings = self._llm.timings
         host_s, wait_s = timings.host_s, timings.wait_s
-        sampling = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+        sampling = [
+            SamplingParams(
+                temperature=self._temperature, max_tokens=output_len, ignore_eos=True, seed=i
+            )
+            for i in range(len(prompts))
+        ]
         num_free = len(prompts) - self._num_constrained
         grammars = [ENDLESS] * self._num_constrained + [None] * num_free
         outputs = self._llm.generate(prompts, sampling, grammars[: len(prompts)])
@@ -63,5 +81,5 @@ def _token_ids(parts: list[RequestOutput]) -> list[int]:
 
 
 if __name__ == "__main__":
-    path, *options = sys.argv[1:]
-    serve_side(lambda: EngineSide(path, int(options[0]) if options else 0, *options[1:]))
+    path, options = sys.argv[1:]
+    serve_side(lambda: EngineSide(path, **json.loads(options)))

@@ -10,7 +10,7 @@ import numpy as np
 from rtpjax import config, sharding
 from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.runner import Runner
-from rtpjax.models import ModelConfig, build
+from rtpjax.models import ModelConfig, abstract_state, build
 from rtpjax.tokenizer import load_tokenizer
 
 _MODEL = {
@@ -56,7 +56,8 @@ class NullRunner(Runner):
         tokens = rng.integers(first, last, shape).astype(np.int32)
         self._answers = [_Answer(each) for each in tokens]
         self._number = 0
-        super().__init__(resolved, model, {}, sharding.make_mesh(1, model=model), num_tokens)
+        weights: Any = dict.fromkeys(abstract_state(model, resolved.precision))  # nobody reads them
+        super().__init__(resolved, model, weights, sharding.make_mesh(1, model=model), num_tokens)
 
     def execute(self, call: Any) -> Any:
         """Answers what is chosen, and does nothing else."""

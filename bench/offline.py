@@ -1,8 +1,10 @@
-"""`bench offline`: the engine without HTTP, greedy, fixed lengths, beside transformers' `generate`.
+"""`bench offline`: the engine without HTTP, at fixed lengths, beside transformers' `generate`.
 
 `--compare int8` (or int4, fp8) stands the engine beside itself with its weights quantized.
 With `--constrained N`, N rows of each batch follow a grammar, and the engine stands beside itself
-without any: the ratio says what they cost all rows together.
+without any: the ratio says what they cost all rows together. With `--drafts N` it stands beside
+itself without drafts: give it text to repeat (`--repeat 4`), or none that repeats
+(`--temperature 3`, since greedy answers to random prompts soon go round in circles).
 
 Rounds alternate between the sides, so that a machine that slows down slows both; the ratio is taken
 round by round, and its median reported.
@@ -11,12 +13,15 @@ round by round, and its median reported.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
+from typing import Any
 
 from bench.model import add_model, find_model
 from bench.report import busy_share, table, write_json
@@ -27,6 +32,7 @@ from rtpjax.models.quantization import METHODS
 
 ENGINE = "rtpjax"
 UNCONSTRAINED = "unconstrained"
+UNDRAFTED = "no drafts"
 MAX_BUSY_SHARE = 0.1
 
 
@@ -61,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constrained", type=int, default=0, help="rows that follow a grammar, beside none"
     )
+    parser.add_argument(
+        "--drafts", type=int, default=0, help="tokens drafted for a row, beside none"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="prompts are a passage, so many times over"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="of our own sides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="write results here")
 
@@ -74,11 +87,14 @@ def run(args: argparse.Namespace) -> int:
         print("transformers cannot make our random weights: leave --load-format out, or --compare")
         return 1
     model = find_model(args)
-    sides = [_start(ENGINE, "bench.engine_side", model, str(args.constrained))]
+    own = partial(_start_engine, model, temperature=args.temperature)
+    sides = [own(ENGINE, num_constrained=args.constrained, drafts=args.drafts)]
     if args.constrained:
-        sides.append(_start(UNCONSTRAINED, "bench.engine_side", model))
+        sides.append(own(UNCONSTRAINED, drafts=args.drafts))
+    if args.drafts:
+        sides.append(own(UNDRAFTED, num_constrained=args.constrained))
     if args.compare in METHODS:
-        sides.append(_start(args.compare, "bench.engine_side", model, "0", args.compare))
+        sides.append(own(args.compare, quantization=args.compare))
     elif args.compare:
         sides.append(_start(args.compare, f"bench.{args.compare}_side", model))
     comparisons: list[Comparison] = []
@@ -107,12 +123,17 @@ def measure(sides: Sequence[SideProcess], batch_size: int, args: argparse.Namesp
     rounds: dict[str, list[Generated]] = {side.name: [] for side in sides}
     for number in range(args.rounds + 1):
         # New prompts each round: a prefix cache would otherwise spare one side the prefill.
-        prompts = [random_token_ids(rng, args.input_len) for _ in range(batch_size)]
+        prompts = [_prompt(rng, args.input_len, args.repeat) for _ in range(batch_size)]
         for side in sides:
             generated = side.generate(prompts, args.output_len)
             if number > 0:
                 rounds[side.name].append(generated)
     return Comparison(batch_size, rounds)
+
+
+def _prompt(rng: random.Random, length: int, repeat: int) -> list[int]:
+    passage = random_token_ids(rng, -(-length // repeat))
+    return (passage * repeat)[:length]
 
 
 def report(comparisons: Sequence[Comparison]) -> str:
@@ -151,6 +172,10 @@ def _as_dict(comparison: Comparison) -> dict[str, object]:
 def _host_share(comparison: Comparison) -> float | None:
     shares = [r.host_share for r in comparison.rounds[ENGINE] if r.host_share is not None]
     return median(shares) if shares else None
+
+
+def _start_engine(model: str, name: str, **options: Any) -> SideProcess:
+    return _start(name, "bench.engine_side", model, json.dumps(options))
 
 
 def _start(name: str, module: str, *args: str) -> SideProcess:

@@ -116,13 +116,13 @@ def _speculative_config(text: str) -> dict[str, int]:
     return {_DRAFT_KEYS[name]: value for name, value in given.items() if name != "method"}
 
 
-def _keys(text: str) -> tuple[str, ...]:
+def _listed(text: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in text.split(",") if key.strip())
 
 
 def _origins(text: str) -> tuple[str, ...]:
     """Origins as a browser sends them: no path, not even a slash."""
-    origins = tuple(origin.rstrip("/") for origin in _keys(text))
+    origins = tuple(origin.rstrip("/") for origin in _listed(text))
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin.lower()):
             raise ValueError("expected origins like https://chat.example.com, with commas, or *")
@@ -131,7 +131,7 @@ def _origins(text: str) -> tuple[str, ...]:
 
 def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     try:
-        return tuple(ipaddress.ip_network(each) for each in _keys(text))
+        return tuple(ipaddress.ip_network(each) for each in _listed(text))
     except ValueError as error:
         raise ValueError(f"expected addresses or networks like 10.0.0.0/8; {error}") from error
 
@@ -203,6 +203,13 @@ SETTINGS = (
         "auto",
         "auto, or none: whether temperature, top_p, top_k, min_p and repetition_penalty of the "
         "model's generation_config.json stand where a request says nothing",
+    ),
+    Setting(
+        "SERVED_MODEL_NAME",
+        _listed,
+        (),
+        "what the model is called, NAME,NAME,...: the first one stands in answers (default: the "
+        "checkpoint's name)",
     ),
     Setting("START_HOST", str, "0.0.0.0", "address to listen on"),
     Setting("START_PORT", _port, 8088, "port to listen on"),
@@ -321,7 +328,7 @@ SETTINGS = (
     ),
     Setting(
         "API_KEYS",
-        _keys,
+        _listed,
         (),
         "comma-separated keys that callers must send one of (default: any key)",
         file_name="API_KEYS_FILE",
@@ -329,7 +336,7 @@ SETTINGS = (
     Setting("API_KEYS_FILE", Path, None, "file with one of these keys a line (# begins a comment)"),
     Setting(
         "ADMIN_API_KEY",
-        _keys,
+        _listed,
         (),
         "key of operators, for /metrics, /worker_status, /cache_status, /set_log_level and "
         "priorities below 0 (default: those are for callers from this host only)",

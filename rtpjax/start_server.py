@@ -165,6 +165,7 @@ def prepare(
         ignores_unknown_fields=settings["UNKNOWN_FIELDS"] == "ignore",
         sampling_defaults=defaults,
         load_format=settings["LOAD_FORMAT"],
+        served_model_names=settings["SERVED_MODEL_NAME"],
     )
     return AsyncLLMEngine(link, model.tokenizer, model.name), server_config
 

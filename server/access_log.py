@@ -72,10 +72,19 @@ def _log(request: Request, status: int) -> None:
     request.ctx.is_logged = True
     start_s = getattr(request.ctx, "start_s", None)
     elapsed_ms = 0.0 if start_s is None else (time.monotonic() - start_s) * 1000
+    _count(request, status)
     answers = _answers(request)
     line = "%s %s %d %.1fms%s id=%s"
     path, request_id = request.path, request_id_of(request)
     logger.info(line, request.method, path, status, elapsed_ms, answers, request_id)
+
+
+def _count(request: Request, status: int) -> None:
+    route = request.route
+    # Paths are the callers' to choose, and would be as many series.
+    path = "other" if route is None else f"/{route.path}"
+    method = request.method if route is not None else "other"
+    request.app.ctx.server.metrics.http_requests.labels(method, path, status).inc()
 
 
 def _answers(request: Request) -> str:

@@ -44,6 +44,7 @@ class Envelope:
         model: str,
         *,
         with_usage: bool,
+        fingerprint: str = "",
         usage_so_far: Usage | None = None,
     ):
         """An envelope.
@@ -53,6 +54,7 @@ class Envelope:
             kind: The `object` of a chunk.
             model: Its name.
             with_usage: The usage comes in a last chunk of its own.
+            fingerprint: Of what runs; "" leaves it out.
             usage_so_far: It comes in all others, too, as it is then.
         """
         self._usage_so_far = usage_so_far
@@ -62,6 +64,8 @@ class Envelope:
             "created": int(time.time()),
             "model": model,
         }
+        if fingerprint:
+            self.fields["system_fingerprint"] = fingerprint
         self._head = dumps(self.fields)[:-1] + b',"choices":'
         # OpenAI: usage is null on all chunks but the last when it was asked for, else it is absent.
         self._tail = b',"usage":null}\n\n' if with_usage else b"}\n\n"
@@ -78,6 +82,10 @@ class Envelope:
         return b"data: " + self._head + b'[],"usage":' + dumps(usage.as_json()) + b"}\n\n"
 
 
+# Made once: json.dumps makes one for each call that asks for no defaults.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def dumps(value: Any) -> bytes:
     """Compact UTF-8 JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -64,6 +65,7 @@ def create_app(engine: Engine, config: ServerConfig) -> Sanic:
     )
     app.ctx.server = context = ServerContext(engine, config)
     app.register_listener(lambda _: context.preparation.close(), "after_server_stop")
+    _watch_loop(app, context)
     cors = Cors(config.cors_allow_origins)
     app.ctx.common_headers = lambda request: _id_headers(request) | cors.headers(request)
     install_error_handler(app, {_ANTHROPIC: error_json})
@@ -71,6 +73,20 @@ def create_app(engine: Engine, config: ServerConfig) -> Sanic:
     _install_admission(app, config, cors)
     _add_routes(app)
     return app
+
+
+def _watch_loop(app: Sanic, context: ServerContext) -> None:
+    """Measures the event loop's lag as long as the app serves."""
+    tasks: list[asyncio.Task[None]] = []
+
+    def begin(_: Sanic) -> None:
+        tasks.append(asyncio.create_task(context.metrics.watch_loop()))
+
+    def end(_: Sanic) -> None:
+        tasks.pop().cancel()
+
+    app.register_listener(begin, "after_server_start")
+    app.register_listener(end, "before_server_stop")
 
 
 def _id_headers(request: Request) -> dict[str, str]:

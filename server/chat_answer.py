@@ -22,6 +22,7 @@ class ChatAnswer:
         tokens: TokenText,
         *,
         with_usage: bool,
+        fingerprint: str = "",
         usage_so_far: Usage | None = None,
         calls: CallOptions | None = None,
     ):
@@ -34,6 +35,7 @@ class ChatAnswer:
             "chat.completion.chunk",
             model,
             with_usage=with_usage,
+            fingerprint=fingerprint,
             usage_so_far=usage_so_far,
         )
 

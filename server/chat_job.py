@@ -38,9 +38,10 @@ def chat_job(context: ModelContext, body: ChatRequest) -> Job:
     job = Job(
         requests=requests,
         answer=ChatAnswer(
-            context.engine.model_name,
+            context.model_names[0],
             context.token_text,
             with_usage=body.include_usage,
+            fingerprint=context.fingerprint,
             usage_so_far=usage if body.has_usage_in_chunks else None,
             calls=body.calls,
         ),

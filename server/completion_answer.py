@@ -35,6 +35,7 @@ class CompletionAnswer:
         requests: Sequence[GenerationRequest],
         *,
         with_usage: bool,
+        fingerprint: str = "",
         usage_so_far: Usage | None = None,
         echoes: Sequence[str] = (),
         recorder: Recorder | None = None,
@@ -48,7 +49,12 @@ class CompletionAnswer:
         self._num_top = num_top
         self._offsets: dict[int, TextOffsets] = {}
         self._chunk = Envelope(
-            "cmpl", "text_completion", model, with_usage=with_usage, usage_so_far=usage_so_far
+            "cmpl",
+            "text_completion",
+            model,
+            with_usage=with_usage,
+            fingerprint=fingerprint,
+            usage_so_far=usage_so_far,
         )
 
     @property

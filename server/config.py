@@ -38,6 +38,8 @@ class ServerConfig:
             the request is refused.
         sampling_defaults: Fields that a request has where it says nothing of them.
         prepare_timeout_s: Longest time from a whole body to the engine, waiting included.
+        served_model_names: What the model is called: the first name stands in answers. Empty takes
+            the engine's name.
         load_format: `auto`, or `dummy` where the model's weights are random: /v1/models says so.
     """
 
@@ -64,4 +66,5 @@ class ServerConfig:
     ignores_unknown_fields: bool = False
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     prepare_timeout_s: float = 60.0
+    served_model_names: tuple[str, ...] = ()
     load_format: str = "auto"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from rtpjax.errors import DrainingError
@@ -54,6 +57,20 @@ class ModelContext:
             engine.tokenizer, allows_control_tokens=config.allow_control_tokens_in_content
         )
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What the model is called; the first name stands in answers."""
+        return self.config.served_model_names or (self.engine.model_name,)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: another one where answers to a seed may be others."""
+        config = self.config
+        defaults = sorted(config.sampling_defaults.items())
+        said = [version("rtpjax"), self.engine.model_name, config.load_format, defaults]
+        digest = hashlib.blake2b(json.dumps(said).encode(), digest_size=5).hexdigest()
+        return f"fp_{digest}"
+
     @cached_property
     def token_text(self) -> TokenText:
         """Only requests for logprobs need it."""
@@ -71,8 +88,10 @@ class ServerContext(ModelContext):
             max_body_bytes=config.max_bodies_bytes,
             write_timeout_s=config.write_timeout_s,
         )
-        self.metrics = Metrics(engine.stats, self.limits)
-        self.preparation = Preparation(self)
+        self.metrics = Metrics(engine.stats, self.limits, self.model_names[0])
+        self.preparation = Preparation(
+            self, lambda lane, seconds: self.metrics.prepare.labels(lane).observe(seconds)
+        )
 
     def unavailable_reason(self) -> str | None:
         """Why no request can be taken now, or None."""

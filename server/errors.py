@@ -84,7 +84,10 @@ def to_http_error(error: Exception, request: Request) -> HttpError:
     in the log, too, and nothing of the inside.
     """
     request_id = request_id_of(request)
-    return replace(_to_http_error(error, request_id), request_id=request_id)
+    found = replace(_to_http_error(error, request_id), request_id=request_id)
+    code = found.code or ("server_error" if found.status >= 500 else "invalid_request")
+    request.app.ctx.server.metrics.refused.labels(found.status, code).inc()
+    return found
 
 
 def _to_http_error(error: Exception, request_id: str) -> HttpError:

@@ -95,13 +95,13 @@ async def serve(
         stop = asyncio.Event()
         _stop_on_signals(stop, engine)
     server = await _listen(app, sock)
+    app.ctx.server.preparation.begin()  # it imports while the engine loads
     starting = asyncio.create_task(engine.start())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting  # raises what went wrong while loading
-            app.ctx.server.preparation.begin()
             if on_ready is not None:
                 on_ready(_url(config.host, sock.getsockname()[1]))
             await _stop_or_failure(stopping, engine)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,9 +40,14 @@ LARGE_BYTES = MIB
 class Preparation:
     """The lanes of one server."""
 
-    def __init__(self, context: ModelContext):
+    def __init__(self, context: ModelContext, observe: Callable[[str, float], None]):
+        """Args:
+        context: For what is prepared.
+        observe: Takes the lane and the seconds of each request.
+        """
         cores = _num_cores()
         self._context = context
+        self._observe = observe
         self._timeout_s = context.config.prepare_timeout_s
         self._lanes = {
             SMALL: Lane(SMALL, LaneSize(min(4, cores), 4096, 128 * MIB)),
@@ -87,7 +93,11 @@ class Preparation:
             return self._worker().call(prepare, body, lane, turn)
 
         work = here if lane == SMALL else apart
-        return await self._lanes[lane].run(work, len(body), self._timeout_s)
+        start_s = time.monotonic()
+        try:
+            return await self._lanes[lane].run(work, len(body), self._timeout_s)
+        finally:
+            self._observe(lane, time.monotonic() - start_s)
 
     def _worker(self) -> Worker:
         """That of this thread."""

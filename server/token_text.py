@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class TokenText:
     def text_of(self, token_id: int) -> str:
         """The text of the token; half a character becomes the replacement character."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
+
+    def texts_of(self, token_ids: Sequence[int]) -> list[str]:
+        """The texts of many tokens; each is looked up once."""
+        found = {token_id: self.text_of(token_id) for token_id in set(token_ids)}
+        return [found[token_id] for token_id in token_ids]
 
     def whole_text_of(self, token_id: int) -> str | None:
         """The text of the token; None if it has a part of a character."""

@@ -34,6 +34,7 @@ from rtpjax.engine.failures import failed
 from rtpjax.engine.faults import report, told
 from rtpjax.engine.link import Link
 from rtpjax.engine.request import EngineStats, GenerationRequest, RequestOutput
+from rtpjax.engine.stream import Stream
 from rtpjax.errors import DrainingError, EngineError, QueueFullError, RequestError, RtpjaxError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class AsyncLLMEngine:
         self._num_sent = 0
         self._num_taken = 0
         self._outgoing: list[ToEngine] = []
-        self._queues: dict[str, asyncio.Queue[RequestOutput]] = {}
+        self._streams: dict[str, Stream] = {}
 
     @property
     def failure(self) -> str | None:
@@ -116,10 +117,12 @@ class AsyncLLMEngine:
         """Takes no new requests; waits until the running ones have ended, or the time is over."""
         self.is_draining = True
         deadline = time.monotonic() + timeout_s
-        while self._queues and time.monotonic() < deadline:
+        while self._streams and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        if self._queues:
-            logger.warning("Drain: %d requests did not end in %.0f s", len(self._queues), timeout_s)
+        if self._streams:
+            logger.warning(
+                "Drain: %d requests did not end in %.0f s", len(self._streams), timeout_s
+            )
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics: that of the engine's last step."""
@@ -127,6 +130,8 @@ class AsyncLLMEngine:
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[RequestOutput]:
         """Runs a request; closing the generator early aborts it and frees its pages.
+
+        Outputs that come faster than they are read are joined.
 
         Raises:
             RequestError: At once, before anything is queued, when the request cannot be honoured.
@@ -153,7 +158,7 @@ class AsyncLLMEngine:
             error_id = report(f"Checking request {request.request_id}", error)
             raise EngineError(told(error_id)) from error
         self._check_queue(loaded)
-        if request.request_id in self._queues:
+        if request.request_id in self._streams:
             raise RequestError(
                 f"request_id: {request.request_id!r} is in use; give each request its own.",
                 param="request_id",
@@ -173,9 +178,8 @@ class AsyncLLMEngine:
     ) -> AsyncGenerator[RequestOutput]:
         request_id = request.request_id
         self._check_queue(loaded)  # others may have come since generate() looked
-        queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
-        assert request_id not in self._queues, f"request id {request_id} is in use"
-        self._queues[request_id] = queue
+        assert request_id not in self._streams, f"request id {request_id} is in use"
+        self._streams[request_id] = stream = Stream()
         is_finished = False
         try:
             self._num_sent += 1
@@ -183,11 +187,11 @@ class AsyncLLMEngine:
             if self._has_ended:
                 self._end_all()
             while not is_finished:
-                output = await queue.get()
-                is_finished = output.finish_reason is not None
-                yield output
+                for output in await stream.take():
+                    is_finished = output.finish_reason is not None
+                    yield output
         finally:
-            del self._queues[request_id]
+            del self._streams[request_id]
             if not is_finished:
                 self._send(Abort(request_id))
 
@@ -205,10 +209,10 @@ class AsyncLLMEngine:
     def _receive(self, record: FromEngine) -> None:
         assert self._loading is not None
         match record:
-            case Report(outputs, stats, num_taken, failure):
-                self._stats, self._num_taken = stats, num_taken
-                self._failure = self._failure or failure
-                self._deliver(outputs)
+            case Report():
+                self._stats, self._num_taken = record.stats, record.num_taken
+                self._failure = self._failure or record.failure
+                self._deliver(record)
             case Loaded():
                 self._stats = record.stats
                 self._loading.set_result(record)
@@ -228,15 +232,20 @@ class AsyncLLMEngine:
                     self._loading.set_exception(EngineError(failure or "The engine has ended."))
                 self._end_all()
 
-    def _deliver(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
-            queue = self._queues.get(output.request_id)
-            if queue is not None:
-                queue.put_nowait(output)
+    def _deliver(self, report: Report) -> None:
+        streams = self._streams
+        columns = zip(report.request_ids, report.token_ids, report.texts, strict=True)
+        for request_id, token_ids, text in columns:
+            if request_id in streams:
+                streams[request_id].add_tokens(token_ids, text)
+        for output in report.outputs:
+            if output.request_id in streams:
+                streams[output.request_id].add(output)
 
     def _end_all(self) -> None:
         """The engine has ended: so do all requests, each after what it was told before."""
         self._has_ended = True
         reason = f": {self.failure}" if self.failure else "."
         error = EngineError(f"The engine stopped before the answer was complete{reason}")
-        self._deliver([failed(request_id, error) for request_id in self._queues])
+        for request_id, stream in self._streams.items():
+            stream.add(failed(request_id, error))

@@ -122,7 +122,7 @@ class EngineLoop:
                 outputs += engine.step()
             self._failure = self._failure or engine.failure
             if num_records or has_work:
-                self._send(Report(outputs, engine.stats(), self._num_taken, self._failure))
+                self._send(Report.of(outputs, engine.stats(), self._num_taken, self._failure))
             if engine.failure is not None:
                 return
             if not self._inbox and not self._is_stopping.is_set():

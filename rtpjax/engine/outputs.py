@@ -23,13 +23,15 @@ def output_of(
         fields: What is new, by field of RequestOutput.
     """
     return RequestOutput(
-        request_id=sequence.request.request_id,
+        sequence.request.request_id,
+        fields.pop("text", ""),
+        fields.pop("token_ids", ()),
         finish_reason=finish_reason,
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_output_tokens=sequence.num_output_tokens,
         num_cached_tokens=sequence.num_cached_tokens,
         wait_s=sequence.wait_s,
-        **({"text": "", "token_ids": ()} | fields),
+        **fields,
     )
 
 

@@ -144,6 +144,8 @@ class CallSupport:
         functions = calls.offered
         if any(map(_is_empty, messages)) and not self._takes_empty_turns:
             messages = [_with_a_blank(message) for message in messages]
+        if any(map(_is_system, messages[1:])) and not self._takes_system_later:
+            messages = [*messages[:1], *map(_as_user, messages[1:])]
         if any(map(_are_of_user, messages, messages[1:])) and not self._takes_users_in_a_row:
             messages = _with_joined_users(messages)
         if functions and self._format_of(calls) == _REACT:
@@ -188,6 +190,15 @@ class CallSupport:
         user, empty = {"role": "user", "content": "a"}, {"role": "assistant", "content": ""}
         return self._takes([user, empty, user]) or not self._takes(
             [user, _with_a_blank(empty), user]
+        )
+
+    @cached_property
+    def _takes_system_later(self) -> bool:
+        """Whether the system may speak after the user; Qwen 3.5's template refuses that."""
+        user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "b"}
+        answer = {"role": "assistant", "content": "c"}
+        return self._takes([system, user, answer, system, user]) or not self._takes(
+            [system, user, answer, user]
         )
 
     @cached_property
@@ -316,6 +327,14 @@ def _is_empty(message: dict[str, Any]) -> bool:
     """Whether it is a turn of the assistant in which nothing is said or called."""
     is_said = message["content"].strip() or message.get("tool_calls")
     return message["role"] == "assistant" and not is_said
+
+
+def _is_system(message: dict[str, Any]) -> bool:
+    return message["role"] == "system"
+
+
+def _as_user(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "role": "user"} if _is_system(message) else message
 
 
 def _are_of_user(message: dict[str, Any], following: dict[str, Any]) -> bool:

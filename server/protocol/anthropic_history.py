@@ -32,7 +32,10 @@ def chat_messages(system: Any, messages: list[Any]) -> list[dict[str, Any]]:
     turns = [_turn(f"messages[{index}]", message) for index, message in enumerate(messages)]
     for role, same in groupby(turns, key=lambda turn: turn[0]):
         blocks = [block for _, blocks in same for block in blocks]
-        (_add_user if role == "user" else _add_assistant)(history, blocks)
+        if role == "system":  # what a client tells the model in the middle of a conversation
+            history.say("system", "\n".join(_block_text(where, block) for where, block in blocks))
+        else:
+            (_add_user if role == "user" else _add_assistant)(history, blocks)
     return history.messages
 
 
@@ -40,8 +43,8 @@ def _turn(where: str, message: Any) -> tuple[str, list[Place]]:
     if not isinstance(message, dict):
         raise field_error(where, f"expected an object, found {describe(message)}")
     role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant"):
-        reason = f"expected user or assistant, found {describe(role)}"
+    if role not in ("user", "assistant", "system"):
+        reason = f"expected user, assistant or system, found {describe(role)}"
         raise field_error(f"{where}.role", reason)
     for key in message.keys() - {"role", "content"}:
         raise field_error(f"{where}.{key}", "unknown field")

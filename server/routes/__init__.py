@@ -14,17 +14,19 @@ from functools import wraps
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 from sanic import HTTPResponse, Request
 
 from server.access_log import Handler
 from server.admission import encoding_of
-from server.answer import dumps
 from server.auth import Access
 from server.connection import HttpRequests
 from server.context import ModelContext, ServerContext
 from server.generation import watch_for_disconnect
 
 _BODY = "body_model"
+# What is written at once: more would be copied, and sent, while all others wait.
+_PIECE_BYTES = 256 * 1024
 
 
 class Route(NamedTuple):
@@ -60,10 +62,20 @@ class Reply:
     """
 
     def __init__(self, value: Any):
-        self.content = dumps(value)
+        self.content = to_json(value)
 
-    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse:
-        return HTTPResponse(self.content, content_type="application/json")
+    async def respond(self, request: Request, context: ServerContext) -> HTTPResponse | None:
+        """Sends the answer; a long one in pieces, which a client takes one after the other."""
+        size = len(self.content)
+        if size <= _PIECE_BYTES:
+            return HTTPResponse(self.content, content_type="application/json")
+        headers = {"Content-Length": str(size)}
+        response = await request.respond(headers=headers, content_type="application/json")
+        assert isinstance(response, HTTPResponse)
+        for at in range(0, size, _PIECE_BYTES):
+            await response.send(self.content[at : at + _PIECE_BYTES])
+        await response.eof()
+        return None
 
 
 def all_routes() -> Iterator[Route]:

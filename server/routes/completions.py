@@ -41,11 +41,12 @@ def completions(content: bytes, context: ModelContext) -> Job:
     job = Job(
         requests=requests,
         answer=CompletionAnswer(
-            engine.model_name,
+            context.model_names[0],
             engine.tokenizer,
             context.token_text,
             requests,
             with_usage=body.include_usage,
+            fingerprint=context.fingerprint,
             usage_so_far=usage if body.has_usage_in_chunks else None,
             echoes=echoes,
             recorder=recorder if body.scores_echo else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from sanic import HTTPResponse, Request
 from sanic.response import json, raw
 
@@ -21,6 +23,17 @@ async def liveness(_request: Request) -> HTTPResponse:
     return json("ok")
 
 
+async def served_version(_request: Request) -> HTTPResponse:
+    """The version of the server."""
+    return json({"version": version("rtpjax")})
+
+
+async def load(request: Request) -> HTTPResponse:
+    """How many requests the engine has, running and waiting; as vLLM's route of this name."""
+    stats = context_of(request).engine.stats()
+    return json({"server_load": stats.num_running + stats.num_waiting})
+
+
 async def metrics(request: Request) -> HTTPResponse:
     """Prometheus' text format."""
     body = context_of(request).metrics.render()
@@ -29,6 +42,11 @@ async def metrics(request: Request) -> HTTPResponse:
 
 ROUTES = [
     Route("GET", "/health", health, "open"),
+    Route("GET", "/ready", health, "open"),
+    Route("GET", "/ping", health, "open"),
+    Route("POST", "/ping", health, "open"),
+    Route("GET", "/version", served_version, "open"),
+    Route("GET", "/load", load, "operator"),
     Route("GET", "/status", liveness, "open"),
     Route("GET", "/liveness", liveness, "open"),
     Route("GET", "/metrics", metrics, "operator"),

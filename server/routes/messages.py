@@ -34,7 +34,7 @@ def messages(content: bytes, context: ModelContext) -> Job:
     return Job(
         requests=requests,
         answer=MessagesAnswer(
-            context.engine.model_name,
+            context.model_names[0],
             usage,
             is_cut=is_cut,
             stop_sequences=body.stop,

@@ -13,27 +13,31 @@ from server.routes import Route, context_of
 
 
 async def list_models(request: Request) -> HTTPResponse:
-    """The one model that this server has."""
-    return json({"object": "list", "data": [_model(request)]})
+    """The one model that this server has, once for each of its names."""
+    names = context_of(request).model_names
+    return json({"object": "list", "data": [_model(request, name) for name in names]})
 
 
 async def get_model(request: Request, model_id: str) -> HTTPResponse:
-    """That model, by name; a name can have slashes in it."""
-    model = _model(request)
-    if unquote(model_id) != model["id"]:
-        raise ModelNotFound(f"this server has no model {unquote(model_id)!r}, only {model['id']!r}")
-    return json(model)
+    """That model, by one of its names; a name can have slashes in it."""
+    name, names = unquote(model_id), context_of(request).model_names
+    if name not in names:
+        known = ", ".join(map(repr, names))
+        raise ModelNotFound(f"this server has no model {name!r}, only {known}")
+    return json(_model(request, name))
 
 
-def _model(request: Request) -> dict[str, Any]:
+def _model(request: Request, name: str) -> dict[str, Any]:
     context = context_of(request)
     engine = context.engine
     model = {
-        "id": engine.model_name,
+        "id": name,
         "object": "model",
         "created": engine.created,
         "owned_by": "rtpjax",
     }
+    if name != context.model_names[0]:
+        model["parent"] = context.model_names[0]
     if context.config.load_format != "auto":
         model["load_format"] = context.config.load_format
     if context.config.sampling_defaults:

@@ -23,7 +23,7 @@ def responses(content: bytes, context: ModelContext) -> Job:
         raise body.in_our_names(error) from error
     requests = with_names(requests, body.our_name)
     has_beams = body.chat.num_beams > 1
-    written = ResponsesAnswer(context.engine.model_name, context.token_text, body)
+    written = ResponsesAnswer(context.model_names[0], context.token_text, body)
     return Job(
         requests=requests,
         answer=written,

@@ -30,7 +30,7 @@ async def worker_status(request: Request) -> HTTPResponse:
         {
             "role": "PDFUSION",  # prompts and answers are computed by the same worker
             "alive": context.unavailable_reason() is None,
-            "model_name": context.engine.model_name,
+            "model_name": context.model_names[0],
             "max_seq_len": context.engine.max_model_len if context.engine.is_ready else 0,
             "running_query_len": stats.num_running,
             "waiting_query_len": stats.num_waiting,

@@ -38,11 +38,11 @@ def encode(content: bytes, context: ModelContext) -> Reply:
     [encoding] = context.engine.tokenizer.backend_tokenizer.encode_batch([body.prompt])
     answer: dict[str, Any] = {
         "token_ids": encoding.ids,
-        "tokens": [context.token_text.text_of(token_id) for token_id in encoding.ids],
+        "tokens": context.token_text.texts_of(encoding.ids),
         "error": "",
     }
     if body.return_offsets_mapping:
-        answer["offset_mapping"] = [list(pair) for pair in encoding.offsets]
+        answer["offset_mapping"] = encoding.offsets
     return Reply(answer)
 
 
@@ -57,7 +57,7 @@ def tokenize(content: bytes, context: ModelContext) -> Reply:
         "tokens": token_ids,
     }
     if body.return_token_strs:
-        answer["token_strs"] = [context.token_text.text_of(token_id) for token_id in token_ids]
+        answer["token_strs"] = context.token_text.texts_of(token_ids)
     return Reply(answer)
 
 

@@ -1,9 +1,10 @@
 import argparse
+import random
 import sys
 
 import pytest
 
-from bench.offline import ENGINE, Comparison, measure, report
+from bench.offline import ENGINE, Comparison, _prompt, measure, report
 from bench.side import Generated, SideError, SideProcess
 
 # A child that answers with a known speed; the first argument is seconds per batch.
@@ -29,7 +30,7 @@ def start(name: str, seconds: float, num_missing: int = 0) -> SideProcess:
 
 def test_sides_take_turns_and_pair_up():
     sides = [start(ENGINE, 0.05), start("other", 0.15)]
-    args = argparse.Namespace(seed=0, rounds=2, input_len=3, output_len=4)
+    args = argparse.Namespace(seed=0, rounds=2, input_len=3, output_len=4, repeat=1)
     try:
         comparison = measure(sides, 2, args)
     finally:
@@ -51,6 +52,12 @@ def test_ratio_is_taken_round_by_round():
     assert comparison.ratios("other") == pytest.approx([2.0, 3.0, 1.0])
     row = report([comparison]).splitlines()[-1].split()
     assert row == ["1", "5.00", "0.200", "2.50", "bfloat16", "2.00", "1.00", "3.00"]
+
+
+def test_prompts_that_repeat_have_the_length_that_was_asked_for():
+    prompt = _prompt(random.Random(0), 10, 4)
+    assert prompt == (prompt[:3] * 4)[:10] and len(set(prompt)) == 3
+    assert len(set(_prompt(random.Random(0), 10, 1))) == 10
 
 
 def test_a_side_that_does_less_work_is_refused():

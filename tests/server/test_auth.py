@@ -15,8 +15,17 @@ from tests.server.live_server import LiveServer
 from tests.server.raw_http import connected, head
 from tests.server.scripted_engine import ScriptedEngine
 
-PROBES = {"/health", "/liveness", "/status", "/docs", "/openapi.json"}
-OPERATORS = {"/metrics", "/worker_status", "/cache_status", "/set_log_level"}
+PROBES = {
+    "/health",
+    "/ready",
+    "/ping",
+    "/liveness",
+    "/status",
+    "/version",
+    "/docs",
+    "/openapi.json",
+}
+OPERATORS = {"/metrics", "/load", "/worker_status", "/cache_status", "/set_log_level"}
 ROUTES = [(route.method, route.path.replace("<model_id:path>", "x")) for route in all_routes()]
 CALLERS = [(method, path) for method, path in ROUTES if path not in PROBES | OPERATORS]
 FOR_OPERATORS = [(method, path) for method, path in ROUTES if path in OPERATORS]

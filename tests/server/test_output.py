@@ -23,7 +23,9 @@ def requests(n: int, max_tokens: int = 6) -> list[GenerationRequest]:
 
 
 def make_metrics(engine: ScriptedEngine) -> Metrics:
-    return Metrics(engine.stats, Limits(max_connections=9, max_body_bytes=9, write_timeout_s=9.0))
+    return Metrics(
+        engine.stats, Limits(max_connections=9, max_body_bytes=9, write_timeout_s=9.0), "m"
+    )
 
 
 async def collect(engine: ScriptedEngine, n: int, usage: Usage) -> list[Delta]:

@@ -39,3 +39,9 @@ def test_sentencepiece_spelling() -> None:
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     tokens = TokenText(PreTrainedTokenizerFast(tokenizer_object=backend))
     assert [tokens.bytes_of(i) for i in (1, 2, 3)] == [b" the", b"\n", "é".encode()]
+
+
+def test_texts_of_many_tokens_are_those_of_each():
+    tokens = TokenText(make_tokenizer())
+    ids = list(range(len(make_tokenizer()))) * 2
+    assert tokens.texts_of(ids) == [tokens.text_of(token_id) for token_id in ids]

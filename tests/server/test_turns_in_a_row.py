@@ -71,3 +71,37 @@ def test_a_reasoning_item_without_its_text_is_a_turn(
         assert engine.prompt().endswith("[user]one[assistant]a[user]two")
     assert server.client.post("/v1/responses", json={"input": [ONE, EMPTY]}).status_code == 200
     assert engine.prompt().endswith("[user]one")
+
+
+# As Qwen 3.5's, and STRICT in its turns.
+SYSTEM_FIRST = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('the system message must be at the beginning') }}{% endif %}{% endfor %}"
+    "{% if messages[0].role == 'system' %}[system]{{ messages[0].content }}{% endif %}"
+) + STRICT
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (SYSTEM_FIRST, "[system]s[user]one\n\nmind[assistant]a[user]two"),
+        (LENIENT, "[system]s[user]one[system]mind[assistant]a[user]two"),
+    ],
+)
+def test_the_system_speaks_later(path: str, template: str, expected: str) -> None:
+    """Claude Code's way to tell a model something in the middle of a conversation."""
+    later: list[dict[str, Any]] = [
+        ONE,
+        {"role": "system", "content": [{"type": "text", "text": "mind"}]},
+        {"role": "assistant", "content": "a"},
+        TWO,
+    ]
+    body: dict[str, Any] = {"messages": later, "system": "s", "max_tokens": 5}
+    if path != "/v1/messages":
+        body = {"messages": [{"role": "system", "content": "s"}, *later]}
+    engine = SpeakingEngine("yes", template=template)
+    with LiveServer(engine) as server:
+        answer = server.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        assert engine.prompt() == expected

@@ -33,6 +33,7 @@ from rtpjax.errors import (
 
 PLAIN = (str, int, float, bool, type(None), tuple, list, dict, frozenset)
 OUTPUT = RequestOutput("r", "text", (1,), (TokenLogprob(1, -0.5, ((1, -0.5), (2, -1.0))),), "stop")
+MORE = RequestOutput("r", " more", (4, 5), num_output_tokens=3)
 RECORDS = [
     GenerationRequest("r", (1, 2)),
     GenerationRequest(
@@ -47,7 +48,9 @@ RECORDS = [
     ),
     border.Abort("r"),
     border.Loaded(64, 128, frozenset([1, 2]), 10, EngineStats()),
-    border.Report([OUTPUT, failed("s", RequestError("no", param="p"))], EngineStats(1, 2), 3, "x"),
+    border.Report.of(
+        [OUTPUT, MORE, failed("s", RequestError("no", param="p"))], EngineStats(1, 2), 3, "x"
+    ),
     border.Failed("a host is gone"),
     border.Leave(),
     border.Ended(None),

@@ -147,7 +147,7 @@ def test_errors_have_anthropics_shape(engine: ScriptedEngine) -> None:
         ({"max_tokens": None}, "max_tokens: this field is required"),
         ({"messages": []}, "messages: expected at least 1"),
         ({"messages": [5]}, "messages[0]: expected an object"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},

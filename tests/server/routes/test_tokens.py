@@ -71,3 +71,12 @@ def test_refuses(server: LiveServer, path: str, fields: dict[str, Any], param: s
     response = server.client.post(path, json=fields)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+def test_a_long_answer_comes_in_pieces(server: LiveServer) -> None:
+    text = "hello " * 100_000
+    for _ in range(2):  # ... and its connection stays
+        response = server.client.post("/tokenize", json={"prompt": text})
+        assert len(response.content) == int(response.headers["content-length"]) > 10**6
+        assert "transfer-encoding" not in response.headers
+        assert response.json()["count"] == len(text)
