@@ -4,7 +4,7 @@
 With `--constrained N`, N rows of each batch follow a grammar, and the engine stands beside itself
 without any: the ratio says what they cost all rows together. With `--drafts N` it stands beside
 itself without drafts: give it text to repeat (`--repeat 4`), or none that repeats
-(`--temperature 3`, since greedy answers to random prompts soon go round in circles).
+(`--temperature 2`, since greedy answers to random prompts soon go round in circles).
 
 Rounds alternate between the sides, so that a machine that slows down slows both; the ratio is taken
 round by round, and its median reported.

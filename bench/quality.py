@@ -127,6 +127,7 @@ class _Paged:
         self._params = params
         self._cache_dtype = precision.cache
         self._specs = model.cache_specs()
+        self._num_groups = len(kv_cache.windows_of(self._specs))
         graph, state = nnx.split(model)
         tree = jax.tree.structure(state)
 
@@ -178,8 +179,8 @@ class _Paged:
         is_decode = bool((new == 1).all())
         inputs = StepInputs(
             positions=ints(positions),
-            slots=ints(slots)[None],
-            page_tables=ints(pages)[None],
+            slots=ints([slots] * self._num_groups),
+            page_tables=ints([pages] * self._num_groups),
             query_start=ints(starts),
             context_lens=ints(lens),
             kind="decode" if is_decode else "extend",
@@ -187,5 +188,5 @@ class _Paged:
         return self._step(self._params, ints(token_ids), inputs, caches)
 
     def _caches(self) -> Caches:
-        num_pages = 1 + NUM_ANSWERS * WINDOW // PAGE_SIZE
+        num_pages = [1 + NUM_ANSWERS * WINDOW // PAGE_SIZE] * self._num_groups
         return kv_cache.allocate(self._specs, num_pages, PAGE_SIZE, self._cache_dtype, make_mesh(1))

@@ -454,7 +454,9 @@ def _prefill_tile(
         seen = cache.is_seen(at[None, :], position + jnp.arange(T)[:, None]) & (at < end)[None, :]
         scores = _soft_capped(jnp.einsum("kqh,ksh->kqs", grouped_q, k), cache.soft_cap)
         scores = jnp.where(seen[None, None], scores.reshape(K, G, T, -1), MASKED)
-        v = jnp.where((at < end)[None, :, None], v, 0.0)
+        # What no token of the tile sees may be anything, where pages were given back even NaN.
+        is_near = cache.is_seen(at, position) | ((at >= position) & (at < end))
+        v = jnp.where(is_near[None, :, None], v, 0.0)
         return state.add(scores.reshape(K, G * T, -1), v)
 
     start = _Softmax.start(jnp.repeat(sink.reshape(K, G), T, axis=1), H)

@@ -11,7 +11,9 @@ import psutil
 
 from pallas_kernels import paged_attention
 from pallas_kernels.registry import Target
-from rtpjax.engine import kv_cache, seats
+from rtpjax.engine import seats
+from rtpjax.engine.cache_groups import CacheGroup, pages_for
+from rtpjax.engine.cache_sizes import CacheSizes
 from rtpjax.errors import ConfigError
 from rtpjax.models import ModelConfig, Pages, Precision
 from rtpjax.sharding import Split
@@ -106,7 +108,7 @@ class EngineConfig:
     """Resolved settings: nothing is open. Attributes are those of EngineSettings, and:
 
     precision: Number formats.
-    num_pages: Pages of a dp group's cache, page 0 (padding) included.
+    cache_groups: A dp group's pages, by lifetime; the widest window, or none, comes first.
     attention_implementation: None where the registry chooses.
 
     Limits and pages are those of one dp group.
@@ -115,7 +117,7 @@ class EngineConfig:
     precision: Precision
     max_model_len: int
     page_size: int
-    num_pages: int
+    cache_groups: tuple[CacheGroup, ...]
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_waiting: int
@@ -127,9 +129,14 @@ class EngineConfig:
     drafts: DraftConfig | None = None
 
     @property
+    def num_pages(self) -> int:
+        """Pages of the group that needs most of a long context, page 0 (padding) included."""
+        return self.cache_groups[0].num_pages
+
+    @property
     def table_width(self) -> int:
         """Pages that the longest context takes."""
-        return kv_cache.pages_for(self.max_model_len, self.page_size)
+        return pages_for(self.max_model_len, self.page_size)
 
 
 def precision_of(settings: EngineSettings, platform: str) -> Precision:
@@ -194,26 +201,25 @@ def resolve(
     tokens = _or(settings.max_num_batched_tokens, 512 if is_cpu else 8192)
     _at_least("CONCURRENCY_LIMIT", max_num_seqs, 1)
     _at_least("MAX_BATCH_TOKENS_SIZE", tokens, 16)
-    bytes_per_page = kv_cache.page_bytes(specs, page_size, precision.cache)
+    sizes = CacheSizes.of(specs, page_size, precision.cache, tokens)
     budget = settings.kv_cache_bytes
     if budget is None:
         split = Split.of(model, settings.tp_size)
         budget = _cache_budget(settings, split, is_cpu, free_bytes)
-    max_model_len = _max_model_len(settings, model, budget, page_size, bytes_per_page)
+    max_model_len = _max_model_len(settings, model, budget, sizes)
     if settings.kv_cache_bytes is None:
         # Seats take no memory of their own unless they are large: then the cache has less.
         seat_bytes = max_num_seqs * seats.seat_bytes(max_model_len, model.vocab_size)
         spare = (budget if is_cpu else settings.reserved_bytes) // _SEATS_PART
         if seat_bytes > spare:
             budget -= (seat_bytes - spare) * Split.of(model, settings.tp_size).kv_heads
-            max_model_len = _max_model_len(settings, model, budget, page_size, bytes_per_page)
+            max_model_len = _max_model_len(settings, model, budget, sizes)
     _warn_of_length(settings, max_model_len, model.max_position_embeddings, budget)
-    most = max_num_seqs * kv_cache.pages_for(max_model_len, page_size) + 1
     config = EngineConfig(
         precision=precision,
         max_model_len=max_model_len,
         page_size=page_size,
-        num_pages=min(kv_cache.num_pages(budget, bytes_per_page), max(most, 2)),
+        cache_groups=sizes.split(budget, max_num_seqs, max_model_len),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=tokens,
         max_num_waiting=settings.max_num_waiting,
@@ -224,7 +230,7 @@ def resolve(
         ep_size=settings.ep_size,
         drafts=settings.drafts,
     )
-    logger.info("Engine: %s", describe(config, bytes_per_page))
+    logger.info("Engine: %s", describe(config, sizes))
     return config
 
 
@@ -232,13 +238,12 @@ def _max_model_len(
     settings: EngineSettings,
     model: ModelConfig,
     budget: int,
-    page_size: int,
-    bytes_per_page: int,
+    sizes: CacheSizes,
 ) -> int:
     """The longest context: what is asked for, or what the model and the cache allow."""
-    longest = (kv_cache.num_pages(max(budget, 0), bytes_per_page) - 1) * page_size
+    longest = sizes.longest_context(budget)
     if longest < 2:
-        least = (1 + kv_cache.pages_for(2, page_size)) * bytes_per_page
+        least = sizes.context_bytes(2)
         raise ConfigError(
             f"The cache has {budget / MIB:.1f} MiB, which hold no context of 2 tokens and the page "
             f"for padding. Set KV_CACHE_MEM_MB to at least {-(-least // MIB)}, free memory, or set "
@@ -248,7 +253,7 @@ def _max_model_len(
     max_model_len = _or(settings.max_model_len, min(trained, longest))
     _at_least("MAX_SEQ_LEN", max_model_len, 2)
     if max_model_len > longest:
-        needed = (kv_cache.pages_for(max_model_len, page_size) + 1) * bytes_per_page
+        needed = sizes.context_bytes(max_model_len)
         raise ConfigError(
             f"max_model_len {max_model_len} does not fit: its cache takes {needed / MIB:.0f} MiB "
             f"and {budget / MIB:.0f} MiB are there. Set MAX_SEQ_LEN to at most {longest}, or "
@@ -272,14 +277,20 @@ def _warn_of_length(
         )  # fmt: skip
 
 
-def describe(config: EngineConfig, bytes_per_page: int) -> str:
+def describe(config: EngineConfig, sizes: CacheSizes) -> str:
     """One line with everything that was resolved."""
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     p = config.precision
     fields["precision"] = "/".join(
         str(getattr(d, "__name__", d)) for d in (p.weights, p.activations, p.cache)
     )
-    fields["cache_mib"] = round(config.num_pages * bytes_per_page / MIB)
+    groups = fields.pop("cache_groups")
+    each = (g.num_pages * size / MIB for g, size in zip(groups, sizes.page_bytes, strict=True))
+    fields["num_pages"] = ",".join(
+        f"{group.num_pages}" + (f"(window {group.window})" if group.window else "")
+        for group in groups
+    )
+    fields["cache_mib"] = round(sum(each))
     return " ".join(f"{name}={value}" for name, value in fields.items())
 
 

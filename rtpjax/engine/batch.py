@@ -3,7 +3,7 @@
 One upload instead of a dozen: each has a fixed cost that is larger than copying its bytes. Floats
 travel as their bits.
 
-    forward:  | tokens 4 x T | query_start B + 1 | page_table B x W | context_lens B |
+    forward:  | tokens (3 + G) x T | query_start B + 1 | page_tables G x B x W | context_lens B |
     choose:   outputs S x F
 
 The layout depends on the bucket only, so both sides compute the same offsets. A decode bucket has
@@ -128,16 +128,16 @@ class Parts(NamedTuple, Generic[ArrayT]):
     """The packed vector, taken apart.
 
     Attributes:
-        tokens: `[4, T]`: token ids, positions, cache slots (page * page_size + offset), and the
-            per-request slots.
+        tokens: `[3 + G, T]`: token ids, positions, cache slots (page * page_size + offset) in each
+            cache group, and the per-request slots.
         query_start: `[B + 1]`.
-        page_table: `[B, W]`.
+        page_tables: `[G, B, W]`, of each cache group.
         context_lens: `[B]`, tokens of context, this step's included; 0 for rows of padding.
     """
 
     tokens: ArrayT
     query_start: ArrayT
-    page_table: ArrayT
+    page_tables: ArrayT
     context_lens: ArrayT
 
 
@@ -148,15 +148,17 @@ class Layout:
     Attributes:
         bucket: The step's shape.
         table_width: Pages that a row can name, W.
+        num_groups: Cache groups, G.
     """
 
     bucket: Bucket
     table_width: int
+    num_groups: int = 1
 
     @property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
-        T, B = self.bucket.num_tokens, self.bucket.num_rows
-        return (4, T), (B + 1,), (B, self.table_width), (B,)
+        T, B, G = self.bucket.num_tokens, self.bucket.num_rows, self.num_groups
+        return (3 + G, T), (B + 1,), (G, B, self.table_width), (B,)
 
     @property
     def size(self) -> int:
@@ -201,7 +203,11 @@ def output_counts(buckets: Iterable[Bucket]) -> list[int]:
 
 
 def pack(
-    groups: Many[Many[ScheduledRow]], buckets: Many[Bucket], table_width: int, page_size: int
+    groups: Many[Many[ScheduledRow]],
+    buckets: Many[Bucket],
+    table_width: int,
+    page_size: int,
+    num_cache_groups: int = 1,
 ) -> Batch:
     """Packs the rows of each dp group into the smallest bucket that holds those of any.
 
@@ -213,8 +219,9 @@ def pack(
         buckets: All there are.
         table_width: W.
         page_size: Tokens a page holds.
+        num_cache_groups: G.
     """
-    layout = Layout(_smallest(groups, buckets), table_width)
+    layout = Layout(_smallest(groups, buckets), table_width, num_cache_groups)
     vector = np.zeros((len(groups), layout.size), np.int32)
     ordered = [sorted(rows, key=lambda r: (r.num_tokens > 1, -r.start)) for rows in groups]
     for rows, part in zip(ordered, vector, strict=True):
@@ -240,7 +247,7 @@ def _pack_group(
     parts: Parts[np.ndarray], rows: Many[ScheduledRow], page_size: int, *, is_decode: bool
 ) -> None:
     """All rows at once: numpy takes longer to begin than to fill in a row's few numbers."""
-    parts.tokens[3] = NO_SLOT
+    parts.tokens[-1] = NO_SLOT
     if not rows:
         return
     starts, counts, slots = np.array(
@@ -256,8 +263,9 @@ def _pack_group(
     else:
         row_of, pieces = scheduled, rows
         row_ends, context_lens = ends, starts + counts
-    for pages, row in zip(parts.page_table, pieces, strict=False):
-        pages[: len(row.sequence.pages)] = row.sequence.pages
+    for b, row in enumerate(pieces):
+        for table, pages in zip(parts.page_tables, row.sequence.pages, strict=True):
+            table[b, : len(pages)] = pages
     parts.query_start[1 : len(pieces) + 1] = row_ends
     parts.query_start[len(pieces) + 1 :] = row_ends[-1]
     parts.context_lens[: len(pieces)] = context_lens
@@ -265,8 +273,8 @@ def _pack_group(
     tokens = parts.tokens[:, : len(row_of)]
     tokens[0] = [token_id for row in rows for token_id in _token_ids(row)]
     tokens[1] = positions
-    tokens[2] = parts.page_table[row_of, page] * page_size + offset
-    tokens[3] = slots[scheduled]
+    tokens[2:-1] = parts.page_tables[:, row_of, page] * page_size + offset
+    tokens[-1] = slots[scheduled]
 
 
 def _token_ids(row: ScheduledRow) -> list[int]:
@@ -369,13 +377,13 @@ def unpack(
         Token ids `[T]`, per-request slots of the tokens `[T]`, and the model's inputs.
     """
     parts = layout.split(vector)
-    token_ids, positions, cache_slots, token_slots = parts.tokens
+    token_ids, positions, token_slots = parts.tokens[0], parts.tokens[1], parts.tokens[-1]
     pending = tokens.at[token_slots, positions].get(mode="clip")
     token_ids = jnp.where(token_ids == PENDING, pending, token_ids)
     step = StepInputs(
         positions=positions,
-        slots=cache_slots[None],
-        page_tables=parts.page_table[None],
+        slots=parts.tokens[2:-1],
+        page_tables=parts.page_tables,
         query_start=parts.query_start,
         context_lens=parts.context_lens,
         kind=layout.bucket.kind,

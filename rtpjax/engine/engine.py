@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerFast
 from rtpjax.config import EngineConfig
 from rtpjax.engine.admission import MAX_INT32, check_request
 from rtpjax.engine.batch import pack, sampling_fields
+from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.constraint import Constraint
 from rtpjax.engine.detokenizer import Detokenizer
 from rtpjax.engine.drafts import Drafter, DraftStats
@@ -50,7 +51,6 @@ from rtpjax.engine.grammar import (
 )
 from rtpjax.engine.groups import Groups
 from rtpjax.engine.outputs import added_by, joined, keep_scores, output_of
-from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import (
     EngineStats,
     FinishReason,
@@ -134,11 +134,14 @@ class LLMEngine:
         self._runner = runner
         self._groups = Groups(
             Scheduler(
-                PagePool(config.num_pages),
-                page_size=config.page_size,
+                CacheManager(
+                    config.cache_groups,
+                    config.page_size,
+                    config.max_num_batched_tokens,
+                    use_prefix_cache=config.use_prefix_cache,
+                ),
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
-                use_prefix_cache=config.use_prefix_cache,
             )
             for _ in range(config.dp_size)
         )
@@ -382,11 +385,12 @@ class LLMEngine:
     def stats(self) -> EngineStats:
         """A snapshot; safe to call from another thread."""
         schedulers, stats = self._groups.schedulers, self._groups.stats
+        num_pages, num_free = self._groups.pages
         return EngineStats(
             num_running=sum(len(s.running) for s in schedulers),
             num_waiting=self._groups.num_waiting + self._trial.num_held,
-            num_pages=sum(s.pool.capacity for s in schedulers),
-            num_free_pages=sum(s.pool.num_free for s in schedulers),
+            num_pages=num_pages,
+            num_free_pages=num_free,
             page_size=self.config.page_size,
             num_steps=self.timings.num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -484,7 +488,13 @@ class LLMEngine:
     def _forward(self, groups: list[list[ScheduledRow]]) -> Forwarded:
         config = self.config
         self.timings.num_steps += 1
-        batch = pack(groups, self._runner.buckets, config.table_width, config.page_size)
+        batch = pack(
+            groups,
+            self._runner.buckets,
+            config.table_width,
+            config.page_size,
+            len(config.cache_groups),
+        )
         return self._runner.forward(batch)
 
     def _choose(self, forwarded: Forwarded, outputs: list[RequestOutput]) -> StepHandle:

@@ -1,4 +1,4 @@
-"""The dp groups: a scheduler and a page pool each, and which of them a new request goes to.
+"""The dp groups: a scheduler and pages each, and which of them a new request goes to.
 
 All groups take part in every step, in one program; a request stays with its group.
 """
@@ -71,6 +71,13 @@ class Groups:
         return sum(len(s.waiting) for s in self.schedulers)
 
     @property
+    def pages(self) -> tuple[int, int]:
+        """All pages and the free ones, of the cache group that has the least part of them free."""
+        pools = zip(*(scheduler.cache.pools for scheduler in self.schedulers), strict=True)
+        each = [(sum(p.capacity for p in some), sum(p.num_free for p in some)) for some in pools]
+        return min(each, key=lambda pages: pages[1] / pages[0])
+
+    @property
     def stats(self) -> SchedulerStats:
         """The groups' counters, added up."""
         each = [s.stats for s in self.schedulers]
@@ -100,21 +107,21 @@ class Groups:
         scheduler = self.schedulers[g]
         num_live = len(scheduler.running) + len(scheduler.waiting)
         known = self._known_tokens(g, sequence)
-        cost = sequence.num_prompt_tokens - known + num_live * scheduler.page_size
+        cost = sequence.num_prompt_tokens - known + num_live * scheduler.cache.page_size
         return num_live >= scheduler.max_num_seqs, cost, num_live
 
     def _known_tokens(self, g: int, sequence: Sequence) -> int:
         """Tokens of the prompt's longest beginning that the group has, or will have in a moment."""
         scheduler, promised = self.schedulers[g], self._promised[g]
         names = self._prompt_names(sequence)
-        count = len(scheduler.pool.match(names))
+        count = scheduler.cache.match(names)
         while count < len(names) and names[count] in promised:
             count += 1
-        return count * scheduler.page_size
+        return count * scheduler.cache.page_size
 
     def _prompt_names(self, sequence: Sequence) -> list[bytes]:
         scheduler = self.of(sequence)
-        if not scheduler.use_prefix_cache or sequence.scores_prompt:
+        if not scheduler.cache.use_prefix_cache or sequence.scores_prompt:
             return []
-        full = sequence.num_prompt_tokens // scheduler.page_size
-        return sequence.names(scheduler.page_size)[:full]
+        full = sequence.num_prompt_tokens // scheduler.cache.page_size
+        return sequence.names(scheduler.cache.page_size)[:full]

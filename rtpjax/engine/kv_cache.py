@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +16,12 @@ from rtpjax import sharding
 from rtpjax.models import Caches, PagedCache, Pages
 from rtpjax.models.cache import CacheLayout, Place
 from rtpjax.models.cache_write import has_scales, stored_as
+
+
+def windows_of(specs: Iterable[Pages]) -> tuple[int | None, ...]:
+    """The window of each cache group: all layers of one window are a group, the widest first."""
+    windows = {spec.window for spec in specs}
+    return tuple(sorted(windows, key=lambda window: -math.inf if window is None else -window))
 
 
 def token_bytes(specs: Iterable[Pages], dtype: DTypeLike) -> int:
@@ -36,37 +41,33 @@ def num_pages(budget_bytes: int, bytes_per_page: int) -> int:
     return budget_bytes // bytes_per_page
 
 
-def pages_for(num_tokens: int, page_size: int) -> int:
-    """Pages that a context of so many tokens takes."""
-    return math.ceil(num_tokens / page_size)
-
-
 def declare(
-    specs: Iterable[Pages], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
+    specs: Iterable[Pages], num_pages: Sequence[int], page_size: int, dtype: DTypeLike, mesh: Mesh
 ) -> Caches:
     """The caches of all layers as shapes, kv heads sharded.
 
     Args:
         specs: What each layer keeps.
-        pages: P, of each layer in each dp group.
+        num_pages: P of each cache group (windows_of) in a dp group.
         page_size: Tokens of a page.
         dtype: Format of the cache.
         mesh: Devices.
 
     Returns:
-        jax.ShapeDtypeStruct in place of arrays. Layers that keep the same share arrays: two or four
-        of them for a whole model, as a rule.
+        jax.ShapeDtypeStruct in place of arrays. Layers of a group that keep the same share arrays:
+        two or four of them for a whole group, as a rule.
     """
     specs = tuple(specs)
     stored = stored_as(dtype, mesh.devices.flat[0].platform)
-    all_pages = mesh.shape[sharding.DP] * pages
+    windows = windows_of(specs)
 
     def array(axes: tuple[str, ...], shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         where = sharding.named_sharding(mesh, axes, shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     def cache(spec: Pages, num_layers: int) -> PagedCache:
-        K, total = spec.num_kv_heads, num_layers * all_pages
+        pages = num_pages[windows.index(spec.window)]
+        K, total = spec.num_kv_heads, mesh.shape[sharding.DP] * num_layers * pages
         k_pages, v_pages = (
             array(sharding.CACHE_AXES, (total, page_size, K, size), stored)
             for size in (spec.key_dim, spec.value_dim)
@@ -76,16 +77,17 @@ def declare(
 
     alike: dict[Pages, list[int]] = {}
     for layer, spec in enumerate(specs):
-        alike.setdefault(dataclasses.replace(spec, window=None), []).append(layer)
+        alike.setdefault(spec, []).append(layer)
     arrays: list[PagedCache] = []
     places: dict[int, Place] = {}
     for spec, layers in alike.items():
+        group = windows.index(spec.window)
         most = _layers_of_one_cache(len(layers), cache(spec, 1).k_pages)
         for at in range(0, len(layers), most):
             some = layers[at : at + most]
-            places |= {layer: Place(0, len(arrays), i) for i, layer in enumerate(some)}
+            places |= {layer: Place(group, len(arrays), i) for i, layer in enumerate(some)}
             arrays.append(cache(spec, len(some)))
-    layout = CacheLayout(tuple(places[layer] for layer in range(len(specs))), (pages,))
+    layout = CacheLayout(tuple(places[layer] for layer in range(len(specs))), tuple(num_pages))
     return Caches(tuple(arrays), layout)
 
 
@@ -103,8 +105,8 @@ def _layers_of_one_cache(num_layers: int, one: Any) -> int:
 
 
 def allocate(
-    specs: Iterable[Pages], pages: int, page_size: int, dtype: DTypeLike, mesh: Mesh
+    specs: Iterable[Pages], num_pages: Sequence[int], page_size: int, dtype: DTypeLike, mesh: Mesh
 ) -> Caches:
     """The caches, as `declare` has them, filled with zeros."""
-    declared = declare(specs, pages, page_size, dtype, mesh)
+    declared = declare(specs, num_pages, page_size, dtype, mesh)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), declared)

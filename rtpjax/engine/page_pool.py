@@ -51,6 +51,16 @@ class PagePool:
             self._references[page] = 1
         return pages
 
+    def take(self, count: int) -> list[int]:
+        """Like allocate, where enough pages are known to be free."""
+        pages = self.allocate(count)
+        assert pages is not None, f"{count} pages are wanted, and {self.num_free} free"
+        return pages
+
+    def knows(self, name: bytes) -> bool:
+        """Whether a page of this name can be shared."""
+        return name in self._page_of
+
     def match(self, names: Iterable[bytes]) -> list[int]:
         """Pages of the longest known prefix of a chain of names. Takes no reference."""
         pages = []

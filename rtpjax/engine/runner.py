@@ -175,7 +175,11 @@ class Runner:
         c = self.config
         self._caches: Any = None  # memory may not hold the old ones beside the fresh ones
         self._caches = kv_cache.allocate(
-            self._model.cache_specs, c.num_pages, c.page_size, c.precision.cache, self.mesh
+            self._model.cache_specs,
+            [group.num_pages for group in c.cache_groups],
+            c.page_size,
+            c.precision.cache,
+            self.mesh,
         )
 
         num_seats = self._num_groups * c.max_num_seqs
@@ -200,7 +204,7 @@ class Runner:
             self._forward = _results(forwards, report)
             self._choose = _results(chooses, report)
         for bucket in self.buckets:
-            self.forward(_padding(Layout(bucket, self.config.table_width), self._num_groups))
+            self.forward(_padding(self._layout(bucket), self._num_groups))
         for number, (count, _) in enumerate(self.choices):
             outputs = empty_outputs(self._num_groups * count)
             jax.block_until_ready(self.execute(DeviceCall("choose", number, (outputs,))))
@@ -293,8 +297,11 @@ class Runner:
         results = [np.asarray(sampled) for sampled in handle.sampled]
         return unpack_sampled(results[0] if len(results) == 1 else np.concatenate(results))
 
+    def _layout(self, bucket: Bucket) -> Layout:
+        return Layout(bucket, self.config.table_width, len(self.config.cache_groups))
+
     def _compile_forward(self, bucket: Bucket) -> Callable[..., Any]:
-        layout = Layout(bucket, self.config.table_width)
+        layout = self._layout(bucket)
         step = self._counted(partial(forward, self._model, layout))
         caches = jax.tree.map(lambda pages: pages.sharding, self._caches)
         shardings = caches, self._by_group, self._by_group
@@ -419,5 +426,5 @@ def _fill_masks(state: SlotState, slots: jax.Array, masks: jax.Array) -> SlotSta
 
 def _padding(layout: Layout, num_groups: int) -> Batch:
     vector = np.zeros(layout.size, np.int32)
-    layout.split(vector).tokens[3] = NO_SLOT
+    layout.split(vector).tokens[-1] = NO_SLOT
     return Batch((), layout, np.tile(vector, num_groups), ())

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import bisect
 import time
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
-from rtpjax.engine.page_pool import PagePool
+from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.sequence import Sequence
 
 
@@ -74,21 +75,17 @@ class SchedulerStats:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Owns the queues and the page pool.
+    """Owns the queues.
 
     Attributes:
-        pool: Where pages come from.
-        page_size: Tokens a page holds.
+        cache: Where pages come from.
         max_num_seqs: Most sequences in a step.
         max_num_batched_tokens: Most tokens in a step.
-        use_prefix_cache: Whether pages are found again by content.
     """
 
-    pool: PagePool
-    page_size: int
+    cache: CacheManager
     max_num_seqs: int
     max_num_batched_tokens: int
-    use_prefix_cache: bool = True
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     stats: SchedulerStats = field(default_factory=SchedulerStats)
@@ -116,9 +113,11 @@ class Scheduler:
         rows: dict[Sequence, ScheduledRow] = {}
         budget = self.max_num_batched_tokens
         num_preemptions = self.stats.num_preemptions
+        for sequence in self.running:
+            self.cache.trim(sequence)
         for sequence in sorted(self.running, key=lambda s: (s.num_wanted > 1, s.order)):
             count = min(sequence.num_wanted, budget)
-            if count and sequence.slot >= 0 and self._make_room(sequence, count):
+            if count and sequence.slot >= 0 and self._make_room(sequence, count, rows):
                 rows[sequence] = self._advance(sequence, count)
                 budget -= count
         assert all(s.slot >= 0 for s in rows), "a scheduled sequence was preempted"
@@ -155,14 +154,9 @@ class Scheduler:
             return ()
         assert sequence.drafter is not None
         drafts = sequence.drafter.propose(sequence.token_ids, num_pending, most)
-        held = len(sequence.pages) * self.page_size - sequence.num_computed
-        while held < len(drafts) and self.pool.num_free > len(self.running):
-            new = self.pool.allocate(1)
-            if new is None:
-                break
-            sequence.pages += new
-            held += self.page_size
-        return drafts[:held]
+        while drafts and not self.cache.extend(sequence, len(drafts), spare=len(self.running)):
+            drafts = drafts[:-1]
+        return drafts
 
     def accept_draft(self, sequence: Sequence) -> None:
         """The token recorded last had been drafted: it is computed, and the next one sampled."""
@@ -172,7 +166,8 @@ class Scheduler:
     def record(self, sequence: Sequence, token_id: int) -> None:
         """Tells the value of a sampled token, in order."""
         sequence.token_ids.append(token_id)
-        self._publish(sequence)
+        if sequence.slot >= 0:
+            self.cache.publish(sequence)
 
     def retract(self, sequence: Sequence) -> None:
         """Samples that are not known yet do not count: the token after the known ones is new."""
@@ -186,93 +181,49 @@ class Scheduler:
 
         Sequences can be added again once they have been restarted.
         """
-        self.pool = PagePool(self.pool.num_pages)
+        self.cache.reset()
         self.waiting, self.running = [], []
         self._free_slots = list(range(self.max_num_seqs))
 
     def _admit(self) -> Sequence | None:
-        """Moves the first sequence that can start to running if its known tokens fit in free pages.
-
-        A page for each running sequence stays free, or the newcomer would soon be preempted again.
-        """
+        """Moves the first sequence that can start to running if there are pages for it."""
         if len(self.running) == self.max_num_seqs:
             return None
         at = next((i for i, s in enumerate(self.waiting) if s.waits_for != "grammar"), None)
-        if at is None:
+        if at is None or not self.cache.start(self.waiting[at], len(self.running)):
             return None
-        sequence = self.waiting[at]
-        shared = self._shared_pages(sequence)
-        self.pool.share(shared)
-        needed = -(-sequence.num_tokens // self.page_size) - len(shared)
-        fits = needed + len(self.running) <= self.pool.num_free
-        new = self.pool.allocate(needed) if fits else None
-        if new is None:
-            self.pool.release(shared)
-            return None
-        del self.waiting[at]
-        self._start(sequence, shared, new)
-        return sequence
-
-    def _shared_pages(self, sequence: Sequence) -> list[int]:
-        if not self.use_prefix_cache or sequence.scores_prompt:
-            return []
-        # The last token is always computed: its logits are what the step is for.
-        most = (sequence.num_tokens - 1) // self.page_size
-        return self.pool.match(sequence.names(self.page_size)[:most])
-
-    def _start(self, sequence: Sequence, shared: list[int], new: list[int]) -> None:
-        sequence.pages = shared + new
-        sequence.num_published = len(shared)
-        sequence.num_computed = len(shared) * self.page_size
+        sequence = self.waiting.pop(at)
         sequence.slot = self._free_slots.pop()
         bisect.insort(self.running, sequence, key=lambda s: s.order)
         if sequence.epoch == 0:
             sequence.wait_s = time.monotonic() - sequence.arrived_s
             sequence.num_cached_tokens = sequence.num_computed
-            if self.use_prefix_cache:
+            if self.cache.use_prefix_cache:
                 self.stats.prefix_queried_tokens += sequence.num_tokens
                 self.stats.prefix_hit_tokens += sequence.num_computed
+        return sequence
 
-    def _make_room(self, sequence: Sequence, count: int) -> bool:
+    def _make_room(self, sequence: Sequence, count: int, rows: Container[Sequence]) -> bool:
         """Gives the sequence pages for count more tokens; False if it was preempted itself.
 
-        Only sequences that want one token can need a page (prompts have all of theirs since they
-        were admitted), and they come in order; so a victim, the latest, is not scheduled yet.
+        As a rule only sequences that want one token need a page (what prompts need was set aside
+        when they were admitted), and they come in order. The victim is the latest that is not in
+        the step yet.
         """
-        while True:
-            needed = -(-(sequence.num_computed + count) // self.page_size) - len(sequence.pages)
-            new = self.pool.allocate(max(needed, 0))
-            if new is not None:
-                sequence.pages += new
-                return True
-            victim = self.running[-1]
+        while not self.cache.extend(sequence, count):
+            victim = next(s for s in reversed(self.running) if s not in rows)
             self._preempt(victim)
             if victim is sequence:
                 return False
+        return True
 
     def _advance(self, sequence: Sequence, count: int) -> ScheduledRow:
         start = sequence.num_computed
         samples = start + count == sequence.num_tokens
         sequence.num_computed += count
         sequence.num_sampled += samples
-        self._publish(sequence)
+        self.cache.publish(sequence)
         return ScheduledRow(sequence, start, count, samples)
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Names the pages that are full of known tokens.
-
-        Their contents may still be under way on the device; steps run in order, and within one all
-        keys and values are written before any is read, so whoever finds a page reads it filled, in
-        this very step too.
-        """
-        if not self.use_prefix_cache or sequence.slot < 0:
-            return
-        full = min(sequence.num_computed, len(sequence.token_ids)) // self.page_size
-        if full > sequence.num_published:
-            names = sequence.names(self.page_size)
-            for i in range(sequence.num_published, full):
-                self.pool.publish(sequence.pages[i], names[i])
-            sequence.num_published = full
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -283,17 +234,15 @@ class Scheduler:
         self.add(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.pages)
-        sequence.pages = []
+        self.cache.give_back(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
 
     def check(self) -> None:
         """Asserts that queues, slots and pages agree."""
-        self.pool.check(s.pages for s in self.running)
+        self.cache.check(self.running)
         slots = [s.slot for s in self.running]
         assert sorted(slots + self._free_slots) == list(range(self.max_num_seqs))
         assert all(not s.pages and s.slot < 0 for s in self.waiting)
         for s in self.running:
             assert s.num_computed <= s.num_tokens <= s.num_prompt_tokens + s.max_tokens
-            assert len(s.pages) * self.page_size >= s.num_computed

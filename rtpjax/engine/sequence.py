@@ -37,7 +37,10 @@ class Sequence:
         num_sampled: Output tokens, the ones in flight included.
         num_computed: See above.
         num_cached_tokens: Prompt tokens that the prefix cache had, when it was first scheduled.
-        pages: Pages of its context, in order.
+        pages: Pages of its context in each cache group, in order; 0 for those it has given back.
+        num_passed: Of each group, how many it has given back: the first ones.
+        num_promised: Of each group, pages that it may still take before others.
+        num_admitted: Pages that the tokens take which it had when it was admitted.
         page_names: Names of its full pages of known tokens; a name covers all tokens up to its
             page's end.
         group: The dp group that serves it.
@@ -66,7 +69,10 @@ class Sequence:
     num_sampled: int = 0
     num_computed: int = 0
     num_cached_tokens: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: list[list[int]] = field(default_factory=list)
+    num_passed: list[int] = field(default_factory=list)
+    num_promised: list[int] = field(default_factory=list)
+    num_admitted: int = 0
     page_names: list[bytes] = field(default_factory=list)
     num_published: int = 0
     group: int = 0
@@ -133,7 +139,7 @@ class Sequence:
         """Goes back to the known tokens: what the device and the scheduler had of it is lost."""
         self.epoch += self.slot >= 0
         self.slot = -1
-        self.pages = []
+        self.pages, self.num_passed, self.num_promised = [], [], []
         self.num_computed = self.num_published = self.num_dropped = 0
         self.num_sampled = self.num_output_tokens
 

@@ -20,8 +20,9 @@ from rtpjax import gpus, sharding
 from rtpjax.checkpoint import read_config
 from rtpjax.config import EngineSettings, precision_of
 from rtpjax.dummy_checkpoint import DummyCheckpoint
-from rtpjax.engine import kv_cache, seats
+from rtpjax.engine import seats
 from rtpjax.engine.batch import COLUMN, NO_SLOT, Bucket, Layout, empty_outputs
+from rtpjax.engine.cache_groups import pages_for
 from rtpjax.engine.step import COMPILER_OPTIONS, Model
 from rtpjax.engine.wants import NOTHING, Wants
 from rtpjax.gpus import Gpu
@@ -103,14 +104,14 @@ def packed(layout: Layout, queries: Sequence[tuple[int, int]]) -> np.ndarray:
     """
     vector = np.zeros(layout.size, np.int32)
     parts = layout.split(vector)
-    parts.tokens[3], parts.query_start[:] = NO_SLOT, sum(count for _, count in queries)
+    parts.tokens[-1], parts.query_start[:] = NO_SLOT, sum(count for _, count in queries)
     rng, at, next_page = np.random.default_rng(0), 0, 1
     for row, (start, count) in enumerate(queries):
         positions = np.arange(start, start + count)
-        num_pages = kv_cache.pages_for(start + count, PAGE_SIZE)
-        parts.page_table[row, :num_pages] = next_page + np.arange(num_pages)
+        num_pages = pages_for(start + count, PAGE_SIZE)
+        parts.page_tables[:, row, :num_pages] = next_page + np.arange(num_pages)
         next_page += num_pages
-        pages = parts.page_table[row][positions // PAGE_SIZE]
+        pages = parts.page_tables[0, row][positions // PAGE_SIZE]
         parts.tokens[:, at : at + count] = np.stack(
             [
                 rng.integers(0, 1000, count),
@@ -165,8 +166,8 @@ class Steps:
 
     def shape(self, bucket: Bucket) -> plan_step.StepShape:
         """Of a step; all share the caches."""
-        pages = self.max_rows * kv_cache.pages_for(self.context, PAGE_SIZE)
-        pages += kv_cache.pages_for(self.num_extended, PAGE_SIZE)
+        pages = self.max_rows * pages_for(self.context, PAGE_SIZE)
+        pages += pages_for(self.num_extended, PAGE_SIZE)
         return plan_step.StepShape(
             *(bucket, self.max_model_len, PAGE_SIZE, 1 + pages, self.max_rows),
             max_num_batched_tokens=self.num_extended,
@@ -233,7 +234,7 @@ class Steps:
 
     def vector(self, bucket: Bucket, *, num_decodes: int = 0) -> jax.Array:
         """What `forward` is called with: rows of the whole context, or one prompt behind some."""
-        layout = self.shape(bucket).layout
+        layout = self.shape(bucket).layout(self.needs.cache_specs)
         if bucket.kind == "decode":
             queries = [(self.context - 1, 1)] * bucket.num_rows
         else:

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from rtpjax import sharding
 from rtpjax.engine import kv_cache
+from rtpjax.engine.cache_groups import CacheGroup
 from rtpjax.gpus import Gpu
 from rtpjax.models import (
     ModelConfig,
@@ -69,6 +70,16 @@ class Needs:
     def page_bytes(self, page_size: int) -> int:
         """Cache that a page takes, scales included."""
         whole = kv_cache.page_bytes(self.cache_specs, page_size, self.precision.cache)
+        return whole // self._split.kv_heads
+
+    def cache_bytes(self, groups: Iterable[CacheGroup], page_size: int) -> int:
+        """Cache that the pages of some groups take."""
+        specs, dtype = self.cache_specs, self.precision.cache
+        whole = sum(
+            group.num_pages
+            * kv_cache.page_bytes([s for s in specs if s.window == group.window], page_size, dtype)
+            for group in groups
+        )
         return whole // self._split.kv_heads
 
     def live_bytes(self, context_len: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from rtpjax import config, gpus
 from rtpjax.config import EngineConfig, EngineSettings
 from rtpjax.engine.batch import Bucket
-from rtpjax.engine.kv_cache import pages_for
+from rtpjax.engine.cache_groups import most_live_pages, pages_for
 from rtpjax.engine.runner import buckets_of
 from rtpjax.errors import ConfigError
 from rtpjax.gpus import Gpu
@@ -228,7 +228,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         },
     }
     if engine is not None:
-        cache_bytes = engine.num_pages * whole.page_bytes(engine.page_size)
+        cache_bytes = whole.cache_bytes(engine.cache_groups, engine.page_size)
         found["memory_per_gpu"]["cache_bytes"] = cache_bytes
         found |= {
             "max_model_len": engine.max_model_len,
@@ -236,6 +236,10 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "max_num_batched_tokens": engine.max_num_batched_tokens,
             "page_size": engine.page_size,
             "cache_tokens": (engine.num_pages - 1) * engine.page_size,
+            "cache_groups": [
+                {"window": g.window, "tokens": (g.num_pages - 1) * engine.page_size}
+                for g in engine.cache_groups
+            ],
             "requests": requests(engine),
             "limits": limits(plan.gpu, whole, engine),
         }
@@ -244,9 +248,19 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 def requests(engine: EngineConfig) -> list[dict[str, int]]:
     """How many requests of a length fit at once."""
-    pages = engine.num_pages - 1
+
+    def fitting(num_tokens: int) -> int:
+        needed = pages_for(num_tokens, engine.page_size)
+        return min(
+            int(
+                (group.num_pages - 1)
+                // min(needed, most_live_pages(group.window, engine.page_size, 1))
+            )
+            for group in engine.cache_groups
+        )
+
     return [
-        {"tokens": n, "requests": min(pages // pages_for(n, engine.page_size), engine.max_num_seqs)}
+        {"tokens": n, "requests": min(fitting(n), engine.max_num_seqs)}
         for n in _lengths(engine.max_model_len)
     ]
 

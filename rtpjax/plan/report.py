@@ -29,6 +29,10 @@ def _memory(plan: dict[str, Any]) -> list[str]:
             f"  cache        {memory['cache_bytes'] / _GIB:8.2f} GiB"
             f"   {plan['cache_tokens']} tokens of {memory['cache_bytes_per_token']} bytes"
         )
+        lines += [
+            f"               {group['tokens']} where layers have a window of {group['window']}"
+            for group in plan["cache_groups"][1:]
+        ]
     reserved = memory["reserved_bytes"] / _GIB
     return [*lines, f"  temporaries  {temporaries}   {reserved:.2f} GiB reserved"]
 

@@ -20,12 +20,13 @@ from pallas_kernels.registry import tracing_for
 from rtpjax import sharding
 from rtpjax.engine import step as engine_step
 from rtpjax.engine.batch import NUM_OUTPUT_FIELDS, Bucket, Layout
-from rtpjax.engine.kv_cache import declare, pages_for
+from rtpjax.engine.cache_groups import pages_for
+from rtpjax.engine.kv_cache import declare, windows_of
 from rtpjax.engine.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASES
 from rtpjax.engine.sampling import SlotState
 from rtpjax.engine.wants import EVERYTHING, Wants
 from rtpjax.gpus import Gpu
-from rtpjax.models import Caches, ModelConfig, PagedCache, Precision
+from rtpjax.models import Caches, ModelConfig, PagedCache, Pages, Precision
 from rtpjax.models.cache_write import has_scales
 from rtpjax.plan.limits import declared
 
@@ -38,7 +39,7 @@ class StepShape:
         bucket: Kind, tokens and rows.
         max_model_len: Sets the width of page tables.
         page_size: Tokens a page holds.
-        num_pages: Pages of the cache.
+        num_pages: Pages of each cache group.
         max_num_seqs: Slots of per-request state.
         max_num_batched_tokens: Most tokens of a step; None where it is this one's.
     """
@@ -50,10 +51,10 @@ class StepShape:
     max_num_seqs: int
     max_num_batched_tokens: int | None = None
 
-    @property
-    def layout(self) -> Layout:
-        """Of the packed vector."""
-        return Layout(self.bucket, pages_for(self.max_model_len, self.page_size))
+    def layout(self, specs: tuple[Pages, ...]) -> Layout:
+        """Of the packed vector, for a model whose layers keep this."""
+        width = pages_for(self.max_model_len, self.page_size)
+        return Layout(self.bucket, width, len(windows_of(specs)))
 
     @property
     def num_hidden(self) -> int:
@@ -72,7 +73,7 @@ def forward(
     group = NamedSharding(mesh, PartitionSpec(sharding.DP))
     caches = jax.tree.map(lambda pages: pages.sharding, caches_of(model, precision, shape, mesh))
     return jax.jit(
-        partial(engine_step.forward, step, shape.layout),
+        partial(engine_step.forward, step, shape.layout(step.cache_specs)),
         donate_argnums=(2, 3, 4),
         keep_unused=True,
         out_shardings=(caches, group, group),
@@ -82,7 +83,8 @@ def forward(
 def caches_of(model: ModelConfig, precision: Precision, shape: StepShape, mesh: Mesh) -> Caches:
     """The caches that a step updates, as shapes with shardings."""
     _, specs = declared(model, precision)
-    return declare(specs, shape.num_pages, shape.page_size, precision.cache, mesh)
+    num_pages = [shape.num_pages] * len(windows_of(specs))
+    return declare(specs, num_pages, shape.page_size, precision.cache, mesh)
 
 
 def abstract_arguments(
@@ -93,7 +95,8 @@ def abstract_arguments(
     caches = caches_of(model, precision, shape, mesh)
     tokens = whole(shape.max_num_seqs, shape.max_model_len + 1)
     hidden = whole(shape.num_hidden, model.hidden_size, dtype=precision.activations)
-    return params_of(model, precision, mesh), whole(shape.layout.size), caches, tokens, hidden
+    vector = whole(shape.layout(declared(model, precision)[1]).size)
+    return params_of(model, precision, mesh), vector, caches, tokens, hidden
 
 
 def params_of(model: ModelConfig, precision: Precision, mesh: Mesh) -> tuple[Any, ...]:

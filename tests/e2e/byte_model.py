@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -17,7 +16,7 @@ SPECIAL = ("<|end|>", "<|start|>", "<|mark|>")
 JOINED = ('{"', '":', '",', '"}', '"}}', "}}", "},", "],", "[[", '["', '"]', "\n<", "tool", "_call",
           '": "', "null", "true", "12", "00", "ab", "é", "漢", "\\n", '\\"', "</")  # fmt: skip
 VOCAB = 320
-CONFIG = dataclasses.replace(
+CONFIG = tiny.changed(
     tiny.CONFIG,
     max_model_len=2048,
     page_size=32,
@@ -70,5 +69,5 @@ def runner() -> Runner:
 
 def make_engine(**settings) -> tiny.CheckedEngine:
     runner().reset()
-    config = dataclasses.replace(CONFIG, **settings)
+    config = tiny.changed(CONFIG, **settings)
     return tiny.CheckedEngine(runner(), config, tokenizer(), [end_id()])

@@ -43,7 +43,8 @@ def test_what_auto_is_on_the_cpu():
         },
         "max_model_len": 2048,
         "page_size": 32,
-        "num_pages": 2048,  # 4 GiB of 2 MiB pages; 32 whole contexts would be 2,049
+        # 4 GiB of 2 MiB pages; 32 whole contexts would be 2,049.
+        "cache_groups": ({"window": None, "num_pages": 2048},),
         "max_num_seqs": 32,
         "max_num_batched_tokens": 512,
         "max_num_waiting": 4096,
@@ -52,6 +53,7 @@ def test_what_auto_is_on_the_cpu():
         "dp_size": 1,
         "ep_size": 1,
         "attention_implementation": None,
+        "drafts": None,
     }
     assert config.table_width == 64
 

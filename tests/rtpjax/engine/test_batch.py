@@ -37,7 +37,7 @@ def scheduled(start, count, *, known, pages, slot, samples=True, seed=0, **sampl
     request = GenerationRequest("r", (100 * slot,), SamplingParams(**sampling))
     sequence = Sequence(request, order=(0, 0), max_tokens=99)
     sequence.token_ids = [100 * slot + i for i in range(known)]
-    sequence.pages, sequence.slot = pages, slot
+    sequence.pages, sequence.slot = [pages], slot
     sequence.sampling_fields = packing.sampling_fields(sequence, seed)
     return ScheduledRow(sequence, start, count, samples)
 
@@ -50,7 +50,7 @@ def test_a_ragged_batch_by_hand():
     # Decodes first, the longest context first.
     assert batch.rows == [(long, [0]), (short, [1]), (chunk, [])]
     assert batch.layout == Layout(BUCKETS[2], WIDTH)
-    tokens, query_start, page_table, context_lens = batch.layout.split(batch.vector)
+    tokens, query_start, (page_table,), context_lens = batch.layout.split(batch.vector)
     np.testing.assert_array_equal(
         tokens,
         [

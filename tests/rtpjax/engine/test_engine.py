@@ -228,7 +228,7 @@ def test_penalties_biases_and_seeds_survive_preemption(runner, alone):
 
 def test_two_devices_give_the_same_tokens(alone):
     small = {"num_pages": 50, "max_num_seqs": 2, "max_num_batched_tokens": 16}
-    runner = tiny.make_runner(dataclasses.replace(tiny.CONFIG, tp_size=2, **small))
+    runner = tiny.make_runner(tiny.changed(tiny.CONFIG, tp_size=2, **small))
     assert runner._caches.arrays[0].k_pages.addressable_shards[0].data.shape[2] == 1
     engine = tiny.make_engine(runner)
     each = [tiny.GREEDY] * 4 + [dataclasses.replace(SHAPED, seed=i, max_tokens=8) for i in range(4)]

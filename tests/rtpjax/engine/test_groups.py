@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from rtpjax.engine.cache_groups import CacheGroup
+from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.groups import Groups
-from rtpjax.engine.page_pool import PagePool
 from rtpjax.engine.request import GenerationRequest, SamplingParams
 from rtpjax.engine.scheduler import Scheduler
 from rtpjax.engine.sequence import Sequence
@@ -17,8 +18,7 @@ PAGE_SIZE = 4
 def groups(count: int, *, num_pages: int = 400, max_num_seqs: int = 8) -> Groups:
     return Groups(
         Scheduler(
-            PagePool(num_pages),
-            page_size=PAGE_SIZE,
+            CacheManager([CacheGroup(None, num_pages)], PAGE_SIZE, 32),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=32,
         )

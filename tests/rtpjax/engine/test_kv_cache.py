@@ -5,6 +5,7 @@ import pytest
 from pallas_kernels.paged_tiles import is_addressable
 from rtpjax import sharding
 from rtpjax.engine import kv_cache
+from rtpjax.engine.cache_groups import pages_for
 from rtpjax.models import Pages
 
 SPECS = (Pages(2, 8, 8), Pages(4, 16, 16, window=8))
@@ -12,7 +13,7 @@ SPECS = (Pages(2, 8, 8), Pages(4, 16, 16, window=8))
 
 def test_bytes_of_a_page_are_those_of_its_arrays():
     for dtype in (jnp.float32, jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn):
-        caches = kv_cache.allocate(SPECS, 5, 16, dtype, sharding.make_mesh(1))
+        caches = kv_cache.allocate(SPECS, [5, 5], 16, dtype, sharding.make_mesh(1))
         arrays = jax.tree.leaves(caches)
         assert sum(array.nbytes for array in arrays) == 5 * kv_cache.page_bytes(SPECS, 16, dtype)
         stored = jnp.uint8 if dtype == jnp.float8_e4m3fn else dtype  # on the CPU
@@ -24,7 +25,9 @@ def test_bytes_of_a_page_are_those_of_its_arrays():
 
 def test_only_quantized_caches_have_scales_and_they_are_split_like_the_heads():
     mesh = sharding.make_mesh(2)
-    quantized, plain = (kv_cache.allocate(SPECS, 3, 4, d, mesh) for d in (jnp.int8, jnp.bfloat16))
+    quantized, plain = (
+        kv_cache.allocate(SPECS, [3, 3], 4, d, mesh) for d in (jnp.int8, jnp.bfloat16)
+    )
     assert (plain.arrays[0].k_scales, plain.arrays[0].v_scales) == (None, None)
     assert quantized.arrays[1].v_scales.dtype == jnp.float32
     shards = quantized.arrays[1].v_scales.addressable_shards
@@ -34,17 +37,17 @@ def test_only_quantized_caches_have_scales_and_they_are_split_like_the_heads():
 
 def test_layers_that_keep_the_same_share_a_cache_with_its_heads_split_over_the_devices():
     specs = (SPECS[0], SPECS[1], SPECS[0])  # neighbours or not
-    caches = kv_cache.allocate(specs, 3, 4, jnp.float32, sharding.make_mesh(2))
-    assert [cache.k_pages.shape for cache in caches.arrays] == [(6, 4, 2, 8), (3, 4, 4, 16)]
-    assert caches.arrays[1].v_pages.addressable_shards[1].data.shape == (3, 4, 2, 16)
+    caches = kv_cache.allocate(specs, [3, 5], 4, jnp.float32, sharding.make_mesh(2))
+    assert [cache.k_pages.shape for cache in caches.arrays] == [(6, 4, 2, 8), (5, 4, 4, 16)]
+    assert caches.arrays[1].v_pages.addressable_shards[1].data.shape == (5, 4, 2, 16)
     # Donation needs buffers of their own.
     assert len({array.unsafe_buffer_pointer() for array in _shards(caches)}) == 8
     assert not any(array.any() for array in jax.tree.leaves(caches))
-    assert [place[1:] for place in caches.layout.places] == [(0, 0), (1, 0), (0, 1)]
+    assert [tuple(place) for place in caches.layout.places] == [(0, 0, 0), (1, 1, 0), (0, 0, 1)]
 
 
 def test_keys_and_values_may_have_different_widths():
-    caches = kv_cache.allocate([Pages(2, 24, 16)], 3, 4, jnp.float32, sharding.make_mesh(1))
+    caches = kv_cache.allocate([Pages(2, 24, 16)], [3], 4, jnp.float32, sharding.make_mesh(1))
     (cache,) = caches.arrays
     assert (cache.k_pages.shape, cache.v_pages.shape) == ((3, 4, 2, 24), (3, 4, 2, 16))
     assert kv_cache.token_bytes([Pages(2, 24, 16)], jnp.float32) == 2 * 40 * 4
@@ -62,7 +65,7 @@ def test_keys_and_values_may_have_different_widths():
 )
 def test_layers_share_as_much_as_kernels_can_address(dtype, pages, layers):
     specs = 5 * [Pages(2, 64, 64)]
-    caches = kv_cache.declare(specs, pages, 32, dtype, sharding.make_mesh(1))
+    caches = kv_cache.declare(specs, [pages], 32, dtype, sharding.make_mesh(1))
     assert [len(cache.k_pages) // pages for cache in caches.arrays] == layers
     for cache in caches.arrays:
         assert is_addressable(cache.k_pages.size, cache.k_pages.dtype)
@@ -74,4 +77,4 @@ def _shards(caches):
 
 @pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (16, 1), (17, 2), (32, 2)])
 def test_pages_for(tokens, pages):
-    assert kv_cache.pages_for(tokens, 16) == pages
+    assert pages_for(tokens, 16) == pages

@@ -44,7 +44,7 @@ def runner_on(tp_size: int, dp_size: int, ep_size: int = 1, model: ModelConfig =
 
 def fresh_engine(runner: Runner, **settings) -> tiny.CheckedEngine:
     runner.reset()
-    config = dataclasses.replace(runner.config, **settings)
+    config = tiny.changed(runner.config, **settings)
     return tiny.CheckedEngine(runner, config, byte_model.tokenizer(), [byte_model.end_id()])
 
 

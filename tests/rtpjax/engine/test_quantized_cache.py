@@ -23,7 +23,7 @@ PROMPTS = [prompt(n, seed) for seed, n in enumerate((1, 3, 4, 17, 32, 33, 45, 50
 def make_runner(format_name: str, **settings) -> Runner:
     precision = dataclasses.replace(tiny.FP32, cache=FORMATS[format_name])
     small = {"num_pages": 1 + 2 * 16, "max_num_batched_tokens": 16, "precision": precision}
-    return tiny.make_runner(dataclasses.replace(tiny.CONFIG, **(small | settings)))
+    return tiny.make_runner(tiny.changed(tiny.CONFIG, **(small | settings)))
 
 
 @pytest.fixture(scope="module", params=FORMATS)

@@ -1,9 +1,9 @@
 """The scheduler drives a simulated device, under the engine's own order of events.
 
 The device keeps, for each place in the cache, the context that its key and value were computed
-from. A step writes all its places, then each row must find its whole context in its pages: a page
-shared wrongly, reused too early, written twice or published too soon shows as another context than
-the row's own.
+from, in each cache group. A step writes all its places, then each row must find all of its context
+that it sees in its pages: a page shared wrongly, given back or reused too early, written twice or
+published too soon shows as another context than the row's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rtpjax.engine.page_pool import PagePool
+from rtpjax.engine.cache_groups import CacheGroup, most_live_pages
+from rtpjax.engine.cache_manager import CacheManager
 from rtpjax.engine.request import GenerationRequest
 from rtpjax.engine.scheduler import ScheduledRow, Scheduler
 from rtpjax.engine.sequence import Sequence
@@ -84,23 +85,26 @@ class Simulation:
         budget=8,
         use_cache=True,
         use_drafts=False,
+        windows=(None,),
+        window_pages=None,
     ):
+        self.windows, self.page_size = windows, page_size
+        groups = [
+            CacheGroup(w, num_pages if w is None or window_pages is None else window_pages)
+            for w in windows
+        ]
+        cache = CacheManager(groups, page_size, budget, use_prefix_cache=use_cache)
         self._rng = random.Random(0) if use_drafts else None
         self.num_accepted = 0
-        self.scheduler = Scheduler(
-            PagePool(num_pages),
-            page_size=page_size,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=budget,
-            use_prefix_cache=use_cache,
-        )
+        self.scheduler = Scheduler(cache, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
         self.longest = (num_pages - 1) * page_size
         self.live: list[Sequence] = []
         self.outputs: dict[str, list[int]] = {}
         self.rows: list[ScheduledRow] = []
         self._in_flight: InFlight | None = None
         self._arrivals = 0
-        self._cache: dict[int, tuple] = {}  # slot in the cache -> salt and context
+        # Cache group, slot in the cache -> salt and context.
+        self._cache: dict[tuple[int, int], tuple] = {}
         self._tokens: dict[tuple[int, int], int] = {}  # per-request slot, position -> token
 
     def add(self, prompt, max_tokens=4, *, salt="", priority=0) -> Sequence:
@@ -132,6 +136,14 @@ class Simulation:
             self._collect(collected)
         self.scheduler.check()
 
+    def retract(self) -> None:
+        """The mask of the latest row's next token is late: what was sampled does not count."""
+        rows = self._in_flight.rows if self._in_flight and not self._rng else []
+        for row in rows[-1:]:  # those with a grammar have no drafts
+            if row.samples and not row.sequence.is_finished and not row.sequence.num_dropped:
+                self.scheduler.retract(row.sequence)
+        self.scheduler.check()
+
     def fail(self) -> None:
         """A step fails: what it and the one in flight held ends, and the cache is lost."""
         collected, self._in_flight = self._in_flight, None
@@ -154,7 +166,7 @@ class Simulation:
             limit -= 1
             assert limit, "requests do not end"
         self.step()
-        assert self.scheduler.pool.num_free == self.scheduler.pool.capacity
+        assert all(pool.num_free == pool.capacity for pool in self.scheduler.cache.pools)
 
     def _schedule(self) -> list[ScheduledRow]:
         scheduler = self.scheduler
@@ -174,16 +186,18 @@ class Simulation:
         assert all(count > 0 for count in has_row.values())
         # The earliest makes progress, unless its last token is in flight already.
         if before:
-            assert before[0] in has_row or not wanted[before[0]]
+            assert before[0] in has_row or not wanted[before[0]] or (preempted and self.has_windows)
         elif scheduler.waiting:
             assert rows
         if left:
             unserved = [s for s in before if s.slot >= 0 and wanted[s] != has_row.get(s, 0)]
             assert not unserved, "tokens were left, and a running sequence wanted them"
         if left and not preempted and scheduler.waiting:
-            pages = -(-scheduler.waiting[0].num_tokens // scheduler.page_size)
-            num_running, num_free = len(scheduler.running), scheduler.pool.num_free
-            assert num_running == scheduler.max_num_seqs or pages + num_running > num_free
+            pages = -(-scheduler.waiting[0].num_tokens // self.page_size)
+            num_running = len(scheduler.running)
+            num_free = min(pool.num_free for pool in scheduler.cache.pools)
+            if not self.has_windows:  # some pages of windows are promised
+                assert num_running == scheduler.max_num_seqs or pages + num_running > num_free
         return rows
 
     def _dispatch(self, rows: list[ScheduledRow]) -> InFlight:
@@ -192,17 +206,20 @@ class Simulation:
         for row, context in zip(rows, contexts, strict=True):
             salt = row.sequence.request.cache_salt
             for position in range(row.start, row.start + row.num_tokens):
-                at = self._place(row.sequence, position)
-                assert at not in writes, "two tokens of a step have one place"
-                writes[at] = salt, context[: position + 1]
+                for g in range(len(self.windows)):
+                    at = self._place(row.sequence, g, position)
+                    assert at not in writes, "two tokens of a step have one place"
+                    writes[at] = salt, context[: position + 1]
                 self._tokens[row.sequence.slot, position] = context[position]
         self._cache.update(writes)
         token_ids = []
         for row, context in zip(rows, contexts, strict=True):
             salt = row.sequence.request.cache_salt
-            for position in range(len(context)):
-                found = self._cache.get(self._place(row.sequence, position))
-                assert found == (salt, context[: position + 1])
+            for g, window in enumerate(self.windows):
+                seen_from = 0 if window is None else max(row.start - window + 1, 0)
+                for position in range(seen_from, len(context)):
+                    found = self._cache.get(self._place(row.sequence, g, position))
+                    assert found == (salt, context[: position + 1])
             ends = range(row.start + row.count, len(context) + 1)
             token_ids.append([next_token(context[:end]) for end in ends])
             for end, token_id in zip(ends, token_ids[-1] if row.samples else (), strict=False):
@@ -222,15 +239,22 @@ class Simulation:
             assert context[num_prompt:] == tuple(output)
         return context + row.drafts
 
-    def _place(self, sequence: Sequence, position: int) -> int:
-        size = self.scheduler.page_size
-        page = sequence.pages[position // size]
+    @property
+    def has_windows(self) -> bool:
+        return self.windows != (None,)
+
+    def _place(self, sequence: Sequence, group: int, position: int) -> tuple[int, int]:
+        page = sequence.pages[group][position // self.page_size]
         assert page > 0
-        return page * size + position % size
+        return group, page * self.page_size + position % self.page_size
 
     def _collect(self, step: InFlight) -> None:
         for row, token_ids in zip(step.rows, step.token_ids, strict=True):
-            if row.samples and not row.sequence.is_finished:
+            if not row.samples or row.sequence.is_finished:
+                continue
+            if row.sequence.num_dropped:
+                row.sequence.num_dropped -= 1
+            else:
                 self._take(row, token_ids)
 
     def _take(self, row: ScheduledRow, token_ids: list[int]) -> None:
@@ -317,9 +341,10 @@ def test_a_shared_prefix_is_computed_once_also_within_one_step():
     s.step()
     # Two full pages of 11 tokens; the third page of the longer prompt has other tokens.
     assert [(row.start, row.count) for row in s.rows] == [(0, 11), (8, 3), (8, 6), (0, 11)]
-    assert a.pages[:2] == b.pages[:2] == longer.pages[:2]
-    assert len({a.pages[2], b.pages[2], longer.pages[2]}) == 3
-    assert not set(salted.pages) & {*a.pages, *b.pages, *longer.pages}
+    one, two, three, other = (s.pages[0] for s in (a, b, longer, salted))
+    assert one[:2] == two[:2] == three[:2]
+    assert len({one[2], two[2], three[2]}) == 3
+    assert not set(other) & {*one, *two, *three}
     assert [x.num_cached_tokens for x in (a, b, longer, salted)] == [0, 8, 8, 0]
     stats = s.scheduler.stats
     assert (stats.prefix_queried_tokens, stats.prefix_hit_tokens) == (11 * 3 + 14, 16)
@@ -352,7 +377,7 @@ def test_without_a_prefix_cache_nothing_is_shared():
     a, b = s.add(numbers(9)), s.add(numbers(9))
     s.step()
     assert counts(s) == [9, 9]
-    assert not set(a.pages) & set(b.pages)
+    assert not set(a.pages[0]) & set(b.pages[0])
     assert s.scheduler.stats.prefix_queried_tokens == 0
 
 
@@ -397,8 +422,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 10),
         use_cache=st.sampled_from([True, True, True, False]),
         use_drafts=st.booleans(),
+        windows=st.sampled_from([(None,), (None, 3), (None, 5, 1), (4,), (9, 2)]),
+        spare=st.integers(0, 6),
     )
-    def start(self, num_pages, page_size, max_num_seqs, budget, use_cache, use_drafts):
+    def start(
+        self, num_pages, page_size, max_num_seqs, budget, use_cache, use_drafts, windows, spare
+    ):
+        widest = max(window or 0 for window in windows)
+        least = most_live_pages(widest, page_size, budget) if widest else 0
         self.s = Simulation(
             num_pages,
             page_size=page_size,
@@ -406,6 +437,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             budget=budget,
             use_cache=use_cache,
             use_drafts=use_drafts,
+            windows=windows,
+            window_pages=int(min(num_pages, 1 + least) + spare),
         )
 
     @rule(
@@ -430,6 +463,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data):
         self.s.abort(data.draw(st.sampled_from(self.s.live)))
 
+    @rule()
+    def retract(self):
+        self.s.retract()
+
     @rule(happens=st.integers(0, 9))
     def fail(self, happens):
         if happens == 0:
@@ -452,9 +489,16 @@ TestSchedulerMachine.settings = hypothesis.settings(
 
 
 @pytest.mark.parametrize("use_drafts", [False, True])
-def test_a_long_crowded_run_preempts_evicts_and_shares(use_drafts):
+@pytest.mark.parametrize(
+    ("windows", "window_pages", "preemptions", "hits"),
+    [((None,), None, 50, 1000), ((None, 5), 11, 50, 500), ((8,), 11, 5, 500)],
+)
+def test_a_long_crowded_run_preempts_evicts_and_shares(
+    windows, window_pages, preemptions, hits, use_drafts
+):
     rng = random.Random(0)
-    s = Simulation(14, page_size=2, max_num_seqs=5, budget=9, use_drafts=use_drafts)
+    pages = {"windows": windows, "window_pages": window_pages}
+    s = Simulation(14, page_size=2, max_num_seqs=5, budget=9, use_drafts=use_drafts, **pages)
     for _ in range(2500):
         if rng.random() < 0.4 and len(s.live) < 8:
             prompt = (*numbers(12, rng.randrange(3))[: rng.randint(1, 12)], rng.randrange(6))
@@ -464,7 +508,7 @@ def test_a_long_crowded_run_preempts_evicts_and_shares(use_drafts):
         s.step()
     s.run()
     stats = s.scheduler.stats
-    assert stats.num_preemptions > 50
-    assert stats.prefix_hit_tokens > 1000
+    assert stats.num_preemptions > preemptions
+    assert stats.prefix_hit_tokens > hits
     assert len(s.outputs) > 400
     assert (s.num_accepted > 100) == use_drafts

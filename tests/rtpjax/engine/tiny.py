@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rtpjax import sharding
 from rtpjax.config import EngineConfig
+from rtpjax.engine.cache_groups import CacheGroup
 from rtpjax.engine.engine import LLMEngine
 from rtpjax.engine.request import GenerationRequest, RequestOutput, SamplingParams
 from rtpjax.engine.runner import Runner
@@ -49,7 +50,7 @@ CONFIG = EngineConfig(
     precision=FP32,
     max_model_len=64,
     page_size=4,
-    num_pages=1000,
+    cache_groups=(CacheGroup(None, 1000),),
     max_num_seqs=4,
     max_num_batched_tokens=32,
     max_num_waiting=100,
@@ -83,7 +84,7 @@ def make_runner(
     )
     params = {
         name: jax.device_put(
-            jnp.asarray(cases.weight(name, spec.shape)),
+            jnp.asarray(cases.weight(name, spec.shape)) + spec.offset,
             sharding.named_sharding(mesh, spec.axes, spec.shape),
         )
         for name, spec in abstract_state(model, FP32).items()
@@ -128,8 +129,17 @@ def make_engine(runner: Runner, **settings) -> CheckedEngine:
         "max_num_waiting",
     }
     assert settings.keys() <= free
-    config = dataclasses.replace(runner.config, **settings)
+    config = changed(runner.config, **settings)
     return CheckedEngine(runner, config, tokenizer(), [END])
+
+
+def changed(config: EngineConfig, *, num_pages: int | None = None, **settings) -> EngineConfig:
+    """The config with other settings; every cache group has so many pages."""
+    if num_pages is not None:
+        settings["cache_groups"] = tuple(
+            dataclasses.replace(group, num_pages=num_pages) for group in config.cache_groups
+        )
+    return dataclasses.replace(config, **settings)
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:

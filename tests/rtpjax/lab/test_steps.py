@@ -23,7 +23,7 @@ def test_a_packed_step_writes_each_token_to_a_slot_of_its_own_row(bucket, querie
     for row, (start, count) in enumerate(queries):
         for position in range(start, start + count):
             _, where, slot, owner = parts.tokens[:, at]
-            page = parts.page_table[row][position // PAGE_SIZE]
+            page = parts.page_tables[0, row][position // PAGE_SIZE]
             assert (where, owner) == (position, row)
             assert slot == page * PAGE_SIZE + position % PAGE_SIZE
             at += 1
@@ -32,7 +32,7 @@ def test_a_packed_step_writes_each_token_to_a_slot_of_its_own_row(bucket, querie
     assert at == bucket.num_tokens == parts.query_start[-1]
     slots = parts.tokens[2]
     assert len(set(slots)) == len(slots) and np.all(slots >= PAGE_SIZE)  # page 0 is padding's
-    pages = parts.page_table[parts.page_table > 0]
+    pages = parts.page_tables[parts.page_tables > 0]
     assert len(set(pages)) == len(pages)
 
 

@@ -51,11 +51,12 @@ class PagedRun:
     def __init__(self, model: CausalLM, num_rows: int, max_len: int, dtype=jnp.float32):
         pages_per_row = -(-max_len // PAGE_SIZE)
         num_pages = 1 + 2 * num_rows * pages_per_row
-        owned = 1 + np.random.default_rng(0).permutation(num_pages - 1)[: num_rows * pages_per_row]
-        self.page_table = owned.reshape(num_rows, pages_per_row).astype(np.int32)
+        groups, rng = kv_cache.windows_of(model.cache_specs()), np.random.default_rng(0)
+        owned = [1 + rng.permutation(num_pages - 1)[: num_rows * pages_per_row] for _ in groups]
+        self.page_tables = np.reshape(owned, (-1, num_rows, pages_per_row)).astype(np.int32)
         self.lens = [0] * num_rows
         self.caches = kv_cache.declare(
-            model.cache_specs(), num_pages, PAGE_SIZE, dtype, make_mesh(1)
+            model.cache_specs(), [num_pages] * len(groups), PAGE_SIZE, dtype, make_mesh(1)
         )
         self.caches = jax.tree.map(_garbage, self.caches)
         graphdef, state = nnx.split(model)
@@ -86,16 +87,17 @@ class PagedRun:
         num_padding = 1 if kind == "decode" else 3
         positions = [n + np.arange(len(row)) for n, row in zip(self.lens, rows, strict=True)]
         slots = [
-            table[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
-            for table, at in zip(self.page_table, positions, strict=True)
+            self.page_tables[:, row, at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE
+            for row, at in enumerate(positions)
         ]
         padding = np.zeros(num_padding, np.int32)
         starts = np.cumsum([0, *(len(row) for row in rows)])
         # In a decode step T == B, so the padding row has the padding token; else it has none.
         starts = np.append(starts, starts[-1] + (kind == "decode"))
         lens = [n + len(row) for n, row in zip(self.lens, rows, strict=True)] + [0]
-        width = self.page_table.shape[1]
-        table = np.concatenate([self.page_table, np.zeros((1, width), np.int32)])
+        num_groups, _, width = self.page_tables.shape
+        none = np.zeros((num_groups, 1, width), np.int32)
+        tables = np.concatenate([self.page_tables, none], axis=1)
         used = np.arange(width)[None, :] * PAGE_SIZE < np.asarray(lens)[:, None]
 
         def device(*parts) -> jax.Array:
@@ -103,8 +105,10 @@ class PagedRun:
 
         inputs = StepInputs(
             positions=device(*positions, padding),
-            slots=device(*slots, padding)[None],
-            page_tables=jnp.asarray(np.where(used, table, 0), jnp.int32)[None],
+            slots=jnp.asarray(
+                np.concatenate([*slots, np.tile(padding, (num_groups, 1))], axis=1), jnp.int32
+            ),
+            page_tables=jnp.asarray(np.where(used, tables, 0), jnp.int32),
             query_start=device(starts),
             context_lens=device(lens),
             kind=kind,

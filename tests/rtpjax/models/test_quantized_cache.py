@@ -41,7 +41,7 @@ def test_logits_are_those_of_keys_and_values_rounded_by_page_and_head(format_nam
     write = cache_write.write
 
     def write_rounded(cache, k, v, step):
-        page = step.slots // PAGE_SIZE
+        page = cache.slots // PAGE_SIZE
         return write(cache, rounded(k, page, format_name), rounded(v, page, format_name), step)
 
     monkeypatch.setattr(cache_write, "write", write_rounded)
