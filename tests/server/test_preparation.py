@@ -135,7 +135,7 @@ def test_no_route_gets_at_a_body_by_itself() -> None:
 _BODY_ATTRIBUTES = ("body", "json", "form", "files", "load_json", "receive_body")
 
 # They are asked with POST as well, and look at no body.
-BODYLESS = {"/worker_status", "/cache_status"}
+BODYLESS = {"/worker_status", "/cache_status", "/ping"}
 
 
 def test_every_post_route_is_prepared() -> None:
