@@ -67,8 +67,9 @@ class EngineSettings:
         max_num_seqs: Requests in a step. Auto: 32 on the CPU, 256 on a GPU.
         max_num_batched_tokens: Tokens in a step. Auto: 512 on the CPU, 8192 on a GPU.
         max_num_waiting: Requests that may wait before new ones are refused with 429.
-        kv_cache_bytes: Memory of the paged cache. Auto: a quarter of the free host memory and at
-            most 4 GiB on the CPU; on a GPU what is left beside the weights, less reserved_bytes.
+        kv_cache_bytes: Memory of the paged cache. Auto: on the CPU a sixteenth of the free memory,
+            or two of the longest contexts, but at most a quarter and 4 GiB; on a GPU what is left
+            beside the weights, less reserved_bytes.
         kv_cache_dtype: Format of cached keys and values; int8 and fp8 (e4m3) have a scale per page
             and kv head. Auto: as the activations.
         reserved_bytes: GPU memory left for temporaries and the state of running requests.
@@ -205,7 +206,8 @@ def resolve(
     budget = settings.kv_cache_bytes
     if budget is None:
         split = Split.of(model, settings.tp_size)
-        budget = _cache_budget(settings, split, is_cpu, free_bytes)
+        two_contexts = 2 * sizes.context_bytes(model.max_position_embeddings)
+        budget = _cache_budget(settings, split, is_cpu, free_bytes, two_contexts)
     max_model_len = _max_model_len(settings, model, budget, sizes)
     if settings.kv_cache_bytes is None:
         # Seats take no memory of their own unless they are large: then the cache has less.
@@ -315,14 +317,22 @@ def _check_implementation(name: str | None, platform: str) -> None:
 
 
 def _cache_budget(
-    settings: EngineSettings, split: Split, is_cpu: bool, free_bytes: int | None
+    settings: EngineSettings,
+    split: Split,
+    is_cpu: bool,
+    free_bytes: int | None,
+    two_contexts: int,
 ) -> int:
-    """Bytes of one dp group's cache, devices that keep the same heads counted once."""
+    """Bytes of one dp group's cache, devices that keep the same heads counted once.
+
+    On the CPU all of it is touched at the start, so by default it is not as large as it could be.
+    """
     if is_cpu:
         free = free_host_bytes() if free_bytes is None else free_bytes
         # All virtual devices share the host's memory.
         num_copies = settings.dp_size * (split.tp_size // split.kv_heads)
-        return min(free // 4, 4 * GIB) // num_copies
+        most = min(free // 4, 4 * GIB) // num_copies
+        return min(most, max(free // 16 // num_copies, two_contexts))
     assert free_bytes is not None
     if free_bytes <= settings.reserved_bytes:
         raise ConfigError(

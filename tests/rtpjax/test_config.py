@@ -74,6 +74,8 @@ def test_what_auto_is_on_a_gpu():
         ({"kv_cache_bytes": 201 * MIB}, 100),
         ({"kv_cache_bytes": 200 * MIB, "page_size": 16}, 200),
         ({"free_bytes": 1 * GIB}, 128),  # a quarter
+        ({"free_bytes": 2 * GIB}, 130),  # two of the longest contexts
+        ({"free_bytes": 16 * GIB}, 512),  # a sixteenth
         ({"free_bytes": 1 * GIB, "max_num_seqs": 1}, 65),  # one context, and padding
         ({"platform": "gpu", "free_bytes": 3 * GIB}, 512),  # 2 GiB are left for temporaries
         ({"platform": "gpu", "free_bytes": 3 * GIB, "tp_size": 4}, 1024),  # 1 GiB a head, twice
