@@ -69,8 +69,9 @@ def test_the_masks_on_the_device_are_those_of_the_matcher(engine, monkeypatch):
     def checked(forwarded, masks):
         handle = choose(forwarded, masks)
         on_device = np.asarray(engine._runner._state.masks)
-        for b in masks:
-            sequence = forwarded.batch.rows[b].sequence
+        owners = {at: row.sequence for row, places in forwarded.batch.rows for at in places}
+        for place in masks:
+            sequence = owners[place]
             expected = allocate_token_bitmask(1, len(byte_model.tokenizer()))
             fill_next_token_bitmask(sequence.constraint._matcher, expected)
             np.testing.assert_array_equal(on_device[sequence.slot], expected[0])
