@@ -121,7 +121,7 @@ TOKENS = {
     "bad_words": TokenLists(MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS),
     "allowed_token_ids": TokenLists(MAX_BIASES),
 }
-SWITCHES = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
+SWITCHES = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "use_drafts")
 _GRAMMAR_KINDS = get_args(get_type_hints(Grammar)["kind"])
 
 
@@ -149,7 +149,8 @@ def check_request(
         owner = sampling if hasattr(sampling, name) else request
         _check_range(name, getattr(owner, name), allowed)
     for name in SWITCHES:
-        if not isinstance(getattr(sampling, name), bool):
+        owner = sampling if hasattr(sampling, name) else request
+        if not isinstance(getattr(owner, name), bool):
             raise _error(name, "expected true or false")
     for name, texts in TEXTS.items():
         _check_texts(name, getattr(sampling, name), texts)

@@ -108,8 +108,6 @@ def test_biases_are_drawn_as_declared():
 def test_experts_are_not_quantized():
     with pytest.raises(ConfigError, match="int8 is for models without experts"):
         drawn(MOE, "int8")
-    with pytest.raises(CheckpointError, match="experts are computed from plain"):
-        drawn({**MOE, "quantization_config": QUANTIZED["awq"][0]})
 
 
 @pytest.mark.parametrize("named", [None, "smollm2-135m", "SmolLM2-135M"])
@@ -142,7 +140,7 @@ def test_a_hub_id_gives_its_config(tmp_path: Path):
 
 
 def test_what_is_no_config(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"llama-9: no such .*Presets: llama-3.1-70b, llama-"):
+    with pytest.raises(CheckpointError, match=r"llama-9: no such .*Presets: gemma-3-27b, "):
         find_config("llama-9")
     with pytest.raises(CheckpointError, match=r"there is no config\.json"):
         find_config(str(tmp_path))

@@ -37,7 +37,7 @@ def run(lab: Lab) -> None:
 def _trace(lab: Lab, steps: Steps, n: int, program: Program) -> None:
     """Both programs, one by one: kernels of both have the same names."""
     vector = steps.vector(steps.decode(n))
-    arguments = step.argument_names(steps.model, steps.precision, len(steps.caches))
+    arguments = step.argument_names(steps.model, steps.precision, len(steps.caches.arrays))
     head = Model.of(steps.model, steps.precision, steps.mesh).head_of(arguments)
     forward = partial(steps.forward, program, vector)
     choose = partial(steps.choose, program.choose, program.outputs)

@@ -37,7 +37,8 @@ def test_every_field_is_checked():
     of_sampling = {*RANGES, *TEXTS, *TOKENS, *SWITCHES, "logit_bias"} - OF_REQUEST
     assert names == of_sampling
     others = {"request_id", "prompt_token_ids", "sampling", "cache_salt"}
-    assert others | {"grammar", "reasoning_limit"} | (RANGES.keys() & OF_REQUEST) == OF_REQUEST
+    checked = RANGES.keys() | {*SWITCHES}
+    assert others | {"grammar", "reasoning_limit"} | (checked & OF_REQUEST) == OF_REQUEST
 
 
 def bad_numbers() -> list[tuple[str, Any]]:

@@ -81,7 +81,7 @@ def test_caches_stay_where_they_are(quantized):
     before = pointers(runner)
     generate(engine, PROMPTS[:2])
     assert pointers(runner) == before
-    assert runner._caches[0].k_scales.any()
+    assert runner._caches.arrays[0].k_scales.any()
 
 
 def test_no_program_copies_what_all_layers_share(quantized):
@@ -91,7 +91,7 @@ def test_no_program_copies_what_all_layers_share(quantized):
 
 
 def pointers(runner: Runner) -> list[int]:
-    arrays = [x for cache in runner._caches for x in cache]
+    arrays = [x for cache in runner._caches.arrays for x in cache]
     return [s.data.unsafe_buffer_pointer() for x in arrays for s in x.addressable_shards]
 
 
@@ -99,7 +99,7 @@ def pointers(runner: Runner) -> list[int]:
 def test_two_devices_hold_half_of_the_heads_each_and_give_the_same_tokens(quantized):
     name, runner = quantized
     two = make_runner(name, tp_size=2, max_num_seqs=2)
-    assert two._caches[0].k_scales.addressable_shards[0].data.shape == (2 * 33, 1)
+    assert two._caches.arrays[0].k_scales.addressable_shards[0].data.shape == (2 * 33, 1)
     assert not tiny.copied_caches(two)
     before = pointers(two)
     found = generate(tiny.make_engine(two), PROMPTS[:4])
