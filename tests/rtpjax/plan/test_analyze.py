@@ -72,7 +72,7 @@ def test_a_quantized_cache_is_written_by_one_kernel_a_layer_in_place(cache):
     compiled = compile_step(two, precision, SHAPE, topology.make_mesh(h100, 2, two), h100)
     module = hlo.parse(compiled.as_text())
     names = argument_names(two, precision, num_caches=1)
-    assert len({names[i] for i in module.aliased}) == 4 + 1
+    assert len({names[i] for i in module.aliased}) == 4 + 2  # tokens and hidden states
     assert not hlo.copied_parameters(module) and not hlo.gathered_parameters(module)
     found = [hlo.kernel_name(i) for i in module.entry.values() if hlo._target(i)]
     assert found.count("quantized_write") == 2
@@ -131,7 +131,7 @@ def test_a_compiled_step_updates_every_cache_in_place():
     module = hlo.parse(compiled.as_text())
     names = argument_names(two, BF16, num_caches=1)
     caches = {f"caches[0].{part}" for part in ("k_pages", "v_pages")}
-    assert {names[i] for i in module.aliased} == caches | {"tokens"}
+    assert {names[i] for i in module.aliased} == caches | {"tokens", "hidden"}
 
 
 @needs_compiler
